@@ -1,0 +1,135 @@
+"""Case files: one YAML file is one picture that the trainer rendered and we must render again.
+
+The field names under `sample:` and `lora.network:` are the trainer's own (`SampleConfig`/`SampleItem` and
+`NetworkConfig` in toolkit/config_modules.py), so a case reads like the job file that a user has.
+"""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ROOT / "cases"
+
+
+class CaseError(ValueError):
+    """A case file is wrong; the message names the file, the field and the remedy."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(_Strict):
+    """The trainer's `network:` section (toolkit/config_modules.py, NetworkConfig)."""
+
+    type: Literal["lora", "lokr", "dora"] = "lora"
+    linear: PositiveInt = 4
+    linear_alpha: float | None = None
+    conv: PositiveInt | None = None
+    conv_alpha: float | None = None
+
+
+class Lora(_Strict):
+    """A LoRA made while recording, by the trainer's own network class and `save_weights`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="cases of one model share a LoRA by its name")
+    network: Network = Network()
+    save_dtype: Literal["float16", "bf16", "float32"] = "float16"
+    mode: Literal["merged", "live"] = "merged"
+    """`live` puts a second sample with another multiplier in the job, which makes the trainer keep the LoRA
+    out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
+
+
+class Sample(_Strict):
+    """The trainer's sample item. A field left out takes the trainer's default, not ours."""
+
+    prompt: str
+    neg: str = ""
+    width: int = 512
+    height: int = 512
+    seed: int = 0
+    guidance_scale: float = 7
+    sample_steps: PositiveInt = 20
+    network_multiplier: float = 1.0
+    guidance_rescale: float = 0.0
+    num_frames: PositiveInt = 1
+    fps: PositiveInt = 16
+
+
+class Case(_Strict):
+    """One case. `id` is "<model>/<file stem>" and comes from the path."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    id: str = Field(pattern=r"^[a-z0-9_.]+/[a-z0-9][a-z0-9-]*$")
+    tier: Literal["mini", "full"]
+    about: str
+    lora: Lora | None = None
+    trigger_word: str | None = None
+    trainer_model: dict[str, Any] = Field(default_factory=dict)
+    """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
+    sample: Sample
+
+    @model_validator(mode="after")
+    def _multiplier_needs_lora(self) -> "Case":
+        if self.lora is None and self.sample.network_multiplier != 1.0:
+            raise ValueError("sample.network_multiplier is set but there is no lora: section; remove one or add one")
+        return self
+
+    @property
+    def model(self) -> str:
+        return self.id.split("/")[0]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the picture depends on: everything said but `about` (a new optional field changes nothing)."""
+        content = self.model_dump(mode="json", exclude={"about"}, exclude_defaults=True, by_alias=True)
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path) -> Case:
+    """Read one case file.
+
+    Raises:
+        CaseError: not YAML, an unknown or wrong field, or a model folder that does not match `model:`.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CaseError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise CaseError(f"{path}: a case is a YAML mapping with `schema: 1`, `model:`, `tier:` and `sample:`")
+    model = data.pop("model", None)
+    if model != path.parent.name:
+        raise CaseError(f"{path}: `model: {model}` must equal the name of its folder, `{path.parent.name}`")
+    if "id" in data:
+        raise CaseError(f"{path}: `id` comes from the file name; remove the field")
+    try:
+        return Case.model_validate({**data, "id": f"{model}/{path.stem}"})
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["msg"], e["type"]) for e in error.errors()]
+        raise CaseError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
+    field = ".".join(map(str, loc)) or "case"
+    if kind == "extra_forbidden":
+        section: type[BaseModel] = Case
+        for name in loc[:-1]:
+            section = {"sample": Sample, "lora": Lora, "network": Network}.get(str(name), section)
+        names = sorted(f.alias or n for n, f in section.model_fields.items())
+        return f"unknown field `{field}` (known here: {', '.join(names)})"
+    return f"`{field}`: {message}"
+
+
+def files(root: Path = CASES) -> Iterator[Path]:
+    yield from sorted(root.glob("*/*.yaml"))
+
+
+def load_all(root: Path = CASES) -> list[Case]:
+    return [load(path) for path in files(root)]

@@ -1,0 +1,167 @@
+"""Goldens: what the trainer rendered, sealed so that no later edit goes unseen.
+
+A golden is a JSON file `goldens/<tag>/<model>/<case>.json` that names its artefacts by content
+(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once.
+Everything here only reads; `harness.recorder` is the only writer.
+"""
+
+import json
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.cases import ROOT, Case
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GOLDENS = ROOT / "goldens"
+FORMAT = 1
+
+
+class GoldenError(Exception):
+    """A golden cannot be used; `verdict` is what its case gets."""
+
+    verdict = "error"
+
+
+class Missing(GoldenError):
+    verdict = "missing"
+
+
+class Stale(GoldenError):
+    verdict = "stale"
+
+
+class Corrupt(GoldenError):
+    verdict = "corrupt"
+
+
+class Artefact(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+class Golden(BaseModel):
+    """One golden. See docs/goldens.md for the meaning of each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    case: str
+    case_sha256: str
+    tag: str
+    minihub_sha256: str
+    origin: str
+    """"generate_images" (the trainer's process up to its first sample) or "training run" (run.py, whole)."""
+    recorder: str
+    trainer: dict[str, str]
+    environment: dict[str, Any]
+    patches: list[str]
+    settings: dict[str, Any]
+    output: dict[str, Any]
+    artefacts: dict[str, Artefact]
+    seal: str
+
+    @cached_property
+    def root(self) -> Path:
+        return GOLDENS
+
+    def path(self, name: str) -> Path:
+        """File of one artefact: "picture" (PNG; the frames of a video one below the other), "latents",
+        "trace", "lora"."""
+        return self.root / self.artefacts[name].file
+
+    def frames(self) -> "np.ndarray":
+        """uint8 [frames, height, width, 3]."""
+        import numpy as np
+        from PIL import Image
+
+        count = int(self.output["frames"])
+        with Image.open(self.path("picture")) as image:
+            strip = np.asarray(image.convert("RGB"))
+        return strip.reshape(count, strip.shape[0] // count, *strip.shape[1:])
+
+    def latents(self) -> "np.ndarray":
+        """float32: what the trainer gave to its VAE decoder."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.path("latents"))["latents"]
+
+
+def seal(content: dict[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of a golden without its seal."""
+    body = {key: value for key, value in content.items() if key != "seal"}
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def golden_path(tag: str, case_id: str, root: Path = GOLDENS) -> Path:
+    return root / tag / f"{case_id}.json"
+
+
+def tags(root: Path = GOLDENS) -> list[str]:
+    """Recorded tags, oldest first."""
+    return sorted((p.name for p in root.glob("v*") if p.is_dir()), key=_version)
+
+
+def _version(tag: str) -> list[int]:
+    return [int(part) for part in tag.lstrip("v").split(".")]
+
+
+def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS) -> Golden:
+    """Read the golden of `case` and check everything that it vouches for.
+
+    `minihub_sha256` is the hash of the mini hub in use for the case's model; None for the `full` tier.
+
+    Raises:
+        Missing: nothing was recorded.
+        Corrupt: the JSON or an artefact is not what the recorder wrote (says which and how).
+        Stale: the case or the mini hub changed after recording.
+    """
+    path = golden_path(tag, case.id, root)
+    again = f"python -m harness.recorder --trainer DIR --tag {tag} --case {case.id}"
+    if not path.is_file():
+        raise Missing(f"no golden {_shown(path, root)}: the trainer never rendered this case. Record it: {again}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        golden = Golden.model_validate(content)
+    except (ValidationError, ValueError) as error:
+        raise Corrupt(f"{_shown(path, root)} is not a golden of format {FORMAT}: {error}") from error
+    golden.__dict__["root"] = root
+    if golden.seal != seal(content):
+        raise Corrupt(f"{_shown(path, root)} was edited after recording (its seal does not fit). Restore it: git "
+                      f"checkout -- {_shown(path, root)}")  # fmt: skip
+    if (golden.case, golden.tag) != (case.id, tag):
+        raise Corrupt(
+            f"{_shown(path, root)} is the golden of {golden.case} at {golden.tag}: two goldens were swapped. "
+            f"Restore it: git checkout -- {_shown(path, root)}"
+        )
+    for name, artefact in golden.artefacts.items():
+        _check_artefact(golden, name, artefact)
+    if golden.case_sha256 != case.sha256:
+        raise Stale(f"{_shown(path, root)} was recorded for another version of the case file. Record it again: {again}")
+    if minihub_sha256 is not None and golden.minihub_sha256 != minihub_sha256:
+        raise Stale(f"{_shown(path, root)} was recorded on another mini hub. Record it again: {again}")
+    return golden
+
+
+def _check_artefact(golden: Golden, name: str, artefact: Artefact) -> None:
+    path = golden.path(name)
+    shown = _shown(path, golden.root)
+    restore = f"Restore it: git checkout -- {shown}"
+    if not path.is_file():
+        raise Corrupt(f"{shown}, the {name} of {golden.case}, was deleted. {restore}")
+    data = path.read_bytes()
+    if sha256(data).hexdigest() != artefact.sha256:
+        size = f"{len(data)} bytes, recorded {artefact.bytes}" if len(data) != artefact.bytes else "same size"
+        raise Corrupt(f"{shown}, the {name} of {golden.case}, has other bytes than the trainer wrote ({size}). {restore}")
+
+
+def _shown(path: Path, root: Path) -> str:
+    return f"goldens/{path.relative_to(root).as_posix()}"

@@ -1,0 +1,196 @@
+"""Build, find and verify the mini hub on disk."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from hashlib import sha1, sha256
+from pathlib import Path
+
+from harness.minihub import layout, weights
+from harness.minihub.repo import Repo, Weights, to_json
+from harness.minihub.repos import MODELS, REPOS
+
+HERE = Path(__file__).parent
+MANIFEST = HERE / "manifest.json"
+
+
+class MiniHubError(Exception):
+    """The hub on disk is not what this version of the factory builds."""
+
+
+@cache
+def factory_key() -> str:
+    """Hash of everything the bytes depend on; a changed factory builds into a new folder."""
+    digest = sha256()
+    for path in sorted([*HERE.rglob("*.py"), *HERE.glob("layouts/*.json")]):
+        digest.update(path.relative_to(HERE).as_posix().encode() + b"\x00" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def default_home() -> Path:
+    """Where the hub is cached: `$LORA_DRIFT_CACHE` or `~/.cache/lora-drift`. Use it as `HF_HOME`."""
+    root = Path(os.environ.get("LORA_DRIFT_CACHE") or Path.home() / ".cache" / "lora-drift")
+    return root / "minihub" / factory_key()
+
+
+def _shards(w: Weights, names: list[str]) -> dict[str, list[str]]:
+    """File name -> tensor names, in the naming of sharded checkpoints."""
+    if w.shards == 1:
+        return {f"{w.stem}.safetensors": names}
+    size = -(-len(names) // w.shards)
+    parts = [names[i : i + size] for i in range(0, len(names), size)]
+    return {f"{w.stem}-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _write_component(repo: Repo, w: Weights, root: Path) -> None:
+    folder = root / w.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(w.config_json())
+    shapes = layout.load(w)
+    files = _shards(w, sorted(shapes))
+    for file, names in files.items():
+        # The component, not the shard, keys the values: resharding does not change a model.
+        tensors = {name: weights.tensor(repo.id, w.folder, name, shapes[name], w.rules) for name in names}
+        weights.write_safetensors(folder / file, tensors, w.dtype)
+    if w.shards > 1:
+        item = {"float32": 4, "bfloat16": 2, "float16": 2}[w.dtype]
+        total = sum(item * _count(shape) for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, part in files.items() for n in part}}
+        (folder / f"{w.stem}.safetensors.index.json").write_text(to_json(index))
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def _write_repo(repo: Repo, root: Path) -> None:
+    for path, text in repo.files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+    for w in repo.weights:
+        _write_component(repo, w, root)
+    for loose in repo.tensors:
+        tensors = {
+            name: weights.tensor(repo.id, loose.path, name, shape, loose.rules) for name, shape in loose.shapes.items()
+        }
+        weights.write_safetensors(root / loose.path, tensors, loose.dtype)
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _repo_folder(home: Path, repo_id: str) -> Path:
+    return home / "hub" / ("models--" + repo_id.replace("/", "--"))
+
+
+def build(home: Path | None = None, progress: Callable[[str], None] = lambda repo_id: None) -> Path:
+    """Build the hub unless it is there, and return its `HF_HOME` folder.
+
+    The folder appears whole or not at all: several processes may call this at once, and a killed one leaves
+    nothing that looks finished. The bytes are checked against the committed manifest while building.
+
+    Raises:
+        MiniHubError: the bytes built here differ from the manifest.
+    """
+    home = home or default_home()
+    if (home / "complete.json").is_file():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=home.name + ".", dir=home.parent))
+    try:
+        for repo in REPOS.values():
+            progress(repo.id)
+            staging = scratch / "staging"
+            _write_repo(repo, staging)
+            hashes = _hashes(staging)
+            revision = sha1(to_json(hashes).encode()).hexdigest()
+            folder = _repo_folder(scratch, repo.id)
+            (folder / "refs").mkdir(parents=True)
+            (folder / "refs" / "main").write_text(revision)
+            (folder / "snapshots").mkdir()
+            staging.rename(folder / "snapshots" / revision)
+        if MANIFEST.is_file():
+            _raise_on(list(_differences(scratch)))
+        (scratch / "complete.json").write_text(to_json({"factory": factory_key(), "repositories": sorted(REPOS)}))
+        try:
+            scratch.rename(home)
+        except OSError:  # another process finished first; its hub is this hub
+            if not (home / "complete.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return home
+
+
+def snapshot(home: Path, repo_id: str) -> Path:
+    """The snapshot folder of a repository in the hub at `home`."""
+    folder = _repo_folder(home, repo_id)
+    return folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+
+
+def _manifest() -> dict[str, dict[str, str]]:
+    manifest: dict[str, dict[str, str]] = json.loads(MANIFEST.read_text())
+    return manifest
+
+
+def _differences(home: Path) -> Iterator[str]:
+    manifest = _manifest()
+    for repo_id in sorted({*manifest, *REPOS}):
+        if repo_id not in REPOS or repo_id not in manifest:
+            yield f"{repo_id}: only in {'the manifest' if repo_id in manifest else 'the factory'}"
+            continue
+        if not _repo_folder(home, repo_id).is_dir():
+            yield f"{repo_id}: missing"
+            continue
+        found = _hashes(snapshot(home, repo_id))
+        for path in sorted({*found, *manifest[repo_id]}):
+            if found.get(path) != manifest[repo_id].get(path):
+                state = "missing" if path not in found else "not in the manifest" if path not in manifest[
+                    repo_id] else "other bytes"  # fmt: skip
+                yield f"{repo_id}/{path}: {state}"
+
+
+def _raise_on(differences: list[str]) -> None:
+    if differences:
+        shown = "\n  ".join(differences[:10])
+        more = f"\n  ... and {len(differences) - 10} more" if len(differences) > 10 else ""
+        raise MiniHubError(
+            f"the mini hub does not match its manifest in {len(differences)} file(s):\n  {shown}{more}\n"
+            "If the factory was changed on purpose, write a new manifest with `lora-drift minihub manifest` "
+            "and record the goldens of every model it touches again."
+        )
+
+
+def verify(home: Path | None = None) -> int:
+    """Check every file of the hub on disk against the manifest; returns the number of files.
+
+    Raises:
+        MiniHubError: a file is missing, unknown or has other bytes (all named).
+    """
+    home = home or default_home()
+    if not (home / "complete.json").is_file():
+        raise MiniHubError(f"no mini hub at {home}: build it with `lora-drift minihub build`")
+    _raise_on(list(_differences(home)))
+    return sum(len(files) for files in _manifest().values())
+
+
+def write_manifest(home: Path) -> None:
+    """Developer tool: make what is on disk at `home` the committed truth."""
+    MANIFEST.write_text(to_json({repo_id: _hashes(snapshot(home, repo_id)) for repo_id in sorted(REPOS)}))
+
+
+def manifest_sha256(model: str) -> str:
+    """Hash over the files of the repositories that `model` loads: what its goldens depend on."""
+    manifest = _manifest()
+    return sha256(to_json({repo.id: manifest[repo.id] for repo in MODELS[model]}).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""Developer tool: read tensor names and shapes from the real model classes, once per new component.
+
+    python -m harness.minihub.layout          # in an environment with transformers 4.57 (the pinned one)
+
+Real checkpoints were saved with the key names of that generation; newer libraries rename keys while loading
+(transformers 5 drops CLIP's `text_model.`), so the names are kept as data and never derived at build time.
+"""
+
+import importlib
+import json
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from harness.minihub.repo import Weights
+
+LAYOUTS = Path(__file__).parent / "layouts"
+
+
+def config_key(weights: Weights) -> str:
+    """Identifies class + config: equal components share one layout."""
+    digest = sha256(f"{weights.cls}\n{weights.config_json()}".encode()).hexdigest()
+    return f"{weights.cls.split('.')[1]}-{digest[:8]}"
+
+
+def load(weights: Weights) -> dict[str, list[int]]:
+    """Tensor name -> shape of one component.
+
+    Raises:
+        FileNotFoundError: the class or config changed and the layout was not read again.
+    """
+    path = LAYOUTS / f"{config_key(weights)}.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no layout {path.name} for {weights.folder or weights.cls}: run `python -m harness.minihub.layout` "
+            "in the trainer's environment (transformers 4.57) and commit the new file"
+        )
+    return {name: [int(n) for n in shape.split("x") if n] for name, shape in json.loads(path.read_text()).items()}
+
+
+def read_from_class(weights: Weights) -> dict[str, str]:
+    import torch
+
+    library, name = weights.cls.split(".")
+    if library == "stable_diffusion":
+        library = "diffusers.pipelines.stable_diffusion.safety_checker"
+    cls: Any = getattr(importlib.import_module(library), name)
+    with torch.device("meta"):
+        if library == "diffusers":
+            model = cls.from_config(json.loads(weights.config_json()))
+        else:
+            model = cls(cls.config_class.from_dict(json.loads(weights.config_json())))
+    tensors = model.state_dict()
+    for tied in getattr(model, "_tied_weights_keys", None) or ():
+        shared = next((k for k, v in tensors.items() if k != tied and v is tensors.get(tied)), None)
+        if getattr(model.config, "tie_word_embeddings", False) or shared is not None:
+            tensors.pop(tied, None)
+    if name.endswith("5EncoderModel"):
+        tensors.pop("encoder.embed_tokens.weight", None)
+    return {key: "x".join(map(str, value.shape)) for key, value in sorted(tensors.items())}
+
+
+def main() -> None:
+    from harness.minihub.repos import REPOS
+
+    LAYOUTS.mkdir(exist_ok=True)
+    wanted = {config_key(w): w for repo in REPOS.values() for w in repo.weights}
+    for stale in set(LAYOUTS.glob("*.json")) - {LAYOUTS / f"{key}.json" for key in wanted}:
+        stale.unlink()
+        print("removed", stale.name, file=sys.stderr)
+    for key, weights in wanted.items():
+        path = LAYOUTS / f"{key}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(read_from_class(weights), indent=0) + "\n")
+            print("wrote", path.name, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a miniature repository is made of: text files, and weight files described by class and config."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.minihub.weights import Rule
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One component folder with its config.json and its weights.
+
+    The tensor names and shapes come from `layouts/`, which were read once from the real class (`layout.py`);
+    building therefore needs none of the model libraries.
+    """
+
+    folder: str
+    cls: str
+    """"library.Class"; decides the file names and what config.json says."""
+    config: Config
+    dtype: str = "float32"
+    shards: int = 1
+    rules: Sequence[Rule] = ()
+
+    @property
+    def stem(self) -> str:
+        return "diffusion_pytorch_model" if self.cls.startswith("diffusers.") else "model"
+
+    def config_json(self) -> str:
+        name = self.cls.split(".")[1]
+        head = {"_class_name": name} if self.cls.startswith("diffusers.") else {"architectures": [name]}
+        return to_json({**head, **self.config})
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """One loose weight file (a LoRA, an adapter), its shapes given here."""
+
+    path: str
+    shapes: Mapping[str, Sequence[int]]
+    dtype: str = "float32"
+    rules: Sequence[Rule] = ()
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One hub repository: `files` are texts by path."""
+
+    id: str
+    weights: Sequence[Weights] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    tensors: Sequence[Tensors] = ()
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def in_folder(folder: str, files: Mapping[str, str]) -> dict[str, str]:
+    return {f"{folder}/{name}": text for name, text in files.items()}
+
+
+def model_index(pipeline: str, **components: str) -> dict[str, str]:
+    """model_index.json: component name -> "library.Class" (or a plain value for an option)."""
+    entries = {name: cls.split(".") for name, cls in sorted(components.items())}
+    return {"model_index.json": to_json({"_class_name": pipeline, "_diffusers_version": "0.37.0", **entries})}
+
+
+def scheduler(name: str, **config: Any) -> dict[str, str]:
+    head = {"_class_name": name, "_diffusers_version": "0.37.0"}
+    return {"scheduler/scheduler_config.json": to_json({**head, **config})}

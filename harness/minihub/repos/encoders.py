@@ -1,0 +1,120 @@
+"""Text encoders and autoencoders that several repositories share in kind (never in weights)."""
+
+from typing import Any
+
+from harness.minihub.repo import Weights
+from harness.minihub.weights import Rule
+
+WIDTH = 32
+"""Width of every miniature text encoder."""
+
+
+def clip_text(
+    folder: str, vocab: int, cls: str = "CLIPTextModel", *, act: str = "quick_gelu", dtype: str = "float32"
+) -> Weights:
+    config = {
+        "model_type": "clip_text_model",
+        "attention_dropout": 0.0,
+        "bos_token_id": vocab - 2,
+        "dropout": 0.0,
+        "eos_token_id": vocab - 1,
+        "hidden_act": act,
+        "hidden_size": WIDTH,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "pad_token_id": 1,
+        "projection_dim": WIDTH,
+        "vocab_size": vocab,
+    }
+    return Weights(folder, f"transformers.{cls}", config, dtype)
+
+
+def t5_encoder(folder: str, vocab: int, *, umt5: bool = False, shards: int = 2, dtype: str = "bfloat16") -> Weights:
+    config = {
+        "model_type": "umt5" if umt5 else "t5",
+        "d_ff": 2 * WIDTH,
+        "d_kv": 8,
+        "d_model": WIDTH,
+        "decoder_start_token_id": 0,
+        "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.1,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "is_gated_act": True,
+        "layer_norm_epsilon": 1e-06,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "num_layers": 2,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": 128,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": vocab,
+    }
+    return Weights(folder, f"transformers.{'UMT5' if umt5 else 'T5'}EncoderModel", config, dtype, shards)
+
+
+def qwen3(folder: str, vocab: int, *, layers: int = 4, shards: int = 3, dtype: str = "bfloat16") -> Weights:
+    config = {
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": vocab - 5,
+        "eos_token_id": vocab - 3,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "max_position_embeddings": 40960,
+        "max_window_layers": layers,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": vocab,
+    }
+    return Weights(folder, "transformers.Qwen3ForCausalLM", config, dtype, shards)
+
+
+DECODER_RULES: tuple[Rule, ...] = ((r"decoder\.conv_out\.weight$", 0.6),)
+"""Keeps decoded pictures away from black and white, where differences would be clipped."""
+
+
+def autoencoder_kl(folder: str, *, dtype: str = "float32", quant_conv: bool = True, **config: Any) -> Weights:
+    base = {
+        "act_fn": "silu",
+        "block_out_channels": [8, 16, 16, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "out_channels": 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    if not quant_conv:
+        base |= {"use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": True}
+    return Weights(folder, "diffusers.AutoencoderKL", {**base, **config}, dtype, rules=DECODER_RULES)
+
+
+FLUX_VAE = {
+    "force_upcast": True,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+}

@@ -1,0 +1,108 @@
+"""Wan 2.1 text to video."""
+
+from harness.minihub import tokenizers
+from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
+from harness.minihub.repos.encoders import WIDTH, t5_encoder
+
+UMT5_FILES, UMT5_VOCAB = tokenizers.t5(extra_ids=300)
+
+WAN_TRANSFORMER = {
+    "added_kv_proj_dim": None,
+    "attention_head_dim": 24,
+    "cross_attn_norm": True,
+    "eps": 1e-06,
+    "ffn_dim": 96,
+    "freq_dim": 32,
+    "image_dim": None,
+    "in_channels": 16,
+    "num_attention_heads": 2,
+    "num_layers": 2,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 1024,
+    "text_dim": WIDTH,
+}
+WAN_RULES = ((r"attn2\.norm_[qk]\.weight$", 2.5), (r"scale_shift_table$", 2.0))
+
+WAN21_VAE = Weights(
+    "vae",
+    "diffusers.AutoencoderKLWan",
+    {
+        "attn_scales": [],
+        "base_dim": 8,
+        "dim_mult": [1, 2, 4, 4],
+        "dropout": 0.0,
+        "latents_mean": [
+            -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+            0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+        ],
+        "latents_std": [
+            2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+            3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+        ],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+        "z_dim": 16,
+    },
+    rules=((r"decoder\.conv_out\.weight$", 0.6),),
+)  # fmt: skip
+WAN_INDEX = {
+    "scheduler": "diffusers.UniPCMultistepScheduler",
+    "text_encoder": "transformers.UMT5EncoderModel",
+    "tokenizer": "transformers.T5TokenizerFast",
+    "transformer": "diffusers.WanTransformer3DModel",
+    "vae": "diffusers.AutoencoderKLWan",
+}
+
+
+def unipc(flow_shift: float) -> dict[str, str]:
+    return scheduler(
+        "UniPCMultistepScheduler",
+        beta_end=0.02,
+        beta_schedule="linear",
+        beta_start=0.0001,
+        disable_corrector=[],
+        dynamic_thresholding_ratio=0.995,
+        final_sigmas_type="zero",
+        flow_shift=flow_shift,
+        lower_order_final=True,
+        num_train_timesteps=1000,
+        predict_x0=True,
+        prediction_type="flow_prediction",
+        rescale_betas_zero_snr=False,
+        sample_max_value=1.0,
+        solver_order=2,
+        solver_p=None,
+        solver_type="bh2",
+        steps_offset=0,
+        thresholding=False,
+        timestep_spacing="linspace",
+        trained_betas=None,
+        use_beta_sigmas=False,
+        use_exponential_sigmas=False,
+        use_flow_sigmas=True,
+        use_karras_sigmas=False,
+    )
+
+
+WAN21_1B = Repo(
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    weights=(
+        t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),
+        Weights("transformer", "diffusers.WanTransformer3DModel", WAN_TRANSFORMER, shards=2, rules=WAN_RULES),
+        WAN21_VAE,
+    ),
+    files={
+        **model_index("WanPipeline", **WAN_INDEX),
+        **unipc(flow_shift=3.0),
+        **in_folder("tokenizer", UMT5_FILES),
+    },
+)
+
+UMT5_XXL = Repo(
+    "ai-toolkit/umt5_xxl_encoder",
+    weights=(t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),),
+    files=in_folder("tokenizer", UMT5_FILES),
+)
+"""Where the trainer takes Wan's text encoder from when the model is a hub id."""

@@ -1,0 +1,81 @@
+"""Deterministic miniature weights: a pure function of (repository, file, tensor name, shape).
+
+Only NumPy's Philox counter generator is used, so the bytes do not depend on the torch, transformers or
+diffusers that happen to be installed: the trainer's environment and ours write the same files.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+Rule = tuple[str, float]
+"""(regular expression on "component/tensor name", gain). The first match multiplies the tensor's scale."""
+
+
+def philox(*key: str) -> np.random.Philox:
+    """A counter generator keyed by the SHA-256 of `key`."""
+    digest = hashlib.sha256("\x00".join(key).encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+
+
+def uniform(shape: Sequence[int], *key: str) -> np.ndarray:
+    """float32 in [-1, 1) with 24 random bits each, shape as given."""
+    count = int(np.prod(shape, dtype=np.int64))
+    bits = philox(*key).random_raw(count) >> np.uint64(40)
+    return (bits.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)).reshape(tuple(shape))
+
+
+def tensor(repo: str, file: str, name: str, shape: Sequence[int], rules: Sequence[Rule] = ()) -> np.ndarray:
+    """One float32 parameter.
+
+    Matrices and kernels: std `gain / sqrt(fan_in)`, so that activations keep their size through the depth.
+    Norm weights: `gain * (1 +- 0.1)`. Biases and other vectors: +-0.05 `* gain`.
+    """
+    values = uniform(shape, repo, file, name)
+    gain = np.float32(next((g for pattern, g in rules if re.search(pattern, f"{file}/{name}")), 1.0))
+    if len(shape) >= 2:
+        fan_in = int(np.prod(shape[1:])) if not re.search(r"(embed_tokens|token_embedding|shared)\.weight$", name) else 1
+        return values * gain * np.float32(np.sqrt(3.0 / fan_in))
+    if name.endswith(("weight", "weights", "gamma")):
+        return gain * (np.float32(1.0) + np.float32(0.1) * values)
+    return gain * np.float32(0.05) * values
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round float32 to bfloat16 (nearest, ties to even); returned as its uint16 bit pattern."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "float32") -> None:
+    """Write float32 arrays as a safetensors file of `dtype` (float32 | bfloat16 | float16).
+
+    Written out here (8-byte header length, JSON header, raw data) because the `safetensors` library's own
+    writer has no bfloat16 without torch, and its low-level call changed shape between releases.
+    """
+    label, encode = {
+        "float32": ("F32", lambda v: v.astype("<f4")),
+        "float16": ("F16", lambda v: v.astype("<f2")),
+        "bfloat16": ("BF16", to_bfloat16),
+    }[dtype]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    chunks: list[bytes] = []
+    offset = 0
+    for name in sorted(tensors):
+        chunk = encode(tensors[name]).tobytes()
+        header[name] = {
+            "dtype": label,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + len(chunk)],
+        }
+        chunks.append(chunk)
+        offset += len(chunk)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(chunks))

@@ -1,0 +1,101 @@
+"""What one checked case yields: one JSON object a line in `--drift-json FILE`, and the report's only input."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Verdict = Literal["match", "drift", "known", "missing", "stale", "corrupt", "error"]
+PASSING: frozenset[str] = frozenset({"match", "known"})
+"""Verdicts that leave the exit code at 0. (`known` stops counting when its expiry date has passed.)"""
+
+
+class Metric(BaseModel):
+    """One measured distance to the golden and its gate. `value` None: not evaluated, `note` says why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    value: float | None
+    gate: float | None = None
+    """The limit; None for a metric that is only shown."""
+    floor: float | None = None
+    """The spread measured between legal repeats, from which the gate was derived."""
+    better: Literal["lower", "higher"] = "lower"
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def within(self) -> bool:
+        if self.value is None or self.gate is None:
+            return True
+        return self.value <= self.gate if self.better == "lower" else self.value >= self.gate
+
+
+class Control(BaseModel):
+    """A deliberate change that must leave the gate, or the case proves nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """"lora off", "seed + 1", "one step fewer", ..."""
+    pixel_max: float
+    latents_rel_l2: float
+    caught: bool
+
+
+class Divergence(BaseModel):
+    """The first traced boundary at which the run leaves its golden."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    boundary: str
+    error: float
+    gate: float
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    case: str
+    model: str
+    tag: str
+    tier: str
+    device: str
+    dtype: str
+    verdict: Verdict
+    message: str = ""
+    """One paragraph for the reader: what is wrong and what to do. Empty for a match."""
+    about: str = ""
+    seconds: float = 0.0
+    metrics: list[Metric] = []
+    controls: list[Control] = []
+    first_divergence: Divergence | None = None
+    trace: dict[str, float] = {}
+    """Boundary -> relative error, in the order of the run."""
+    settings: dict[str, Any] = {}
+    """Resolved settings of this run (size after snapping, steps, guidance, ...)."""
+    golden_settings: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    golden_environment: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    """From the golden: trainer and Diffusers commit, origin, patches, recorder."""
+    frames: int = 1
+    fps: int = 0
+    golden_picture: str | None = None
+    """PNG (the frames of a video one below the other); a path relative to the repository."""
+    output_picture: str | None = None
+    """PNG of this run in the same form; a path relative to the folder of the results file, or absolute."""
+
+
+def read(path: Path) -> list[Result]:
+    """Read a results file; a last line cut short by a killed run is left out."""
+    results = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            results.append(Result.model_validate_json(line))
+        except ValueError as error:
+            if number != len(lines):
+                raise ValueError(f"{path}:{number}: not a result line: {error}") from error
+    return results
