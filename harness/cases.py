@@ -62,6 +62,15 @@ class Sample(_Strict):
     fps: PositiveInt = 16
 
 
+class Training(_Strict):
+    """Record this case at the end of a real training (`run.py`) instead of from a made LoRA."""
+
+    steps: PositiveInt = 3
+    lr: float = 1e-2
+    seed: int = 42
+    resolution: PositiveInt = 128
+
+
 class Case(_Strict):
     """One case. `id` is "<model>/<file stem>" and comes from the path."""
 
@@ -70,6 +79,7 @@ class Case(_Strict):
     tier: Literal["mini", "full"]
     about: str
     lora: Lora | None = None
+    training: Training | None = None
     trigger_word: str | None = None
     trainer_model: dict[str, Any] = Field(default_factory=dict)
     """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
@@ -79,11 +89,18 @@ class Case(_Strict):
     def _multiplier_needs_lora(self) -> "Case":
         if self.lora is None and self.sample.network_multiplier != 1.0:
             raise ValueError("sample.network_multiplier is set but there is no lora: section; remove one or add one")
+        if self.training is not None and self.lora is None:
+            raise ValueError("training: needs a lora: section (the network that is trained)")
         return self
 
     @property
     def model(self) -> str:
         return self.id.split("/")[0]
+
+    @property
+    def job_name(self) -> str:
+        """Name of the trainer's job; the LoRA is saved under it, and `[name]` in a prompt becomes it."""
+        return self.lora.name if self.lora else "base"
 
     @property
     def sha256(self) -> str:
@@ -121,7 +138,7 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
     if kind == "extra_forbidden":
         section: type[BaseModel] = Case
         for name in loc[:-1]:
-            section = {"sample": Sample, "lora": Lora, "network": Network}.get(str(name), section)
+            section = {"sample": Sample, "lora": Lora, "network": Network, "training": Training}.get(str(name), section)
         names = sorted(f.alias or n for n, f in section.model_fields.items())
         return f"unknown field `{field}` (known here: {', '.join(names)})"
     return f"`{field}`: {message}"

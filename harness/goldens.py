@@ -60,6 +60,8 @@ class Golden(BaseModel):
     minihub_sha256: str
     origin: str
     """"generate_images" (the trainer's process up to its first sample) or "training run" (run.py, whole)."""
+    short_way: dict[str, float] | None = None
+    """For a training run: the distance between its sample and the short way's from the LoRA that it saved."""
     recorder: str
     trainer: dict[str, str]
     environment: dict[str, Any]

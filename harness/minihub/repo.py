@@ -24,6 +24,8 @@ class Weights:
     config: Config
     dtype: str = "float32"
     shards: int = 1
+    """Only for transformers' classes: Diffusers (to 0.42 at least) asks the network for the shard list of a
+    component loaded by hub id even with HF_HUB_OFFLINE=1, so a sharded denoiser could not be loaded at all."""
     rules: Sequence[Rule] = ()
 
     @property

@@ -23,6 +23,10 @@ UNET = {
 UNET_RULES = ((r"attn2\.to_[qk]\.weight$", 2.5), (r"attn2\.to_(v|out\.0)\.weight$", 1.6))
 """Stronger cross-attention: with plain random weights the prompt would hardly show."""
 
+XL_UNET_RULES = ((r"attn2\.to_[qk]\.weight$", 0.7), (r"attn2\.to_(v|out\.0)\.weight$", 1.3))
+"""XL reads its encoders' last hidden layer but one, before the final norm, which is large already: a stronger product
+would saturate the softmax and make the model amplify rounding."""
+
 SD_VAE = {"force_upcast": True, "latent_channels": 4}
 
 SAFETY_CHECKER = {
@@ -126,7 +130,7 @@ SDXL = Repo(
                 "addition_embed_type": "text_time",
                 "addition_time_embed_dim": 8,
                 "attention_head_dim": [2, 4, 4],
-                "block_out_channels": [16, 32, 32],
+                "block_out_channels": [32, 64, 64],
                 "cross_attention_dim": 2 * WIDTH,
                 "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
                 "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
@@ -135,7 +139,7 @@ SDXL = Repo(
                 "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
                 "use_linear_projection": True,
             },
-            rules=UNET_RULES,
+            rules=XL_UNET_RULES,
         ),
         autoencoder_kl("vae", sample_size=1024, scaling_factor=0.13025, **SD_VAE),
     ),

@@ -90,7 +90,7 @@ WAN21_1B = Repo(
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     weights=(
         t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),
-        Weights("transformer", "diffusers.WanTransformer3DModel", WAN_TRANSFORMER, shards=2, rules=WAN_RULES),
+        Weights("transformer", "diffusers.WanTransformer3DModel", WAN_TRANSFORMER, rules=WAN_RULES),
         WAN21_VAE,
     ),
     files={

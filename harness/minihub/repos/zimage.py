@@ -54,7 +54,7 @@ ZIMAGE_TURBO = Repo(
     weights=(
         qwen3("text_encoder", QWEN_VOCAB),
         Weights(
-            "transformer", "diffusers.ZImageTransformer2DModel", ZIMAGE_TRANSFORMER, "bfloat16", 3, ZIMAGE_RULES
+            "transformer", "diffusers.ZImageTransformer2DModel", ZIMAGE_TRANSFORMER, "bfloat16", rules=ZIMAGE_RULES
         ),
         autoencoder_kl("vae", dtype="bfloat16", quant_conv=False, **FLUX_VAE),
     ),

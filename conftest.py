@@ -1,0 +1,9 @@
+"""Puts the mini hub in place before any test imports a Hugging Face library (their cache folder freezes at import)."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # miniature tensors: a second thread only gets in the way
+
+from harness import runner
+
+runner.use_minihub()

@@ -1,0 +1,28 @@
+"""Negative controls: deliberate changes that must leave the gate, or the case proves nothing."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipelines import Pipeline
+from pipelines.settings import Settings
+
+
+def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
+    """Does this model read the negative prompt at this guidance?"""
+    threshold = {"cfg": 1.0, "cfg_above_zero": 0.0, "embedded": float("inf")}[pipeline.spec.guidance]
+    return settings.guidance_scale > threshold
+
+
+def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
+    """(name, pipeline, settings) of every control that applies to a case."""
+    yield "seed + 1", pipeline, replace(settings, seed=settings.seed + 1)
+    yield "prompt without its last word", pipeline, replace(settings, prompt=settings.prompt.rpartition(" ")[0])
+    if pipeline.lora is not None:
+        yield "LoRA off", replace(pipeline, lora=None), settings
+        yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
+    if settings.steps > 1:
+        yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
+    if pipeline.spec.guidance != "cfg" or settings.guidance_scale > 1:
+        yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
+    if negative_counts(pipeline, settings) and settings.negative_prompt:
+        yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

@@ -1,0 +1,61 @@
+"""Gates: how far from its golden a render may be.
+
+A gate is not chosen but derived: the largest distance measured between renders that are legally the same (the same
+code again, merged against live LoRA, one thread against two, another torch with its libraries), times a stated factor.
+`lora-drift gates` measures them and writes gates.json; the report shows spread and gate side by side.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.results import Metric
+
+GATES = Path(__file__).parent / "gates.json"
+FACTORS = {"latents_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
+"""pixel_max counts whole steps of 1/255, so its spread is its gate. A traced boundary is known only from a sketch, so
+its factor is larger."""
+
+
+class Gate(BaseModel):
+    """One limit: `spread` was measured in the comparison `seen_in`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spread: float
+    factor: float
+    seen_in: str
+
+    @property
+    def limit(self) -> float:
+        return self.spread * self.factor
+
+
+class GateError(Exception):
+    """No gate was measured for this tier, device and dtype."""
+
+
+@cache
+def load(tier: str, device: str, dtype: str) -> dict[str, Gate]:
+    """Metric name -> gate.
+
+    Raises:
+        GateError: nothing was measured there; a run without a gate cannot pass.
+    """
+    key = f"{tier}/{device}/{dtype}"
+    table = json.loads(GATES.read_text(encoding="utf-8"))["gates"]
+    if key not in table:
+        raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}); measure them with "
+                        "`lora-drift gates --help`")  # fmt: skip
+    return {name: Gate.model_validate(value) for name, value in table[key].items()}
+
+
+def apply(metrics: Iterable[Metric], gates: dict[str, Gate]) -> list[Metric]:
+    """The same metrics with `gate` and `floor` filled in where there is a gate."""
+    return [
+        m.model_copy(update={"gate": gates[m.name].limit, "floor": gates[m.name].spread}) if m.name in gates else m
+        for m in metrics
+    ]

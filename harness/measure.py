@@ -1,0 +1,104 @@
+"""Measures the spread between renders that are legally the same, from which the gates are derived."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from harness import cases, gates, goldens, metrics, runner
+from harness.cases import Case
+from harness.gates import FACTORS
+from harness.minihub import factory
+from harness.runner import Bench, Rendered
+from harness.trace import Trace, errors
+
+Spread = dict[str, tuple[float, str]]
+"""Metric name -> (largest distance, "case: comparison")."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def distances(a: Rendered, b: Rendered) -> dict[str, float]:
+    """The gated distances between two renders of one case."""
+    levels = {m.name: m.value or 0.0 for m in metrics.pixel_levels(a.frames, b.frames)}
+    return {
+        "latents_rel_l2": metrics.relative_l2(a.latents, b.latents),
+        "pixel_max": levels["pixel_max"],
+        "pixel_mean": levels["pixel_mean"],
+        "trace": max(errors(a.trace, b.trace).values()),
+    }
+
+
+def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[str, Rendered, Rendered]]:
+    """(comparison, one render, the other) within this environment."""
+    first = runner.legal_repeat(bench, case, golden)
+    yield "same code again", first, runner.legal_repeat(bench, case, golden)
+    if case.lora is not None:
+        merged, live = (runner.legal_repeat(bench, case, golden, mode) for mode in ("merged", "live"))
+        yield "merged against live LoRA", merged, live
+    if bench.device == "cpu":
+        with threads(2):
+            yield "one thread against two", first, runner.legal_repeat(bench, case, golden)
+
+
+def measure(device: str, other: Path | None, progress: Callable[[str], None]) -> Spread:
+    """The largest distances over all mini cases; `other` is a file that `save` wrote in another environment."""
+    runner.use_minihub()
+    bench, spread = Bench(device), Spread()
+    for case, golden in _goldens():
+        progress(case.id)
+        pairs = list(repeats(bench, case, golden))
+        if other is not None:
+            pairs.append((f"another environment ({other.stem})", _loaded(other, case), pairs[0][1]))
+        for comparison, a, b in pairs:
+            for name, value in distances(a, b).items():
+                if value >= spread.get(name, (-1.0, ""))[0]:
+                    spread[name] = (value, f"{case.id}: {comparison}")
+    return spread
+
+
+def _goldens() -> Iterator[tuple[Case, goldens.Golden]]:
+    for case in cases.load_all():
+        if case.tier == "mini":
+            yield case, goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model))
+
+
+def save(folder: Path, progress: Callable[[str], None]) -> None:
+    """Keep this environment's renders of all mini cases for `measure` in another one."""
+    runner.use_minihub()
+    bench = Bench()
+    for case, golden in _goldens():
+        progress(case.id)
+        ours = runner.legal_repeat(bench, case, golden)
+        stem = folder / case.id
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(stem.with_suffix(".npz"), frames=ours.frames, latents=ours.latents)
+        ours.trace.save(stem.with_suffix(".safetensors"))
+
+
+def _loaded(folder: Path, case: Case) -> Rendered:
+    stem = folder / case.id
+    with np.load(stem.with_suffix(".npz")) as arrays:
+        return Rendered(arrays["frames"], arrays["latents"], Trace.load(stem.with_suffix(".safetensors")), {})
+
+
+def write(spread: Spread, key: str) -> None:
+    """Put the gates derived from `spread` under `key` ("tier/device/dtype") into gates.json."""
+    table = json.loads(gates.GATES.read_text(encoding="utf-8")) if gates.GATES.is_file() else {"gates": {}}
+    table["gates"][key] = {
+        name: {"spread": float(f"{value:.3g}"), "factor": FACTORS[name], "seen_in": seen}
+        for name, (value, seen) in sorted(spread.items())
+    }
+    gates.GATES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,146 @@
+"""The pytest plugin: every YAML file under a folder named `cases` is a test item.
+
+    pytest cases/                       all mini cases of the newest tag, on the CPU
+    pytest cases/flux --drift-tag TAG   one model, one tag
+    pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
+    pytest cases/ -m gpu                the same on CUDA (and the `full` tier, where goldens of it exist)
+"""
+
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import cases
+from harness.cases import Case, CaseError
+from harness.results import PASSING, Result
+
+BENCH = pytest.StashKey[Any]()
+STREAM = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lora-drift", "LoRA drift against the trainer")
+    group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
+    group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
+    group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
+    group.addoption("--drift-out", metavar="DIR", type=Path, default=Path("build/drift"),
+                    help="where this run's pictures go (default: %(default)s)")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "full: needs the real weights")
+    path: Path | None = config.getoption("--drift-json")
+    if path is not None and not hasattr(config, "workerinput"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            config.stash[STREAM] = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise pytest.UsageError(f"--drift-json {path}: {error.strerror}") from error
+    if getattr(config.option, "dist", "no") == "load":  # what `-n 2` means unless told otherwise
+        config.option.dist = "loadgroup"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if STREAM in config.stash:
+        config.stash[STREAM].close()
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix == ".yaml" and file_path.parent.parent.name == "cases":
+        return CaseFile.from_parent(parent, path=file_path)
+    return None
+
+
+def _device(config: pytest.Config) -> str:
+    chosen: str | None = config.getoption("--drift-device")
+    if chosen:
+        return chosen
+    words = str(config.getoption("markexpr", "")).replace("(", " ").replace(")", " ").split()
+    wants_gpu = "gpu" in words and words[max(0, words.index("gpu") - 1)] != "not"
+    return "cuda" if wants_gpu else "cpu"
+
+
+class CaseFile(pytest.File):
+    """One case file. A mistake in it is a collection error of that file alone."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        case = cases.load(self.path)
+        device = _device(self.config)
+        name = case.id if device == "cpu" else f"{case.id}[{device}]"
+        item = CaseItem.from_parent(self, name=name, case=case, device=device)
+        if device != "cpu" or case.tier == "full":
+            item.add_marker("gpu")
+        if case.tier == "full":
+            item.add_marker("full")
+        item.add_marker(pytest.mark.xdist_group(f"drift-{case.model}"))
+        yield item
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(excinfo.value, CaseError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, *args, **kwargs)
+
+
+class DriftFailure(Exception):
+    """The verdict of a case is not a passing one."""
+
+
+class CaseItem(pytest.Item):
+    def __init__(self, *, case: Case, device: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.case, self.device = case, device
+        self.result: Result | None = None
+
+    def runtest(self) -> None:
+        from harness import runner
+
+        if self.case.tier == "mini":
+            runner.use_minihub()
+        bench = self.config.stash.get(BENCH, None)
+        if bench is None:
+            bench = self.config.stash[BENCH] = runner.Bench(self.device)
+        tag = self.config.getoption("--drift-tag") or runner.newest_tag()
+        self.result = runner.check(bench, self.case, tag, self.config.getoption("--drift-out").resolve())
+        measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
+        self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
+        if self.result.verdict not in PASSING:
+            raise DriftFailure(self.result)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(excinfo.value, DriftFailure):
+            result: Result = excinfo.value.args[0]
+            return f"{result.verdict}: {result.case} at {result.tag}: {result.message}"
+        return super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, self.name
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Carry the whole result in the report: it survives the way from an xdist worker to the controller."""
+    outcome = yield
+    if call.when == "call" and isinstance(item, CaseItem) and item.result is not None:
+        outcome.get_result().drift = item.result.model_dump_json()
+
+
+class _Writer:
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        line: str | None = getattr(report, "drift", None)
+        if line is not None and STREAM in self.config.stash:
+            stream = self.config.stash[STREAM]
+            stream.write(line + "\n")
+            stream.flush()  # a killed run keeps what it had
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(_Writer(session.config), "lora-drift-writer")

@@ -1,0 +1,182 @@
+"""The recorder's command line: proves the pins, renders cases in child processes, stores goldens."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from harness import cases, goldens
+from harness.cases import ROOT, Case, CaseError
+from harness.minihub import factory
+from harness.recorder import pins, store
+
+VERSION = "1"
+"""Raise it when the recorder changes what a golden holds."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.recorder",
+        description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment.",
+        epilog="Interrupted, it resumes where it stopped. Run again after finishing, it renders everything again and "
+        "says for each golden whether the bytes are the same.",
+    )
+    parser.add_argument("--trainer", type=Path, required=True, metavar="DIR", help="clean checkout of ostris/ai-toolkit")
+    parser.add_argument("--diffusers", type=Path, metavar="DIR", help="clean checkout of the pinned Diffusers commit; "
+                        "needed unless Diffusers was installed from git")  # fmt: skip
+    parser.add_argument("--tag", default=pins.newest(), help="trainer version, a row of harness/tags.yaml (%(default)s)")
+    parser.add_argument("--model", action="append", metavar="M", help="only this model (repeatable)")
+    parser.add_argument("--case", action="append", metavar="ID", help="only this case, e.g. flux/lora (repeatable)")
+    parser.add_argument("--job-like", action="store_true", help="only cases that are recorded through a real training")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes at once (%(default)s)")
+    parser.add_argument("--check-only", action="store_true", help="compare with the stored goldens, write nothing")
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    found = [c for c in cases.load_all() if c.tier == "mini"]
+    known = {c.id for c in found}
+    unknown = [i for i in args.case or () if i not in known] + [
+        m for m in args.model or () if m not in {c.model for c in found}
+    ]
+    if unknown:
+        raise CaseError(f"no such case or model: {', '.join(unknown)} (mini cases: {', '.join(sorted(known))})")
+    if args.model:
+        found = [c for c in found if c.model in args.model]
+    if args.case:
+        found = [c for c in found if c.id in args.case]
+    return [c for c in found if c.training is not None] if args.job_like else found
+
+
+def groups(todo: list[Case]) -> list[list[Case]]:
+    """Cases that may share a process.
+
+    A network with convolutions changes the trainer's class-level target lists for every later network in the
+    process (toolkit/lora_special.py: `target_modules += target_conv_modules`), so those go apart; so does every
+    real training.
+    """
+    found: dict[tuple[Any, ...], list[Case]] = defaultdict(list)
+    for case in todo:
+        conv = case.lora is not None and case.lora.network.conv is not None
+        found[(case.model, conv, case.id if case.training else "")].append(case)
+    return list(found.values())
+
+
+def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> subprocess.Popen[bytes]:
+    request = {
+        "cases": [c.id for c in group],
+        "folder": str(work / "jobs"),
+        "out": str(work / "staged"),
+        "fingerprints": {c.id: prints[c.id] for c in group},
+    }
+    env = os.environ | {
+        "HF_HOME": str(factory.default_home()),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+    }
+    log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        command = [sys.executable, "-m", "harness.recorder.worker", json.dumps(request)]
+        child = subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT)
+    child.log = log  # type: ignore[attr-defined]
+    return child
+
+
+def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> list[Path]:
+    """Render all groups, a few at a time; returns the logs of those that failed."""
+    waiting, running, failed = list(todo), [], []
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                group = waiting.pop(0)
+                print(f"  rendering {', '.join(c.id for c in group)}", flush=True)
+                running.append(start(group, args, work, prints))
+            child = next((c for c in running if c.poll() is not None), None)
+            if child is None:
+                try:
+                    running[0].wait(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    continue
+            else:
+                running.remove(child)
+                if child.returncode:
+                    failed.append(child.log)
+    finally:
+        for child in running:
+            child.terminate()
+    return failed
+
+
+def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Namespace) -> str:
+    result = json.loads((staged / "result.json").read_text())
+    content = {
+        "format": goldens.FORMAT,
+        "case": case.id,
+        "case_sha256": case.sha256,
+        "tag": args.tag,
+        "minihub_sha256": factory.manifest_sha256(case.model),
+        "recorder": VERSION,
+        "trainer": trainer,
+        **{key: result[key] for key in ("origin", "short_way", "environment", "patches", "settings", "output")},
+    }
+    artefacts = {name: staged / f"{name}{suffix}" for name, suffix in store.SUFFIXES.items()}
+    return store.write(content, {n: p for n, p in artefacts.items() if p.is_file()}, dry=args.check_only)
+
+
+def is_staged(staged: Path, fingerprint: str) -> bool:
+    if not (staged / "complete").is_file():
+        return False
+    return bool(json.loads((staged / "result.json").read_text())["fingerprint"] == fingerprint)
+
+
+def main() -> int:
+    args = parse()
+    try:
+        todo = chosen(args)
+        trainer = pins.check(args.tag, args.trainer, args.diffusers)
+    except (pins.PinError, CaseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    factory.build()
+    factory.verify()
+    work = factory.default_home().parent.parent / "record" / args.tag
+    prints = {
+        c.id: sha256(f"{VERSION} {c.sha256} {factory.manifest_sha256(c.model)} {trainer}".encode()).hexdigest()
+        for c in todo
+    }
+    fresh = [c for c in todo if not is_staged(work / "staged" / c.id, prints[c.id])]
+    if len(fresh) < len(todo):
+        print(f"resuming an interrupted run: {len(todo) - len(fresh)} of {len(todo)} cases are rendered already")
+    shutil.rmtree(work / "jobs", ignore_errors=True)
+    failed = run_groups(groups(fresh), args, work, prints)
+    changed = 0
+    for case in todo:
+        staged = work / "staged" / case.id
+        if is_staged(staged, prints[case.id]):
+            verdict = finish(case, staged, trainer, args)
+            changed += verdict != "same bytes"
+            print(f"  {case.id:28} {verdict}", flush=True)
+    for log in failed:
+        tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-15:])
+        print(f"FAILED, see {log}:\n    {tail}", file=sys.stderr)
+    if failed:
+        return 1
+    shutil.rmtree(work, ignore_errors=True)
+    if not args.check_only:
+        print(f"{len(todo)} goldens at {args.tag}; {store.prune()} unused artefacts removed")
+    return 1 if args.check_only and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""From a case to the trainer's own job config: what a user would have put in the YAML that trained the LoRA."""
+
+from pathlib import Path
+from typing import Any
+
+from harness.cases import Case
+
+# What the trainer's UI writes for each model (ui/src/app/jobs/new/options.ts), with quantisation off: a float32
+# golden cannot have a quantised base.
+MODELS: dict[str, dict[str, Any]] = {
+    "sd15": {"arch": "sd15", "name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
+    "sdxl": {"arch": "sdxl", "name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"},
+    "flux": {"arch": "flux", "name_or_path": "black-forest-labs/FLUX.1-dev"},
+    "zimage_turbo": {"arch": "zimage:turbo", "name_or_path": "Tongyi-MAI/Z-Image-Turbo"},
+    "wan21_1b": {"arch": "wan21:1b", "name_or_path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+}
+DDPM = {"sd15", "sdxl"}
+"""Models whose UI default sampler and training schedule is ddpm; all others use flowmatch."""
+
+
+def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> dict[str, Any]:
+    """The job config (a `run.py` YAML as a dict) that makes the trainer render `case` as its first sample.
+
+    `lora` is the file that the trainer starts from (`network.pretrained_lora_path`); None for the base model, and
+    while the LoRA is being made.
+    """
+    sampler = "ddpm" if case.model in DDPM else "flowmatch"
+    process: dict[str, Any] = {
+        "type": "sd_trainer",
+        "training_folder": str(folder),
+        "device": "cpu",
+        "trigger_word": case.trigger_word,
+        "train": {
+            "batch_size": 1,
+            "steps": 1,
+            "train_unet": True,
+            "train_text_encoder": False,
+            "gradient_checkpointing": False,
+            "noise_scheduler": sampler,
+            "optimizer": "adamw",
+            "lr": 1e-4,
+            "dtype": dtype,
+        },
+        "model": {**MODELS[case.model], "quantize": False, "quantize_te": False, **case.trainer_model},
+        "sample": sample_section(case, sampler),
+    }
+    if case.lora is not None:
+        network = case.lora.network.model_dump(exclude_none=True)
+        process["network"] = {**network, **({"pretrained_lora_path": str(lora)} if lora else {})}
+        process["save"] = {"dtype": case.lora.save_dtype, "save_every": 10**6, "max_step_saves_to_keep": 1}
+    if case.training is not None:
+        process |= training_sections(case, process, folder)
+    return {"job": "extension", "config": {"name": case.job_name, "process": [process]}, "meta": {"name": "[name]"}}
+
+
+def sample_section(case: Case, sampler: str) -> dict[str, Any]:
+    """One sample; with `lora.mode: live` a second one with another multiplier, which keeps the LoRA out of the
+    weights for the whole sampling event."""
+    item = case.sample.model_dump(exclude_unset=True)
+    rescale = item.pop("guidance_rescale", 0.0)
+    samples = [item]
+    if case.lora is not None and case.lora.mode == "live":
+        samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
+                        "network_multiplier": 0.0})  # fmt: skip
+    # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
+    frames = {key: item[key] for key in ("num_frames", "fps") if key in item}
+    return {
+        "sampler": sampler,
+        "sample_every": 10**6,
+        "neg": "",
+        "guidance_rescale": rescale,
+        "format": "png",
+        **frames,
+        "samples": samples,
+    }
+
+
+def training_sections(case: Case, process: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A short real training: seeded, on the made-up pictures in `folder`/dataset, sampled at its end only."""
+    assert case.training is not None
+    train = {"steps": case.training.steps, "lr": case.training.lr, "skip_first_sample": True}
+    dataset = {
+        "folder_path": str(folder / "dataset"),
+        "caption_ext": "txt",
+        "cache_latents_to_disk": False,
+        "resolution": [case.training.resolution],
+        "num_frames": 1,
+    }
+    return {
+        "training_seed": case.training.seed,
+        "train": {**process["train"], **train},
+        "datasets": [dataset],
+    }

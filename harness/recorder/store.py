@@ -1,0 +1,72 @@
+"""The only writer of goldens."""
+
+import json
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from harness.goldens import GOLDENS, golden_path, seal
+
+SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "lora": ".safetensors"}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_bytes(data)
+    os.replace(scratch, path)
+
+
+def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
+    """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
+    model = content["case"].split("/")[0]
+    path = golden_path(content["tag"], content["case"], root)
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    content["artefacts"] = {}
+    for name, source in artefacts.items():
+        data = source.read_bytes()
+        if name == "lora" and before is not None:
+            data = _same_lora(root / json.loads(before)["artefacts"].get("lora", {}).get("file", ""), data)
+        digest = sha256(data).hexdigest()
+        file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
+        if not dry and (not (root / file).is_file() or (root / file).read_bytes() != data):
+            write_atomically(root / file, data)
+        content["artefacts"][name] = {"file": file, "sha256": digest, "bytes": len(data)}
+    content["seal"] = seal(content)
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if before == text:
+        return "same bytes"
+    if not dry:
+        write_atomically(path, text.encode())
+    return "new" if before is None else "CHANGED: " + ", ".join(_changed(json.loads(before), content))
+
+
+def _same_lora(stored: Path, data: bytes) -> bytes:
+    """The stored file's bytes if they say the same as `data`: the safetensors library, through which the trainer
+    saves, writes metadata in a random order."""
+    old = stored.read_bytes() if stored.is_file() else b""
+    return old if old and _parts(old) == _parts(data) else data
+
+
+def _parts(data: bytes) -> tuple[Any, bytes]:
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of the fields and artefacts that differ."""
+    names = [k for k in after if k not in ("artefacts", "seal") and before.get(k) != after[k]]
+    old, new = before.get("artefacts", {}), after["artefacts"]
+    return names + [f"{k} file" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def prune(root: Path = GOLDENS) -> int:
+    """Delete artefacts that no golden of any tag names; returns how many."""
+    used = set()
+    for path in root.glob("v*/*/*.json"):
+        used |= {a["file"] for a in json.loads(path.read_text(encoding="utf-8"))["artefacts"].values()}
+    stale = [p for p in root.glob("objects/*/*") if p.relative_to(root).as_posix() not in used]
+    for path in stale:
+        path.unlink()
+    return len(stale)

@@ -1,0 +1,241 @@
+"""Checks one case: renders it with our pipelines, compares with the trainer's golden, and tries the controls."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import controls, gates, goldens, known, metrics
+from harness.cases import ROOT, Case
+from harness.environment import facts
+from harness.goldens import Golden, GoldenError
+from harness.minihub import factory
+from harness.recorder import pins
+from harness.results import Control, Divergence, Metric, Result
+from harness.trace import Trace, Tracer, errors
+
+GATED = ("latents_rel_l2", "pixel_max", "pixel_mean")
+
+
+def use_minihub(home: Path | None = None) -> Path:
+    """Point every Hugging Face library at the mini hub, building it if needed.
+
+    Raises:
+        RuntimeError: `huggingface_hub` was imported before and froze another cache folder.
+    """
+    import sys
+
+    home = home or factory.build()
+    os.environ.update({"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None and Path(constants.HF_HUB_CACHE) != home / "hub":
+        raise RuntimeError(
+            f"huggingface_hub was imported before the mini hub could be set up and uses {constants.HF_HUB_CACHE}; "
+            f"start again with HF_HOME={home} HF_HUB_OFFLINE=1 (`lora-drift minihub path` prints the folder)"
+        )
+    return home
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One render of ours."""
+
+    frames: np.ndarray
+    """uint8 [frames, height, width, 3]"""
+    latents: np.ndarray
+    """float32: what the VAE decoder received."""
+    trace: Trace
+    settings: dict[str, Any]
+
+
+class Bench:
+    """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
+
+    def __init__(self, device: str = "cpu", dtype: str = "float32") -> None:
+        self.device, self.dtype = device, dtype
+        self._loaded: Any = None
+
+    def pipeline(self, case: Case, golden: Golden) -> Any:
+        """Our pipeline for `case`, with the LoRA file that the trainer saved."""
+        import pipelines
+
+        if self._loaded is None or self._loaded.spec.id != case.model:
+            self._loaded = None  # let the old model go before the next one loads
+            self._loaded = pipelines.load(case.model, device=self.device, dtype=self.dtype)
+        if case.lora is None:
+            return self._loaded
+        return self._loaded.with_lora(golden.path("lora"), mode=case.lora.mode)
+
+    @staticmethod
+    def settings(case: Case) -> Any:
+        """The case's resolved settings, by our rules."""
+        from pipelines.settings import Request, resolve, spec_of
+
+        sample, spec = case.sample, spec_of(case.model)
+        return resolve(
+            spec,
+            Request(
+                prompt=sample.prompt,
+                negative=sample.neg,
+                width=sample.width,
+                height=sample.height,
+                steps=sample.sample_steps,
+                guidance_scale=sample.guidance_scale,
+                guidance_rescale=sample.guidance_rescale,
+                seed=sample.seed,
+                multiplier=sample.network_multiplier,
+                num_frames=sample.num_frames,
+                fps=sample.fps,
+                trigger_word=case.trigger_word,
+                job_name=case.job_name,
+            ),
+        )
+
+    @staticmethod
+    def render(pipeline: Any, settings: Any) -> Rendered:
+        tracer = Tracer()
+        if pipeline.lora is not None:
+            for delta in pipeline.lora.deltas:
+                tracer.trace.add(f"lora/{delta.module}", (delta.weight() * delta.scale).numpy())
+        output = pipeline.render(settings, watch=tracer.watching)
+        frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+        assert tracer.trace.final_latents is not None
+        return Rendered(frames, tracer.trace.final_latents, tracer.trace, output.receipt["settings"])
+
+
+def check(bench: Bench, case: Case, tag: str, out: Path) -> Result:
+    """Check one case; never raises for what a case can get wrong, the verdict says it.
+
+    Pictures of the run are written to `out`.
+    """
+    started = time.perf_counter()
+    result = Result(
+        case=case.id,
+        model=case.model,
+        tag=tag,
+        tier=case.tier,
+        device=bench.device,
+        dtype=bench.dtype,
+        verdict="error",
+        about=case.about,
+        environment=facts(bench.device, bench.dtype),
+    )
+    try:
+        golden = goldens.load(tag, case, factory.manifest_sha256(case.model) if case.tier == "mini" else None)
+        _describe(result, golden)
+        _compare(result, bench, case, golden, out)
+    except GoldenError as error:
+        result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
+    except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest
+        result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
+    result.seconds = round(time.perf_counter() - started, 3)
+    return known.judge(result)
+
+
+def _describe(result: Result, golden: Golden) -> None:
+    result.golden_settings = golden.settings
+    result.golden_environment = golden.environment
+    result.provenance = {
+        **golden.trainer,
+        "origin": golden.origin,
+        **({"short_way": golden.short_way} if golden.short_way else {}),
+        "patches": golden.patches,
+        "recorder": golden.recorder,
+        "seal": golden.seal,
+    }
+    result.frames, result.fps = int(golden.output["frames"]), int(golden.output["fps"])
+    result.golden_picture = os.path.relpath(golden.path("picture"), ROOT)
+
+
+def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
+    from PIL import Image
+
+    limits = gates.load(case.tier, bench.device, bench.dtype)
+    pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
+    ours = bench.render(pipeline, settings)
+    result.settings = {**ours.settings, "lora_mode": pipeline.mode if pipeline.lora else None}
+    path = out / f"{case.id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(list(ours.frames))).save(path)
+    result.output_picture = str(path.relative_to(out))
+
+    reference = golden.frames()
+    if reference.shape != ours.frames.shape:
+        result.verdict = "drift"
+        result.message = (
+            f"the trainer rendered {_shape(reference)}, we rendered {_shape(ours.frames)}: another size or frame rule"
+        )
+        return
+    _trace(result, golden, ours, limits["trace"].limit)
+    result.metrics = gates.apply(
+        [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)], limits
+    )
+    outside = [m for m in result.metrics if not m.within]
+    result.controls = [
+        _control(name, golden, bench.render(p, s), limits) for name, p, s in controls.controls(pipeline, settings)
+    ]
+    blind = [c.name for c in result.controls if not c.caught]
+    if outside:
+        result.verdict = "drift"
+        result.message = "beyond the gate: " + ", ".join(_beyond(m) for m in outside) + _where(result)
+    elif blind:
+        result.verdict = "error"
+        result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
+    else:
+        result.verdict = "match"
+
+
+def _shape(frames: np.ndarray) -> str:
+    count, height, width = frames.shape[:3]
+    return f"{width}x{height}" + (f", {count} frames" if count > 1 else "")
+
+
+def _beyond(metric: Metric) -> str:
+    return f"{metric.name} {metric.value:.3g} (gate {metric.gate:.3g})"
+
+
+def _where(result: Result) -> str:
+    first = result.first_divergence
+    return f"; first at {first.boundary} ({first.error:.2g}, gate {first.gate:.2g})" if first else ""
+
+
+def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:
+    found = errors(Trace.load(golden.path("trace")), ours.trace)
+    result.trace = {name: min(error, 1e9) for name, error in found.items()}  # infinity has no place in JSON
+    first = next(((name, error) for name, error in result.trace.items() if error > limit), None)
+    if first is not None:
+        result.first_divergence = Divergence(boundary=first[0], error=first[1], gate=limit)
+
+
+def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.Gate]) -> Control:
+    """A control is caught when one of the gated metrics leaves its gate."""
+    reference = golden.frames()
+    if reference.shape != ours.frames.shape:
+        return Control(name=name, pixel_max=255, latents_rel_l2=1, caught=True)
+    measured = {
+        m.name: m
+        for m in gates.apply(
+            [*metrics.latents(golden.latents(), ours.latents), *metrics.pixel_levels(reference, ours.frames)], limits
+        )
+    }
+    return Control(
+        name=name,
+        pixel_max=measured["pixel_max"].value or 0.0,
+        latents_rel_l2=measured["latents_rel_l2"].value or 0.0,
+        caught=any(not measured[m].within for m in GATED),
+    )
+
+
+def newest_tag() -> str:
+    return pins.newest()
+
+
+def legal_repeat(bench: Bench, case: Case, golden: Golden, mode: str | None = None) -> Rendered:
+    """The case once more, with the LoRA in another mode if given: what gates are derived from."""
+    pipeline = bench.pipeline(case, golden)
+    if mode is not None and pipeline.lora is not None:
+        pipeline = replace(pipeline, mode=mode)
+    return bench.render(pipeline, bench.settings(case))

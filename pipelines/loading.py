@@ -1,0 +1,86 @@
+"""Base models: hub ids to Diffusers pipelines with the table's scheduler, in the trainer's dtypes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import RequestError
+from pipelines.lora import module_shapes
+from pipelines.spec import ModelSpec, Scheduler
+
+if TYPE_CHECKING:
+    import torch
+
+
+def scheduler(row: Scheduler) -> Any:
+    """A fresh scheduler: some keep state from one render to the next, so no two renders share one."""
+    import diffusers
+
+    from pipelines import schedulers
+
+    return getattr(schedulers if hasattr(schedulers, row.cls) else diffusers, row.cls)(**row.config)
+
+
+def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> Any:
+    """Load the stock Diffusers pipeline of `spec` from `base` (hub id or folder).
+
+    Components that the trainer takes from other repositories come from there, unless `base` is a folder that has
+    them. Every module is cast whole, as the trainer does (`from_pretrained` alone keeps some parts in float32).
+    """
+    import diffusers
+    from torch import nn
+
+    elsewhere = {name: repo for name, repo in spec.components.items() if not (Path(base) / name).is_dir()}
+    components = {name: _component(base, name, repo, dtype) for name, repo in elsewhere.items()}
+    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
+        base, torch_dtype=dtype, scheduler=scheduler(spec.scheduler), **components, **options
+    )
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.to(dtype).eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
+    """One component from its own repository, in the class that the base's model_index.json names."""
+    from diffusers import DiffusionPipeline
+
+    library, cls = DiffusionPipeline.load_config(base)[name]
+    options = {} if "okenizer" in cls else {"torch_dtype": dtype}
+    return getattr(importlib.import_module(library), cls).from_pretrained(repo, subfolder=name, **options)
+
+
+def denoiser_modules(spec: ModelSpec, base: str) -> dict[str, tuple[int, ...]]:
+    """Path -> weight shape of the denoiser's Linear and Conv2d modules, from its config alone (no weights).
+
+    Raises:
+        RequestError: `base` has no such component.
+    """
+    import diffusers
+    import torch
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    name = f"{spec.denoiser}/config.json"
+    try:
+        path = Path(base, name) if Path(base).is_dir() else Path(hf_hub_download(base, name))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, HFValidationError) as error:
+        raise RequestError(
+            f"base {base!r}: found no {name} there ({error}). Give the folder or hub id of a {spec.title} model in the "
+            f"layout of {spec.base}"
+        ) from error
+    with torch.device("meta"):
+        return dict(module_shapes(getattr(diffusers, config["_class_name"]).from_config(config)))
+
+
+def revision(repo: str) -> str | None:
+    """Commit of a hub repository in the local cache; None for a folder or an unknown repository."""
+    from huggingface_hub import constants
+
+    ref = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
+    return ref.read_text().strip() if ref.is_file() else None

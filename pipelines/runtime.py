@@ -1,0 +1,177 @@
+"""The pipeline object: a base model, perhaps with a LoRA, that renders requests.
+
+    import pipelines
+    picture = pipelines.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
+    picture.save("out.png")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import loading
+from pipelines.errors import Cancelled, RequestError
+from pipelines.lora import Adapter, Lora, read
+from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from pipelines.spec import TRAINER, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Watch = Callable[[Any], AbstractContextManager[Any]]
+StepCallback = Callable[[int, int], bool | None]
+"""Called as (step done, steps in all) after each denoising step; returning False cancels the render."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rendered frames (one for a picture) and the receipt that says how they came to be."""
+
+    frames: list[Image.Image]
+    settings: Settings
+    receipt: dict[str, Any]
+
+    def save(self, path: str | Path, *, quality: int | None = None) -> Path:
+        """Write the picture or video and `<path>.json`, the receipt, next to it. See `pipelines.output.save`."""
+        from pipelines import output
+
+        return output.save(self, Path(path), quality=quality)
+
+
+class Base:
+    """One loaded base model. Loads at first use, once; every `Pipeline` made from it shares it."""
+
+    def __init__(self, spec: ModelSpec, repo: str, device: str, dtype: str) -> None:
+        self.spec, self.repo, self.device, self.dtype = spec, repo, device, dtype
+        self.family = importlib.import_module(f"pipelines.families.{spec.family}")
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[int, ...]]:
+        return loading.denoiser_modules(self.spec, self.repo)
+
+    @cached_property
+    def pipe(self) -> Any:
+        import torch
+
+        return self.family.load(self.spec, self.repo, getattr(torch, self.dtype)).to(self.device)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        return Adapter(getattr(self.pipe, self.spec.denoiser))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A base model with at most one LoRA. Immutable: `with_lora` returns another view of the same base."""
+
+    base: Base
+    lora: Lora | None = None
+    mode: LoraMode = "merged"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.base.spec
+
+    def with_lora(
+        self, path: str | Path, *, mode: LoraMode | None = None, allow_partial: bool = False
+    ) -> Pipeline:
+        """The same model with a LoRA file, checked against the model's layout before any weights load.
+
+        `mode` "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
+        trainer does for this model.
+
+        Raises:
+            LoraError: the file is damaged or does not (wholly) belong to this model.
+        """
+        lora = read(Path(path), self.spec, self.base.modules, allow_partial=allow_partial)
+        return replace(self, lora=lora, mode=mode or self.spec.lora_mode)
+
+    def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
+        """Render one request; `fields` are those of `pipelines.settings.Request`.
+
+        Raises:
+            RequestError: a field is wrong (before weights load).
+            Cancelled: `on_step` returned False.
+        """
+        try:
+            request = Request(prompt, **fields)
+        except TypeError as error:
+            known = ", ".join(Request.__dataclass_fields__)
+            raise RequestError(f"sample(): {error}; the fields are: {known}") from error
+        return self.render(resolve(self.spec, request), on_step=on_step)
+
+    def render(
+        self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext
+    ) -> Output:
+        """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
+        import torch
+
+        pipe = self.base.pipe
+        self.base.adapter.set(self.lora, settings.multiplier, self.mode)
+        pipe.scheduler = loading.scheduler(self.spec.scheduler)
+
+        def after_step(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None and on_step(step + 1, settings.steps) is False:
+                raise Cancelled(f"cancelled after step {step + 1} of {settings.steps}")
+            return kwargs
+
+        with seeded(settings.seed, self.base.device) as generator, torch.no_grad(), watch(pipe):
+            frames = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
+        return Output(frames, settings, self._receipt(settings))
+
+    def _receipt(self, settings: Settings) -> dict[str, Any]:
+        scheduler = self.base.pipe.scheduler
+        sigmas = getattr(scheduler, "sigmas", None)
+        schedule = (scheduler.timesteps if sigmas is None else sigmas).detach().float().cpu().numpy()
+        lora = self.lora
+        return {
+            "model": self.spec.id,
+            "reproduces": TRAINER,
+            "base": {repo: loading.revision(repo) for repo in (self.base.repo, *self.spec.components.values())},
+            "lora": None
+            if lora is None
+            else {"file": lora.path.name, "sha256": lora.sha256, "mode": self.mode, **lora.coverage.as_dict()},
+            "settings": settings.as_dict(),
+            "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
+            "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
+            "device": self.base.device,
+            "dtype": self.base.dtype,
+            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
+        }
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[torch.Generator]:
+    """The trainer's seeding (toolkit/models/base_model.py): the global CPU generator, seeded, *is* the generator that
+    pipelines draw from, and CUDA's is seeded too. What the caller had in both is put back afterwards."""
+    import torch
+
+    cuda = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda, device_type="cuda"):
+        yield torch.manual_seed(seed)
+
+
+def load(model: str, *, base: str | None = None, device: str = "cpu", dtype: str | None = None) -> Pipeline:
+    """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
+
+    Args:
+        base: hub id or folder of another base model in the same layout.
+        dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
+
+    Raises:
+        RequestError: unknown model, device or dtype.
+    """
+    spec = spec_of(model)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype not in ("float32", "bfloat16"):
+        raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
+    return Pipeline(Base(spec, base or spec.base, device, dtype))

@@ -1,0 +1,182 @@
+"""From what the user asks to the numbers that are rendered, by the trainer's rules.
+
+Follows `preprocess_config` (toolkit/config.py), `inject_trigger_into_prompt` (toolkit/prompt_utils.py) and
+`GenerateImageConfig` (toolkit/config_modules.py).
+"""
+
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from pipelines.errors import RequestError
+from pipelines.spec import MODELS, ModelSpec
+
+LoraMode = Literal["merged", "live"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks. `None` takes the model's default.
+
+    Attributes:
+        prompt: may hold the trainer's flags (`--w 512 --h 768 --n blurry --cfg 4 --steps 20 --seed 7 --m 0.8
+            --frames 41 --fps 16`), which win over the fields, and `[trigger]` or `[name]`.
+        negative: negative prompt.
+        width, height: pixels; floored to a multiple of 8, then by the model's own rule.
+        steps: denoising steps, at least 1.
+        guidance_scale: in the model's own convention (see `ModelSpec.guidance`).
+        guidance_rescale: 0 to 1, SDXL only.
+        seed: 0 to 2^64 - 1; -1 draws one.
+        multiplier: LoRA strength.
+        num_frames, fps: video models.
+        trigger_word: replaces `[trigger]` (and a `[name]` that is left) in the prompt; without one they stay.
+        job_name: replaces `[name]` first. The trainer does this to the whole job file, so that in a job `[name]` is
+            always the job's name, which is also the LoRA's file name, and never the trigger word.
+    """
+
+    prompt: str
+    negative: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    seed: int = 42
+    multiplier: float = 1.0
+    num_frames: int | None = None
+    fps: int | None = None
+    trigger_word: str | None = None
+    job_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is rendered: every number is final."""
+
+    prompt: str
+    negative_prompt: str
+    negative_prompt_2: str
+    """For a second text encoder (SDXL): `--n` in the prompt does not reach it in the trainer."""
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    seed: int
+    multiplier: float
+    num_frames: int
+    fps: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spec_of(model: str) -> ModelSpec:
+    """The table row of `model`, or a RequestError that lists the ids."""
+    if model not in MODELS:
+        raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
+    return MODELS[model]
+
+
+def resolve(spec: ModelSpec, request: Request) -> Settings:
+    """Apply trigger word, prompt flags, defaults, and the size, frame and seed rules, in the trainer's order.
+
+    Raises:
+        RequestError: a value that the trainer would refuse too, or that means nothing for this model.
+    """
+    prompt = request.prompt
+    if request.job_name is not None:
+        prompt = prompt.replace("[name]", request.job_name)
+    if request.trigger_word is not None:
+        prompt = prompt.replace("[name]", request.trigger_word).replace("[trigger]", request.trigger_word)
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=request.negative,
+        negative_prompt_2=request.negative,
+        width=spec.width if request.width is None else request.width,
+        height=spec.height if request.height is None else request.height,
+        steps=spec.steps if request.steps is None else request.steps,
+        guidance_scale=spec.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
+        # -1 draws before the flags are read, in the trainer too: `--seed -1` is not "random" there.
+        seed=random.SystemRandom().randrange(2**32) if request.seed == -1 else request.seed,
+        multiplier=request.multiplier,
+        num_frames=spec.num_frames if request.num_frames is None else request.num_frames,
+        fps=spec.fps if request.fps is None else request.fps,
+    )
+    settings = _checked(spec, _with_flags(settings))
+    width, height = (max(64, n - n % 8) for n in (settings.width, settings.height))
+    divisor = spec.size_divisor
+    if spec.size_rule == "refuse" and (width % divisor or height % divisor):
+        near = " or ".join(
+            f"{w}x{h}" for w, h in dict.fromkeys(((width - width % divisor, height - height % divisor),
+                                                  (-(-width // divisor) * divisor, -(-height // divisor) * divisor)))
+        )  # fmt: skip
+        raise RequestError(f"size {settings.width}x{settings.height}: {spec.id} renders multiples of {divisor} only, "
+                           f"and so does the trainer; use {near}")  # fmt: skip
+    return replace(
+        settings,
+        width=width - width % divisor,
+        height=height - height % divisor,
+        num_frames=_rounded_frames(settings.num_frames, spec.frame_step),
+    )
+
+
+def _rounded_frames(frames: int, step: int) -> int:
+    """The video pipelines' rule: `step * n + 1` stays, anything else becomes `frames // step * step + 1` (8 -> 9)."""
+    return frames if frames % step == 1 or step == 1 else frames // step * step + 1
+
+
+_FLAGS: dict[str, tuple[str, type]] = {
+    "n": ("negative_prompt", str),
+    "w": ("width", int),
+    "h": ("height", int),
+    "d": ("seed", int),
+    "seed": ("seed", int),
+    "l": ("guidance_scale", float),
+    "cfg": ("guidance_scale", float),
+    "s": ("steps", int),
+    "steps": ("steps", int),
+    "m": ("multiplier", float),
+    "network_multiplier": ("multiplier", float),
+    "gr": ("guidance_rescale", float),
+    "frames": ("num_frames", int),
+    "num_frames": ("num_frames", int),
+    "fps": ("fps", int),
+}
+"""Prompt flag -> (setting, type). The trainer drops the text of any other flag, and so do we."""
+
+
+def _with_flags(settings: Settings) -> Settings:
+    head, *flags = settings.prompt.strip().split("--")
+    values: dict[str, Any] = {"prompt": head.strip()}
+    for text in flags:
+        flag = text.split(" ")[0].strip()
+        content = text[len(flag) :].strip()
+        if flag in _FLAGS:
+            name, convert = _FLAGS[flag]
+            try:
+                values[name] = convert(content)
+            except ValueError:
+                raise RequestError(f"prompt flag --{flag}: {content!r} is not a{'n' * (convert is int)} "
+                                   f"{convert.__name__}") from None  # fmt: skip
+    return replace(settings, **values)
+
+
+def _checked(spec: ModelSpec, settings: Settings) -> Settings:
+    def refuse(field: str, value: object, remedy: str) -> None:
+        raise RequestError(f"{field} {value}: {remedy}")
+
+    if settings.width < 1 or settings.height < 1:
+        refuse("size", f"{settings.width}x{settings.height}", "give positive numbers of pixels")
+    if settings.width > 16384 or settings.height > 16384:
+        refuse("size", f"{settings.width}x{settings.height}", "at most 16384 pixels a side")
+    if settings.steps < 1:
+        refuse("steps", settings.steps, "give at least 1")
+    if not 0 <= settings.seed < 2**64:
+        refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
+    if spec.kind == "image" and settings.num_frames != 1:
+        refuse("frames", settings.num_frames, f"{spec.id} makes pictures; leave it out")
+    if settings.num_frames < 1 or settings.fps < 1:
+        refuse("frames/fps", f"{settings.num_frames}/{settings.fps}", "give at least 1")
+    return settings
