@@ -133,12 +133,13 @@ def load(path: Path) -> Case:
         raise CaseError(f"{path}: " + "; ".join(lines)) from error
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {"sample": Sample, "lora": Lora, "network": Network, "training": Training}
+
+
 def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
     field = ".".join(map(str, loc)) or "case"
     if kind == "extra_forbidden":
-        section: type[BaseModel] = Case
-        for name in loc[:-1]:
-            section = {"sample": Sample, "lora": Lora, "network": Network, "training": Training}.get(str(name), section)
+        section = next((_SECTIONS[str(name)] for name in reversed(loc[:-1]) if str(name) in _SECTIONS), Case)
         names = sorted(f.alias or n for n, f in section.model_fields.items())
         return f"unknown field `{field}` (known here: {', '.join(names)})"
     return f"`{field}`: {message}"

@@ -162,7 +162,7 @@ def _check_artefact(golden: Golden, name: str, artefact: Artefact) -> None:
     data = path.read_bytes()
     if sha256(data).hexdigest() != artefact.sha256:
         size = f"{len(data)} bytes, recorded {artefact.bytes}" if len(data) != artefact.bytes else "same size"
-        raise Corrupt(f"{shown}, the {name} of {golden.case}, has other bytes than the trainer wrote ({size}). {restore}")
+        raise Corrupt(f"{shown}, the {name} of {golden.case}, has other bytes than were recorded ({size}). {restore}")
 
 
 def _shown(path: Path, root: Path) -> str:

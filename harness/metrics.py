@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from harness.results import Metric
+from harness.results import IDENTICAL, Metric
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 Better: TypeAlias = Literal["lower", "higher"]
 
-IDENTICAL = "identical"
-"""Note of a PSNR without a value: no pixel differs, so the ratio is infinite."""
 NOT_EVALUATED = "not evaluated"
 """How the note of a metric begins that could not be measured."""
 

@@ -1,9 +1,9 @@
 """The pytest plugin: every YAML file under a folder named `cases` is a test item.
 
-    pytest cases/                       all mini cases of the newest tag, on the CPU
-    pytest cases/flux --drift-tag TAG   one model, one tag
-    pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
-    pytest cases/ -m gpu                the same on CUDA (and the `full` tier, where goldens of it exist)
+pytest cases/                       all mini cases of the newest tag, on the CPU
+pytest cases/flux --drift-tag TAG   one model, one tag
+pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
+pytest cases/ -m gpu                the same on CUDA (and the `full` tier, where goldens of it exist)
 """
 
 import json

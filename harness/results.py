@@ -9,6 +9,9 @@ Verdict = Literal["match", "drift", "known", "missing", "stale", "corrupt", "err
 PASSING: frozenset[str] = frozenset({"match", "known"})
 """Verdicts that leave the exit code at 0. (`known` stops counting when its expiry date has passed.)"""
 
+IDENTICAL = "identical"
+"""Note of a metric without a value because nothing differs: the PSNR of equal pictures is infinite."""
+
 
 class Metric(BaseModel):
     """One measured distance to the golden and its gate. `value` None: not evaluated, `note` says why."""
@@ -27,8 +30,10 @@ class Metric(BaseModel):
 
     @property
     def within(self) -> bool:
-        if self.value is None or self.gate is None:
+        if self.gate is None:
             return True
+        if self.value is None:  # a gated distance that could not be measured is not a small one
+            return self.note == IDENTICAL
         return self.value <= self.gate if self.better == "lower" else self.value >= self.gate
 
 
@@ -50,7 +55,8 @@ class Divergence(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     boundary: str
-    error: float
+    error: float | None
+    """None: the run has no such boundary, or a tensor of another shape there."""
     gate: float
 
 
@@ -71,8 +77,8 @@ class Result(BaseModel):
     metrics: list[Metric] = []
     controls: list[Control] = []
     first_divergence: Divergence | None = None
-    trace: dict[str, float] = {}
-    """Boundary -> relative error, in the order of the run."""
+    trace: dict[str, float | None] = {}
+    """Boundary -> relative error, in the order of the run; None as in `Divergence`."""
     settings: dict[str, Any] = {}
     """Resolved settings of this run (size after snapping, steps, guidance, ...)."""
     golden_settings: dict[str, Any] = {}
@@ -85,7 +91,7 @@ class Result(BaseModel):
     golden_picture: str | None = None
     """PNG (the frames of a video one below the other); a path relative to the repository."""
     output_picture: str | None = None
-    """PNG of this run in the same form; a path relative to the folder of the results file, or absolute."""
+    """PNG of this run in the same form; a path relative to the repository."""
 
 
 def read(path: Path) -> list[Result]:

@@ -1,5 +1,6 @@
 """Checks one case: renders it with our pipelines, compares with the trainer's golden, and tries the controls."""
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(list(ours.frames))).save(path)
-    result.output_picture = str(path.relative_to(out))
+    result.output_picture = os.path.relpath(path, ROOT)
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:
@@ -199,21 +200,24 @@ def _beyond(metric: Metric) -> str:
 
 def _where(result: Result) -> str:
     first = result.first_divergence
-    return f"; first at {first.boundary} ({first.error:.2g}, gate {first.gate:.2g})" if first else ""
+    if first is None:
+        return ""
+    size = "absent or of another shape" if first.error is None else f"{first.error:.2g}, gate {first.gate:.2g}"
+    return f"; first at {first.boundary} ({size})"
 
 
 def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:
     found = errors(Trace.load(golden.path("trace")), ours.trace)
-    result.trace = {name: min(error, 1e9) for name, error in found.items()}  # infinity has no place in JSON
-    first = next(((name, error) for name, error in result.trace.items() if error > limit), None)
+    result.trace = {name: error if math.isfinite(error) else None for name, error in found.items()}
+    first = next((name for name, error in found.items() if not error <= limit), None)
     if first is not None:
-        result.first_divergence = Divergence(boundary=first[0], error=first[1], gate=limit)
+        result.first_divergence = Divergence(boundary=first, error=result.trace[first], gate=limit)
 
 
 def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.Gate]) -> Control:
     """A control is caught when one of the gated metrics leaves its gate."""
     reference = golden.frames()
-    if reference.shape != ours.frames.shape:
+    if reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
         return Control(name=name, pixel_max=255, latents_rel_l2=1, caught=True)
     measured = {
         m.name: m

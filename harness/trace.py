@@ -71,7 +71,7 @@ class Trace:
 
         with safe_open(path, framework="np") as file:
             boundaries = json.loads(file.metadata()["boundaries"])
-            rows = {size: iter(file.get_tensor(size)) for size in file.keys()}
+            rows = {size: iter(file.get_tensor(size)) for size in {str(s) for _, _, s in boundaries}}
         sketches = {name: next(rows[str(size)]) for name, _, size in boundaries}
         return cls(sketches, {name: shape for name, shape, _ in boundaries})
 
@@ -238,9 +238,9 @@ class Tracer:
 def capture(pipe: Any) -> Iterator[Trace]:
     """Trace one call of any Diffusers pipeline.
 
-        with capture(pipe) as trace:
-            pipe("a fox", num_inference_steps=4)
-        trace.save("mine.safetensors")
+    with capture(pipe) as trace:
+        pipe("a fox", num_inference_steps=4)
+    trace.save("mine.safetensors")
     """
     tracer = Tracer()
     with tracer.watching(pipe):

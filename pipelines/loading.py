@@ -31,16 +31,22 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     them. Every module is cast whole, as the trainer does (`from_pretrained` alone keeps some parts in float32).
     """
     import diffusers
+    from packaging.version import Version
     from torch import nn
 
+    # Diffusers renamed the argument in 0.40.
+    name_of_dtype = "dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype"
     elsewhere = {name: repo for name, repo in spec.components.items() if not (Path(base) / name).is_dir()}
     components = {name: _component(base, name, repo, dtype) for name, repo in elsewhere.items()}
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-        base, torch_dtype=dtype, scheduler=scheduler(spec.scheduler), **components, **options
+        base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
     )
+    verbosity = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()  # it warns of the very cast that the trainer makes
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.to(dtype).eval().requires_grad_(False)
+    diffusers.utils.logging.set_verbosity(verbosity)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -50,7 +56,7 @@ def _component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     library, cls = DiffusionPipeline.load_config(base)[name]
-    options = {} if "okenizer" in cls else {"torch_dtype": dtype}
+    options = {} if "okenizer" in cls else {"dtype": dtype}
     return getattr(importlib.import_module(library), cls).from_pretrained(repo, subfolder=name, **options)
 
 

@@ -172,8 +172,8 @@ def _delta(path: Path, module: str, parts: Mapping[str, torch.Tensor], shape: tu
     rank = down.shape[0]
     wanted = (rank, *shape[1:]), (shape[0], rank, *(1,) * (len(shape) - 2))
     if (tuple(down.shape), tuple(up.shape)) != wanted:
-        raise LoraError(f"{path}: {module} has shapes {tuple(down.shape)} and {tuple(up.shape)}, but the model's weight "
-                        f"is {shape}: a LoRA for a model of another size")  # fmt: skip
+        raise LoraError(f"{path}: {module} has shapes {tuple(down.shape)} and {tuple(up.shape)}, but the weight is "
+                        f"{shape}: a LoRA for a model of another size")  # fmt: skip
     alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)
     return Delta(module, down, up, alpha / rank)
 

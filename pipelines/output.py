@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +58,7 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         write(part)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise RequestError(f"output {path}: could not be written ({error.strerror or error}); nothing was left behind"
                            ) from error  # fmt: skip

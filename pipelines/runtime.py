@@ -1,8 +1,8 @@
 """The pipeline object: a base model, perhaps with a LoRA, that renders requests.
 
-    import pipelines
-    picture = pipelines.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
-    picture.save("out.png")
+import pipelines
+picture = pipelines.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
+picture.save("out.png")
 """
 
 from __future__ import annotations
@@ -62,7 +62,14 @@ class Base:
     def pipe(self) -> Any:
         import torch
 
-        return self.family.load(self.spec, self.repo, getattr(torch, self.dtype)).to(self.device)
+        _ = self.modules  # a wrong `base` shows here, before gigabytes are read
+        try:
+            return self.family.load(self.spec, self.repo, getattr(torch, self.dtype)).to(self.device)
+        except OSError as error:
+            raise RequestError(
+                f"{self.repo} could not be loaded: {error} (is it downloaded, is the network there, does it need a "
+                "login with `hf auth login`?)"
+            ) from error
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -81,9 +88,7 @@ class Pipeline:
     def spec(self) -> ModelSpec:
         return self.base.spec
 
-    def with_lora(
-        self, path: str | Path, *, mode: LoraMode | None = None, allow_partial: bool = False
-    ) -> Pipeline:
+    def with_lora(self, path: str | Path, *, mode: LoraMode | None = None, allow_partial: bool = False) -> Pipeline:
         """The same model with a LoRA file, checked against the model's layout before any weights load.
 
         `mode` "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
@@ -109,9 +114,7 @@ class Pipeline:
             raise RequestError(f"sample(): {error}; the fields are: {known}") from error
         return self.render(resolve(self.spec, request), on_step=on_step)
 
-    def render(
-        self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext
-    ) -> Output:
+    def render(self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext) -> Output:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
         import torch
 

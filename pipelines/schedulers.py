@@ -24,4 +24,6 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         timesteps: list[float] | None = None,
     ) -> None:
         self.sigma_min = 0.0
-        super().set_timesteps(num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu)
+        super().set_timesteps(  # type: ignore[misc]
+            num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu
+        )

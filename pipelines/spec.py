@@ -12,7 +12,7 @@ TRAINER = "ostris/ai-toolkit 0.7.29"
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler class (of `pipelines.schedulers`, else of Diffusers) and the config that is *in effect* while the trainer samples."""
+    """A class (of `pipelines.schedulers`, else of Diffusers) and the config *in effect* while the trainer samples."""
 
     cls: str
     config: Mapping[str, Any]

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from harness import metrics
 from harness.metrics import Array
-from harness.results import Metric
+from harness.results import IDENTICAL, Metric
 
 pictures = arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(8, 20), st.integers(8, 20), st.just(3)))
 latents = arrays(np.float32, array_shapes(max_side=6), elements=st.floats(-8, 8, width=32)).filter(np.any)
@@ -36,9 +36,10 @@ def test_a_picture_is_at_no_distance_from_itself(picture: Array) -> None:
     for name in ("pixel_max", "pixel_mean", "flip", *(["temporal"] if len(picture) > 1 else [])):
         assert found[name].value == 0
     assert found["ssim"].value == 1
-    assert (found["psnr"].value, found["psnr"].note) == (None, metrics.IDENTICAL)
+    assert (found["psnr"].value, found["psnr"].note) == (None, IDENTICAL)
 
 
+@settings(deadline=None)
 @given(latents)
 def test_latents_are_at_no_distance_from_themselves(values: Array) -> None:
     found = by_name(metrics.latents(values, values.copy()))
@@ -51,7 +52,7 @@ def test_latents_are_at_no_distance_from_themselves(values: Array) -> None:
 def test_one_level_of_one_pixel_is_seen(data: st.DataObject, golden: Array) -> None:
     at = tuple(data.draw(st.integers(0, side - 1)) for side in golden.shape)
     ours = golden.copy()
-    ours[at] += 1 if ours[at] < 255 else np.uint8(255)  # 255 + 255 wraps to 254
+    ours[at] = ours[at] + 1 if ours[at] < 255 else 254
     found = by_name(metrics.pixels(golden, ours))
     assert found["pixel_max"].value == metrics.pixel_max(golden, ours) == 1
     assert found["pixel_mean"].value == pytest.approx(1 / golden.size)
@@ -71,6 +72,7 @@ def test_pixel_metrics_do_not_depend_on_the_order(data: st.DataObject, a: Array)
         assert one.value == (None if other.value is None else pytest.approx(other.value, abs=1e-6))
 
 
+@settings(deadline=None)
 @given(latents, st.floats(0.25, 4))
 def test_cosine_is_blind_to_scale_and_rel_l2_is_not(values: Array, factor: float) -> None:
     found = by_name(metrics.latents(values.astype(np.float64), values.astype(np.float64) * factor))

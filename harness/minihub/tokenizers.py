@@ -8,10 +8,12 @@ from typing import Any
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
-WORDS = (
-    "a an the of in on at with and photo picture image cat dog fox person woman man house tree red blue green "
-    "black white small big old new night day light dark street forest sea blurry low quality style portrait"
-).split()
+WORDS = [
+    *("a", "an", "the", "of", "in", "on", "at", "with", "and", "photo", "picture", "image", "cat", "dog", "fox"),
+    *("person", "woman", "man", "house", "tree", "red", "blue", "green", "black", "white", "small", "big", "old"),
+    *("new", "night", "day", "light", "dark", "street", "forest", "sea", "blurry", "low", "quality", "style"),
+    "portrait",
+]
 """Words that get a token of their own, so that prompts differ by more than their letters."""
 
 

@@ -39,7 +39,8 @@ def tensor(repo: str, file: str, name: str, shape: Sequence[int], rules: Sequenc
     values = uniform(shape, repo, file, name)
     gain = np.float32(next((g for pattern, g in rules if re.search(pattern, f"{file}/{name}")), 1.0))
     if len(shape) >= 2:
-        fan_in = int(np.prod(shape[1:])) if not re.search(r"(embed_tokens|token_embedding|shared)\.weight$", name) else 1
+        is_lookup = re.search(r"(embed_tokens|token_embedding|shared)\.weight$", name)
+        fan_in = 1 if is_lookup else int(np.prod(shape[1:]))
         return values * gain * np.float32(np.sqrt(3.0 / fan_in))
     if name.endswith(("weight", "weights", "gamma")):
         return gain * (np.float32(1.0) + np.float32(0.1) * values)

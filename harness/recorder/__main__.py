@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import cases, goldens
 from harness.cases import ROOT, Case, CaseError
@@ -27,10 +28,10 @@ def parse() -> argparse.Namespace:
         epilog="Interrupted, it resumes where it stopped. Run again after finishing, it renders everything again and "
         "says for each golden whether the bytes are the same.",
     )
-    parser.add_argument("--trainer", type=Path, required=True, metavar="DIR", help="clean checkout of ostris/ai-toolkit")
+    parser.add_argument("--trainer", type=Path, required=True, metavar="DIR", help="clean ostris/ai-toolkit checkout")
     parser.add_argument("--diffusers", type=Path, metavar="DIR", help="clean checkout of the pinned Diffusers commit; "
                         "needed unless Diffusers was installed from git")  # fmt: skip
-    parser.add_argument("--tag", default=pins.newest(), help="trainer version, a row of harness/tags.yaml (%(default)s)")
+    parser.add_argument("--tag", default=pins.newest(), help="a row of harness/tags.yaml (%(default)s)")
     parser.add_argument("--model", action="append", metavar="M", help="only this model (repeatable)")
     parser.add_argument("--case", action="append", metavar="ID", help="only this case, e.g. flux/lora (repeatable)")
     parser.add_argument("--job-like", action="store_true", help="only cases that are recorded through a real training")
@@ -68,7 +69,14 @@ def groups(todo: list[Case]) -> list[list[Case]]:
     return list(found.values())
 
 
-def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> subprocess.Popen[bytes]:
+class Child(NamedTuple):
+    """A worker process and its log file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> Child:
     request = {
         "cases": [c.id for c in group],
         "folder": str(work / "jobs"),
@@ -88,33 +96,28 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "harness.recorder.worker", json.dumps(request)]
-        child = subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT)
-    child.log = log  # type: ignore[attr-defined]
-    return child
+        return Child(subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
 def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> list[Path]:
     """Render all groups, a few at a time; returns the logs of those that failed."""
-    waiting, running, failed = list(todo), [], []
+    waiting = list(todo)
+    running: list[Child] = []
+    failed: list[Path] = []
     try:
         while waiting or running:
             while waiting and len(running) < args.jobs:
                 group = waiting.pop(0)
                 print(f"  rendering {', '.join(c.id for c in group)}", flush=True)
                 running.append(start(group, args, work, prints))
-            child = next((c for c in running if c.poll() is not None), None)
-            if child is None:
-                try:
-                    running[0].wait(timeout=0.5)
-                except subprocess.TimeoutExpired:
-                    continue
-            else:
+            time.sleep(0.2)
+            for child in [c for c in running if c.process.poll() is not None]:
                 running.remove(child)
-                if child.returncode:
+                if child.process.returncode:
                     failed.append(child.log)
     finally:
         for child in running:
-            child.terminate()
+            child.process.terminate()
     return failed
 
 

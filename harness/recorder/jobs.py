@@ -63,7 +63,7 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
         samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
                         "network_multiplier": 0.0})  # fmt: skip
     # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
-    frames = {key: item[key] for key in ("num_frames", "fps") if key in item}
+    frames: dict[str, Any] = {key: item[key] for key in ("num_frames", "fps") if key in item}
     return {
         "sampler": sampler,
         "sample_every": 10**6,

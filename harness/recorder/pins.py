@@ -78,7 +78,7 @@ def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
     """
     pins = row(tag)
     _check_checkout("trainer", trainer, pins["commit"])
-    declared = {}
+    declared: dict[str, str] = {}
     exec((trainer / "version.py").read_text(), declared)  # the trainer's own one-line version file
     if declared.get("VERSION") != pins["version"]:
         raise PinError(f"trainer version.py says {declared.get('VERSION')}, tags.yaml says {pins['version']}")

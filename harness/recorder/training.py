@@ -4,7 +4,6 @@ The saved LoRA is then sampled once more through the short way (`worker.render`)
 the golden keeps the distance, which shows that the short way stands for a training run.
 """
 
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -63,7 +62,7 @@ def train(case: Case, folder: Path, observer: worker.Observer) -> Path:
     arguments, sys.argv = sys.argv, ["run.py", str(job_file)]
     try:
         with _observed(observer):
-            runpy.run_path(str(Path(os.getcwd()) / "run.py"), run_name="__main__")
+            runpy.run_path(str(Path.cwd() / "run.py"), run_name="__main__")
     finally:
         sys.argv = arguments
     return folder / case.job_name / f"{case.job_name}.safetensors"

@@ -42,9 +42,10 @@ class Observer:
     @contextmanager
     def watching(self, sd: Any) -> Iterator[None]:
         """Hook the trainer's model object `sd` and every pipeline it builds meanwhile."""
-        from diffusers import DiffusionPipeline
+        import diffusers
         from toolkit.config_modules import GenerateImageConfig
 
+        DiffusionPipeline: Any = diffusers.DiffusionPipeline
         register, save = DiffusionPipeline.register_modules, GenerateImageConfig.save_image
 
         def register_modules(pipe: Any, **modules: Any) -> None:

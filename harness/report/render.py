@@ -36,7 +36,7 @@ class Stage(NamedTuple):
     """Consecutive boundaries of the trace that belong together: boundary -> relative error."""
 
     name: str
-    errors: dict[str, float]
+    errors: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,11 @@ def render(results: list[Result], tag: str, out_dir: Path, base: Path) -> Path:
 
 
 def side_by_side(golden: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Row]:
-    """Union of both sides' keys, sorted. A key that only one side has is shown, but is no difference."""
+    """Union of both sides' keys, what differs first. A key that only one side has is shown, but is no difference."""
     left, right = flatten(golden), flatten(ours)
-    return [
-        Row(key, text(left.get(key)), text(right.get(key)), key in left and key in right and left[key] != right[key])
-        for key in sorted(left | right)
-    ]
+    differing = {key for key in left.keys() & right.keys() if left[key] != right[key]}
+    keys = sorted(left | right, key=lambda key: (key not in differing, key))
+    return [Row(key, text(left.get(key)), text(right.get(key)), key in differing) for key in keys]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

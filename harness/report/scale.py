@@ -2,8 +2,7 @@
 
 from math import floor, isfinite, log10
 
-from harness.metrics import IDENTICAL
-from harness.results import Metric, Result, Verdict
+from harness.results import IDENTICAL, Metric, Result, Verdict
 
 ORDER: tuple[Verdict, ...] = ("error", "corrupt", "missing", "stale", "drift", "known", "match")
 """Worst first: where nothing could be compared, then what differs, then what is fine."""
@@ -23,13 +22,15 @@ def rounded(metric: Metric, number: float) -> float:
     return round(number, 2 - floor(log10(counted)))
 
 
-def shown(number: float, metric: Metric | None = None) -> str:
-    """`number` as text, rounded as its metric asks for: 0.00123, 1.2e-5, 3."""
+def shown(number: float | None, metric: Metric | None = None) -> str:
+    """`number` as text, rounded as its metric asks for: 0.00123, 1.2e-5, 3. None is a boundary that our run lacks."""
+    if number is None:
+        return "absent or of another shape"
     return as_text(rounded(metric, number) if metric else float(f"{number:.3g}"))
 
 
 def as_text(number: float) -> str:
-    """All digits of a number that was rounded before, without the zeros that Python pads: 1e-5, not 1e-05; 3, not 3.0."""
+    """All digits of a rounded number, without the zeros that Python pads: 1e-5, not 1e-05; 3, not 3.0."""
     mantissa, _, exponent = f"{number:.15g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
@@ -63,9 +64,9 @@ def on_bar(metric: Metric, number: float) -> float:
     return min(max(50 + 50 * log10(value / gate) / DECADES, 0.0), 100.0)
 
 
-def on_trace(error: float) -> float:
+def on_trace(error: float | None) -> float:
     """Length of a boundary's bar in the trace, in percent, on a logarithmic scale from TRACE_FLOOR to 1."""
-    if not isfinite(error):
+    if error is None:
         return 100.0
     if error <= TRACE_FLOOR:
         return 0.0

@@ -35,9 +35,7 @@ FLUX_DEV = Repo(
     weights=(
         clip_text("text_encoder", CLIP_VOCAB, dtype="bfloat16"),
         t5_encoder("text_encoder_2", T5_VOCAB),
-        Weights(
-            "transformer", "diffusers.FluxTransformer2DModel", FLUX_TRANSFORMER, "bfloat16", rules=FLUX_RULES
-        ),
+        Weights("transformer", "diffusers.FluxTransformer2DModel", FLUX_TRANSFORMER, "bfloat16", rules=FLUX_RULES),
         autoencoder_kl("vae", dtype="bfloat16", quant_conv=False, **FLUX_VAE),
     ),
     files={

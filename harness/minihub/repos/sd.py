@@ -1,5 +1,7 @@
 """Stable Diffusion 1.5 and SDXL."""
 
+from typing import Any
+
 from harness.minihub import tokenizers
 from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
 from harness.minihub.repos.encoders import WIDTH, autoencoder_kl, clip_text
@@ -27,7 +29,7 @@ XL_UNET_RULES = ((r"attn2\.to_[qk]\.weight$", 0.7), (r"attn2\.to_(v|out\.0)\.wei
 """XL reads its encoders' last hidden layer but one, before the final norm, which is large already: a stronger product
 would saturate the softmax and make the model amplify rounding."""
 
-SD_VAE = {"force_upcast": True, "latent_channels": 4}
+SD_VAE: dict[str, Any] = {"force_upcast": True, "latent_channels": 4}
 
 SAFETY_CHECKER = {
     "model_type": "clip",

@@ -60,9 +60,7 @@ ZIMAGE_TURBO = Repo(
     ),
     files={
         **model_index("ZImagePipeline", **ZIMAGE_INDEX),
-        **scheduler(
-            "FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=False
-        ),
+        **scheduler("FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=False),
         **in_folder("tokenizer", QWEN_FILES),
     },
 )

@@ -1,0 +1,101 @@
+"""`lora-drift check`: the pytest run, the table in the terminal, and the report."""
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from harness import cases, results
+from harness.cases import ROOT, CaseError
+from harness.recorder import pins
+from harness.results import PASSING, Result
+
+REPORTS = ROOT / "reports"
+COLOURS = {"match": "green", "known": "yellow", "drift": "red", "missing": "magenta", "stale": "magenta",
+           "corrupt": "magenta", "error": "red"}  # fmt: skip
+
+
+def run(
+    only_models: list[str],
+    only_cases: list[str],
+    *,
+    tag: str | None,
+    device: str,
+    jobs: int,
+    json_file: Path | None,
+    report: bool,
+    verbose: bool,
+) -> int:
+    """Run the chosen cases through pytest; returns the exit code.
+
+    Raises:
+        CaseError, PinError: an unknown case, model or tag, or a broken case file.
+    """
+    tag = pins.row(tag)["tag"] if tag else pins.newest()
+    paths = _paths(only_models, only_cases)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = json_file or Path(scratch) / "results.jsonl"
+        command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
+                   "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
+        command += ["-n", str(jobs)] if jobs > 1 else []
+        command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        found = results.read(file) if file.is_file() else []
+        show(found)
+        if report and found:
+            print(f"report: {write_report(file, None)}")
+    if code not in (0, 1):
+        return code
+    complete = len(found) == len(paths) and all(r.verdict in PASSING for r in found)
+    return 0 if complete and code == 0 else 1
+
+
+def _paths(only_models: list[str], only_cases: list[str]) -> list[Path]:
+    """Files of the chosen cases; every case file is read first, so that a typo shows before anything runs."""
+    known = {c.id: cases.CASES / f"{c.id}.yaml" for c in cases.load_all()}
+    models = {i.split("/")[0] for i in known}
+    unknown = [i for i in only_cases if i not in known] + [m for m in only_models if m not in models]
+    if unknown:
+        raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    chosen = [
+        path
+        for name, path in known.items()
+        if (not only_cases or name in only_cases) and (not only_models or name.split("/")[0] in only_models)
+    ]
+    if not chosen:
+        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    return chosen
+
+
+def show(found: list[Result]) -> None:
+    """The table in the terminal: one line a case, worst verdicts last where they are seen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", "verdict", "pixel max", "pixel mean", "latents rel. L2", "controls", "seconds", box=None)
+    order = list(COLOURS)
+    for r in sorted(found, key=lambda r: (order.index(r.verdict), r.case)):
+        values = {m.name: m.value for m in r.metrics}
+        numbers = [f"{values[n]:.3g}" if values.get(n) is not None else "-"
+                   for n in ("pixel_max", "pixel_mean", "latents_rel_l2")]  # fmt: skip
+        caught = f"{sum(c.caught for c in r.controls)}/{len(r.controls)} caught"
+        table.add_row(r.case, f"[{COLOURS[r.verdict]}]{r.verdict}[/]", *numbers, caught, f"{r.seconds:.1f}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for r in found:
+        if r.message:
+            console.print(f"{r.case}: {r.message}", markup=False, soft_wrap=True)
+    counts: Counter[str] = Counter(r.verdict for r in found)
+    console.print(", ".join(f"{counts[v]} {v}" for v in COLOURS if counts[v]) or "nothing ran")
+
+
+def write_report(file: Path, out: Path | None) -> Path:
+    """Render the report of a results file; returns the path of index.html."""
+    from harness.report.render import render
+
+    found = results.read(file)
+    if not found:
+        raise ValueError(f"{file}: holds no results")
+    tag = found[0].tag
+    return render(found, tag, out or REPORTS / tag, ROOT)

@@ -1,0 +1,330 @@
+"""The `lora-drift` command. Heavy libraries are imported inside the commands: `--help` must not wait for torch."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Render LoRAs trained with ostris/ai-toolkit as the trainer samples them, and prove it.",
+    epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to mend it).",
+)
+minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache that the mini cases run on.")
+app.add_typer(minihub_app, name="minihub")
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]
+
+
+def fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2."""
+    from harness.cases import CaseError
+    from harness.gates import GateError
+    from harness.minihub.factory import MiniHubError
+    from harness.recorder.pins import PinError
+    from pipelines import RequestError
+
+    try:
+        yield
+    except (RequestError, CaseError, GateError, MiniHubError, PinError) as error:
+        fail(error)
+
+
+# ---------------------------------------------------------------------------------------------------------- sample
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold [trigger] and flags (--w 512 ...)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png .mkv are lossless; .jpg .webp .mp4 are not")],
+    lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
+    negative: Annotated[str, typer.Option("--negative", "-n")] = "",
+    width: Annotated[int | None, typer.Option(help="pixels; snapped as the trainer does")] = None,
+    height: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    guidance: Annotated[float | None, typer.Option(help="in the model's own convention")] = None,
+    guidance_rescale: Annotated[float, typer.Option(help="SDXL only")] = 0.0,
+    seed: Annotated[int, typer.Option(help="-1 draws one")] = 42,
+    multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
+    frames: Annotated[int | None, typer.Option(help="video models")] = None,
+    fps: Annotated[int | None, typer.Option(help="video models")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="control image, for models that take one")] = None,
+    trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
+    name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
+    lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
+    base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
+    mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Render one picture or video, with a receipt (OUTPUT.json) that says exactly how it came to be.
+
+    Weights are read from the ordinary Hugging Face cache, or downloaded to it.
+
+        lora-drift sample -m flux --lora my.safetensors -p "a photo of [trigger]" --trigger sks -o out.png
+    """
+    with user_errors():
+        import pipelines
+        from harness import coverage, runner
+        from harness.quiet import quiet
+        from pipelines.output import check_path
+        from pipelines.settings import Request, resolve, spec_of
+
+        spec = spec_of(model)
+        settings = resolve(
+            spec,
+            Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
+                    trigger, name),
+        )  # fmt: skip
+        check_path(output, settings.num_frames)
+        check_controls(spec.id, control or [])
+        file = single_lora(spec.id, lora or [])
+        if lora_mode not in (None, "merged", "live"):
+            fail(f"--lora-mode {lora_mode}: use merged or live")
+        check_device(device)
+        if mini:
+            runner.use_minihub()
+        if as_json or mini or not sys.stderr.isatty():
+            quiet()
+        pipeline = pipelines.load(model, base=base, device=device, dtype=dtype)
+        if file is not None:
+            pipeline = pipeline.with_lora(file, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
+        with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
+            rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
+        rendered.receipt["verified_by"] = coverage.covering_case(pipeline)
+        rendered.save(output)
+    if as_json:
+        typer.echo(json.dumps(rendered.receipt, indent=2))
+    else:
+        typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
+
+
+def single_lora(model: str, given: list[str]) -> Path | None:
+    """The one LoRA file of a model with one denoiser."""
+    named = [item for item in given if item.startswith(("high=", "low="))]
+    if named:
+        fail(f"--lora {named[0]}: {model} has one denoiser; give its LoRA as --lora FILE")
+    if len(given) > 1:
+        fail(f"--lora was given {len(given)} times; the trainer samples with one LoRA, so give one")
+    return Path(given[0]) if given else None
+
+
+def check_controls(model: str, paths: list[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            fail(f"--control {path}: no such image file")
+    if paths:
+        fail(f"--control {paths[0]}: {model} takes no control image; leave it out")
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        fail(f"--device {device}: not usable here ({reason}); use cpu or another device")
+
+
+@contextmanager
+def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
+    """A bar on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(done: int, description: str = label) -> None:
+            bar.update(task, completed=done, description=description)
+
+        yield advance
+
+
+# ----------------------------------------------------------------------------------------------------------- check
+
+
+@app.command()
+def check(
+    model: Models = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
+    report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show pytest's own output")] = False,
+) -> None:
+    """Render every case and compare it with what the trainer rendered. The same run as `pytest cases/`.
+
+    Exits with 0 only when every verdict is `match`, or `known` and not expired.
+    """
+    with user_errors():
+        from harness import checking
+
+        raise typer.Exit(
+            checking.run(
+                model or [],
+                case or [],
+                tag=tag,
+                device=device,
+                jobs=jobs,
+                json_file=results,
+                report=report,
+                verbose=verbose,
+            )
+        )
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="a file that `check --json` or `pytest --drift-json` wrote")],
+    out: Annotated[Path | None, typer.Option(help="folder (default: reports/<tag>)")] = None,
+) -> None:
+    """Render the HTML report again from a results file."""
+    with user_errors():
+        from harness import checking
+
+        try:
+            typer.echo(checking.write_report(results, out))
+        except (OSError, ValueError) as error:
+            fail(error)
+
+
+# ------------------------------------------------------------------------------------------------------ information
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models and everything that changes their pictures."""
+    from pipelines import MODELS
+
+    if as_json:
+        typer.echo(json.dumps({name: asdict(spec) for name, spec in MODELS.items()}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "title", "base", "size", "steps", "guidance", "scheduler", "LoRA", box=None)
+    for spec in MODELS.values():
+        frames = f" x{spec.num_frames}" if spec.kind == "video" else ""
+        table.add_row(spec.id, spec.title, spec.base, f"{spec.width}x{spec.height}{frames} /{spec.size_divisor}",
+                      str(spec.steps), f"{spec.guidance_scale:g} {spec.guidance}", spec.scheduler.cls,
+                      spec.lora_mode)  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def gates(
+    save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
+    against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the spread between legal repeats, from which the gates are derived.
+
+    Repeats: the same code again, merged against live LoRA, one thread against two, and (--against) another torch.
+    """
+    with user_errors():
+        from harness import cases, measure
+
+        total = len(cases.load_all())
+        with progress("measuring", total, quiet=as_json) as advance:
+            seen: list[str] = []
+
+            def note(case_id: str) -> None:
+                seen.append(case_id)
+                advance(len(seen) - 1, case_id)
+
+            if save is not None:
+                measure.save(save, note)
+                raise typer.Exit
+            spread = measure.measure(device, against, note)
+        if write:
+            measure.write(spread, f"mini/{device}/float32")
+    if as_json:
+        typer.echo(json.dumps(spread, indent=2))
+    else:
+        for name, (value, where) in sorted(spread.items()):
+            typer.echo(f"{name:16} {value:.3g}  ({where})")
+
+
+@app.command()
+def version() -> None:
+    """Versions of this package and of what pictures depend on."""
+    from importlib.metadata import version as of
+
+    for package in ("lora-drift", "torch", "diffusers", "transformers", "safetensors"):
+        typer.echo(f"{package} {of(package)}")
+
+
+# ---------------------------------------------------------------------------------------------------------- minihub
+
+
+@minihub_app.command("build")
+def minihub_build(as_json: Json = False) -> None:
+    """Build the mini hub (a second or two) and print its folder. Does nothing when it is there."""
+    with user_errors():
+        from harness.minihub import factory
+
+        home = factory.build()
+    typer.echo(json.dumps({"HF_HOME": str(home)}) if as_json else str(home))
+
+
+@minihub_app.command("verify")
+def minihub_verify() -> None:
+    """Check every file of the mini hub against the committed manifest."""
+    with user_errors():
+        from harness.minihub import factory
+
+        typer.echo(f"{factory.verify()} files are as the manifest says")
+
+
+@minihub_app.command("path")
+def minihub_path() -> None:
+    """Print the folder to use as HF_HOME (with HF_HUB_OFFLINE=1) for any other program."""
+    from harness.minihub import factory
+
+    typer.echo(str(factory.default_home()))
+
+
+@minihub_app.command("manifest")
+def minihub_manifest() -> None:
+    """Developer command: rebuild from a changed factory and commit its hashes as the new truth."""
+    from harness.minihub import factory
+
+    factory.MANIFEST.unlink(missing_ok=True)
+    factory.write_manifest(factory.build())
+    typer.echo(str(factory.MANIFEST))
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if "check" in sys.argv[1:2] else str(os.cpu_count() or 1))
+    app()
+
+
+if __name__ == "__main__":
+    main()
