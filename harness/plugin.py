@@ -40,8 +40,24 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[STREAM] = path.open("w", encoding="utf-8")
         except OSError as error:
             raise pytest.UsageError(f"--drift-json {path}: {error.strerror}") from error
-    if getattr(config.option, "dist", "no") == "load":  # what `-n 2` means unless told otherwise
-        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `-n N`, give all cases of a model to one worker, which then loads the model once.
+
+    (xdist's own `--dist loadgroup` marks groups in node ids, which pytest 9.2 no longer lets it do.)
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModel(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, _name = nodeid.partition("::")
+            return str(Path(path).parent) if path.endswith(".yaml") else nodeid
+
+    return ByModel(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -76,7 +92,6 @@ class CaseFile(pytest.File):
             item.add_marker("gpu")
         if case.tier == "full":
             item.add_marker("full")
-        item.add_marker(pytest.mark.xdist_group(f"drift-{case.model}"))
         yield item
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ The same hooks watch the trainer's pipelines and ours, by the role of a module r
 
     encode/<encoder>#<n>         output of the n-th call of a text encoder (positive first, then negative)
     schedule/timesteps|sigmas    what the scheduler laid out
+    step0/noise                  latents before the first step
     step<k>/denoiser#<n>.<arg>   each tensor input of the n-th denoiser call of step k (embeddings: step 0 only)
     step<k>/denoiser#<n>         its prediction
     step<k>/scheduler.prediction what guidance made of the predictions, as the scheduler received it
@@ -216,7 +217,7 @@ class Tracer:
     def _scheduler_step(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         prediction = args[0] if args else kwargs["model_output"]
         if self._step == 0:
-            self._add("noise", args[2] if len(args) > 2 else kwargs["sample"])
+            self._add("step0/noise", args[2] if len(args) > 2 else kwargs["sample"])
         self._add(f"step{self._step}/scheduler.prediction", prediction)
         result = original(*args, **kwargs)
         self._add(f"step{self._step}/latents", result[0] if isinstance(result, tuple) else result.prev_sample)

@@ -1,0 +1,31 @@
+# `make drift` and `make test` need Python 3.11 (or newer) and make, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CONSTRAINTS ?= constraints.txt
+JOBS ?= 2
+BIN := .venv/bin
+
+.PHONY: drift test lint clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+drift: .venv/ready  ## check every case of the newest tag and write the report
+	$(BIN)/lora-drift check --jobs $(JOBS)
+
+test: .venv/ready lint  ## lint, types, all tests and mini cases
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+lint: .venv/ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pipelines harness tests
+
+clean:  ## remove the environment and everything built
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
+
+# Without pip's PIP_FIND_LINKS: torch and torchvision must come from one source to fit each other.
+.venv/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	PIP_FIND_LINKS= $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	touch $@
