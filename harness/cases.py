@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "cases"
+ASSETS = CASES / "assets"
 
 
 class CaseError(ValueError):
@@ -33,6 +34,11 @@ class Network(_Strict):
     linear_alpha: float | None = None
     conv: PositiveInt | None = None
     conv_alpha: float | None = None
+    lokr_full_rank: bool | None = None
+    lokr_factor: int | None = None
+    old_lokr_format: bool | None = None
+    split_multistage_loras: bool | None = None
+    network_kwargs: dict[str, Any] | None = None
 
 
 class Lora(_Strict):
@@ -44,6 +50,18 @@ class Lora(_Strict):
     mode: Literal["merged", "live"] = "merged"
     """`live` puts a second sample with another multiplier in the job, which makes the trainer keep the LoRA
     out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
+
+
+def _asset(name: str) -> str:
+    path = ASSETS / name
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+        raise ValueError(f"no such control image in cases/assets: {name} (there are {there})")
+    return str(path)
+
+
+Asset = Annotated[str, AfterValidator(_asset)]
+"""Name of a picture in cases/assets; the value is its path."""
 
 
 class Sample(_Strict):
@@ -60,6 +78,18 @@ class Sample(_Strict):
     guidance_rescale: float = 0.0
     num_frames: PositiveInt = 1
     fps: PositiveInt = 16
+    ctrl_img: Asset | None = None
+    ctrl_img_1: Asset | None = None
+    ctrl_img_2: Asset | None = None
+    ctrl_img_3: Asset | None = None
+    ctrl_idx: int = 0
+    do_cfg_norm: bool = False
+
+    @property
+    def control(self) -> list[str]:
+        """Paths of the numbered control images, or of the single one."""
+        numbered = [p for p in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if p is not None]
+        return numbered or ([self.ctrl_img] if self.ctrl_img else [])
 
 
 class Training(_Strict):
@@ -106,6 +136,9 @@ class Case(_Strict):
     def sha256(self) -> str:
         """Hash of what the picture depends on: everything said but `about` (a new optional field changes nothing)."""
         content = self.model_dump(mode="json", exclude={"about"}, exclude_defaults=True, by_alias=True)
+        for name, value in content["sample"].items():
+            if name.startswith("ctrl_img"):  # the picture counts, not where it lies
+                content["sample"][name] = sha256(Path(value).read_bytes()).hexdigest()
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def sample(
     multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
     frames: Annotated[int | None, typer.Option(help="video models")] = None,
     fps: Annotated[int | None, typer.Option(help="video models")] = None,
-    control: Annotated[list[Path] | None, typer.Option(help="control image, for models that take one")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="control image, in order (repeatable)")] = None,
     trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
     name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
     lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
@@ -92,11 +93,10 @@ def sample(
         settings = resolve(
             spec,
             Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
-                    trigger, name),
+                    trigger, name, [str(path) for path in control or ()]),
         )  # fmt: skip
         check_path(output, settings.num_frames)
-        check_controls(spec.id, control or [])
-        file = single_lora(spec.id, lora or [])
+        files = lora_files(lora or [])
         if lora_mode not in (None, "merged", "live"):
             fail(f"--lora-mode {lora_mode}: use merged or live")
         check_device(device)
@@ -105,8 +105,8 @@ def sample(
         if as_json or mini or not sys.stderr.isatty():
             quiet()
         pipeline = pipelines.load(model, base=base, device=device, dtype=dtype)
-        if file is not None:
-            pipeline = pipeline.with_lora(file, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
+        if files:
+            pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
         with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
             rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
         rendered.receipt["verified_by"] = coverage.covering_case(pipeline)
@@ -117,22 +117,13 @@ def sample(
         typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
 
 
-def single_lora(model: str, given: list[str]) -> Path | None:
-    """The one LoRA file of a model with one denoiser."""
-    named = [item for item in given if item.startswith(("high=", "low="))]
-    if named:
-        fail(f"--lora {named[0]}: {model} has one denoiser; give its LoRA as --lora FILE")
-    if len(given) > 1:
-        fail(f"--lora was given {len(given)} times; the trainer samples with one LoRA, so give one")
-    return Path(given[0]) if given else None
-
-
-def check_controls(model: str, paths: list[Path]) -> None:
-    for path in paths:
-        if not path.is_file():
-            fail(f"--control {path}: no such image file")
-    if paths:
-        fail(f"--control {paths[0]}: {model} takes no control image; leave it out")
+def lora_files(given: list[str]) -> dict[str, Path]:
+    """`FILE`, or `high=FILE` and `low=FILE`, as arguments of `Pipeline.with_lora`."""
+    named = {item.split("=")[0]: Path(item.split("=", 1)[1]) for item in given if item.startswith(("high=", "low="))}
+    plain = [Path(item) for item in given if not item.startswith(("high=", "low="))]
+    if len(plain) + len(named) != len(given) or len(plain) > 1 or (plain and named):
+        fail("--lora: give one FILE, or for a model with two experts high=FILE and low=FILE (or one of them)")
+    return {"path": plain[0]} if plain else named
 
 
 def check_device(device: str) -> None:
@@ -315,9 +306,9 @@ def minihub_manifest() -> None:
     """Developer command: rebuild from a changed factory and commit its hashes as the new truth."""
     from harness.minihub import factory
 
-    factory.MANIFEST.unlink(missing_ok=True)
-    factory.write_manifest(factory.build())
-    typer.echo(str(factory.MANIFEST))
+    shutil.rmtree(factory.default_home(), ignore_errors=True)
+    factory.write_manifests(factory.build(check=False))
+    typer.echo(str(factory.MANIFESTS))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from harness.cases import ASSETS
 from pipelines import Pipeline
 from pipelines.settings import Settings
 
@@ -24,5 +25,9 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
     if pipeline.spec.guidance != "cfg" or settings.guidance_scale > 1:
         yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
+    if settings.control:
+        flipped = (*settings.control[1:], settings.control[0])
+        other = flipped if len(settings.control) > 1 else (str(ASSETS / "other.png"),)
+        yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
     if negative_counts(pipeline, settings) and settings.negative_prompt:
         yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

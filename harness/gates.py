@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.results import Metric
 
 GATES = Path(__file__).parent / "gates.json"
-FACTORS = {"latents_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
+FACTORS = {"latents_rel_l2": 4.0, "audio_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
 """pixel_max counts whole steps of 1/255, so its spread is its gate. A traced boundary is known only from a sketch, so
 its factor is larger."""
 

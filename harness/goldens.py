@@ -77,7 +77,7 @@ class Golden(BaseModel):
 
     def path(self, name: str) -> Path:
         """File of one artefact: "picture" (PNG; the frames of a video one below the other), "latents",
-        "trace", "lora"."""
+        "trace", "lora" (or "lora_high" and "lora_low"), "audio"."""
         return self.root / self.artefacts[name].file
 
     def frames(self) -> "np.ndarray":
@@ -95,6 +95,12 @@ class Golden(BaseModel):
         from safetensors.numpy import load_file
 
         return load_file(self.path("latents"))["latents"]
+
+    def audio(self) -> "np.ndarray":
+        """float32 [channels, samples]"""
+        from safetensors.numpy import load_file
+
+        return load_file(self.path("audio"))["audio"]
 
 
 def seal(content: dict[str, Any]) -> str:

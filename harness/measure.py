@@ -33,7 +33,11 @@ def threads(count: int) -> Iterator[None]:
 def distances(a: Rendered, b: Rendered) -> dict[str, float]:
     """The gated distances between two renders of one case."""
     levels = {m.name: m.value or 0.0 for m in metrics.pixel_levels(a.frames, b.frames)}
+    sound = (
+        {"audio_rel_l2": metrics.relative_l2(a.audio, b.audio)} if a.audio is not None and b.audio is not None else {}
+    )
     return {
+        **sound,
         "latents_rel_l2": metrics.relative_l2(a.latents, b.latents),
         "pixel_max": levels["pixel_max"],
         "pixel_mean": levels["pixel_mean"],
@@ -84,14 +88,16 @@ def save(folder: Path, progress: Callable[[str], None]) -> None:
         ours = runner.legal_repeat(bench, case, golden)
         stem = folder / case.id
         stem.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(stem.with_suffix(".npz"), frames=ours.frames, latents=ours.latents)
+        sound = {} if ours.audio is None else {"audio": ours.audio}
+        np.savez_compressed(stem.with_suffix(".npz"), frames=ours.frames, latents=ours.latents, **sound)
         ours.trace.save(stem.with_suffix(".safetensors"))
 
 
 def _loaded(folder: Path, case: Case) -> Rendered:
     stem = folder / case.id
     with np.load(stem.with_suffix(".npz")) as arrays:
-        return Rendered(arrays["frames"], arrays["latents"], Trace.load(stem.with_suffix(".safetensors")), {})
+        trace = Trace.load(stem.with_suffix(".safetensors"))
+        return Rendered(arrays["frames"], arrays["latents"], trace, {}, arrays.get("audio"))
 
 
 def write(spread: Spread, key: str) -> None:

@@ -57,6 +57,13 @@ def latents(golden: Array, ours: Array) -> list[Metric]:
     ]
 
 
+def audio(golden: Array, ours: Array | None) -> Metric:
+    """`audio_rel_l2` of float32 [channels, samples]. Errors: `relative_l2`."""
+    if ours is None:
+        raise ValueError("the trainer made sound, we made none")
+    return Metric(name="audio_rel_l2", value=relative_l2(golden, ours))
+
+
 def pixel_max(golden: Array, ours: Array) -> float:
     """Largest difference of any channel of any pixel, in levels (0..255)."""
     return float(_difference(golden, ours).max())

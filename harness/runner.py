@@ -50,6 +50,8 @@ class Rendered:
     """float32: what the VAE decoder received."""
     trace: Trace
     settings: dict[str, Any]
+    audio: np.ndarray | None = None
+    """float32 [channels, samples]"""
 
 
 class Bench:
@@ -68,7 +70,9 @@ class Bench:
             self._loaded = pipelines.load(case.model, device=self.device, dtype=self.dtype)
         if case.lora is None:
             return self._loaded
-        return self._loaded.with_lora(golden.path("lora"), mode=case.lora.mode)
+        names = {"lora": "path", "lora_high": "high", "lora_low": "low"}
+        files = {names[a]: golden.path(a) for a in golden.artefacts if a in names}
+        return self._loaded.with_lora(**files, mode=case.lora.mode)
 
     @staticmethod
     def settings(case: Case) -> Any:
@@ -92,19 +96,27 @@ class Bench:
                 fps=sample.fps,
                 trigger_word=case.trigger_word,
                 job_name=case.job_name,
+                control=sample.control,
+                ctrl_img=sample.ctrl_img,
+                ctrl_idx=sample.ctrl_idx,
+                do_cfg_norm=sample.do_cfg_norm,
             ),
         )
 
     @staticmethod
     def render(pipeline: Any, settings: Any) -> Rendered:
+        from pipelines.adapter import scaled
+
         tracer = Tracer()
         if pipeline.lora is not None:
             for delta in pipeline.lora.deltas:
-                tracer.trace.add(f"lora/{delta.module}", (delta.weight() * delta.scale).numpy())
+                module = delta.module if len(pipeline.spec.denoisers) == 1 else f"{delta.component}.{delta.module}"
+                tracer.trace.add(f"lora/{module}", scaled(delta.change, 1.0).numpy())
         output = pipeline.render(settings, watch=tracer.watching)
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
-        return Rendered(frames, tracer.trace.final_latents, tracer.trace, output.receipt["settings"])
+        settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
+        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
 
 
 def check(bench: Bench, case: Case, tag: str, out: Path) -> Result:
@@ -171,9 +183,10 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         )
         return
     _trace(result, golden, ours, limits["trace"].limit)
-    result.metrics = gates.apply(
-        [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)], limits
-    )
+    measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
+    if "audio" in golden.artefacts:
+        measured.append(metrics.audio(golden.audio(), ours.audio))
+    result.metrics = gates.apply(measured, limits)
     outside = [m for m in result.metrics if not m.within]
     result.controls = [
         _control(name, golden, bench.render(p, s), limits) for name, p, s in controls.controls(pipeline, settings)

@@ -81,12 +81,12 @@ def errors(golden: Trace, ours: Trace) -> dict[str, float]:
     """Boundary -> relative L2 distance, in the golden's order.
 
     A boundary that is missing on our side, or has another shape, counts as infinitely far. An encoder call that we
-    do not make is left out: the trainer also encodes negative prompts that nothing reads, and what is read shows in
-    the denoiser's inputs.
+    do not make is left out (the trainer also encodes negative prompts that nothing reads), and so is a LoRA module
+    that our denoiser names or splits otherwise: what matters of both shows in what follows.
     """
     found: dict[str, float] = {}
     for name, reference in golden.sketches.items():
-        if name.startswith("encode/") and name not in ours.sketches:
+        if name.startswith(("encode/", "lora/")) and name not in ours.sketches:
             continue
         if name not in ours.sketches or golden.shapes[name] != ours.shapes[name]:
             found[name] = float("inf")

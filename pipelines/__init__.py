@@ -2,6 +2,7 @@
 
 from pipelines.errors import Cancelled, LoraError, RequestError
 from pipelines.runtime import Output, Pipeline, load
-from pipelines.spec import MODELS, ModelSpec
+from pipelines.spec import ModelSpec
+from pipelines.table import MODELS
 
 __all__ = ["MODELS", "Cancelled", "LoraError", "ModelSpec", "Output", "Pipeline", "RequestError", "load"]

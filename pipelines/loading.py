@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import RequestError
-from pipelines.lora import module_shapes
+from pipelines.lora import Shapes, module_shapes
 from pipelines.spec import ModelSpec, Scheduler
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
     return getattr(importlib.import_module(library), cls).from_pretrained(repo, subfolder=name, **options)
 
 
-def denoiser_modules(spec: ModelSpec, base: str) -> dict[str, tuple[int, ...]]:
-    """Path -> weight shape of the denoiser's Linear and Conv2d modules, from its config alone (no weights).
+def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
+    """Weight shapes of the denoisers' Linear and Conv2d modules, from their configs alone (no weights).
 
     Raises:
         RequestError: `base` has no such component.
@@ -71,17 +71,20 @@ def denoiser_modules(spec: ModelSpec, base: str) -> dict[str, tuple[int, ...]]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    name = f"{spec.denoiser}/config.json"
-    try:
-        path = Path(base, name) if Path(base).is_dir() else Path(hf_hub_download(base, name))
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, HFValidationError) as error:
-        raise RequestError(
-            f"base {base!r}: found no {name} there ({error}). Give the folder or hub id of a {spec.title} model in the "
-            f"layout of {spec.base}"
-        ) from error
-    with torch.device("meta"):
-        return dict(module_shapes(getattr(diffusers, config["_class_name"]).from_config(config)))
+    shapes = {}
+    for component in spec.denoisers.values():
+        repo, name = spec.components.get(component, base), f"{component}/config.json"
+        try:
+            path = Path(repo, name) if Path(repo).is_dir() else Path(hf_hub_download(repo, name))
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, HFValidationError) as error:
+            raise RequestError(
+                f"base {repo!r}: found no {name} there ({error}). Give the folder or hub id of a {spec.title} model in "
+                f"the layout of {spec.base}"
+            ) from error
+        with torch.device("meta"):
+            shapes[component] = dict(module_shapes(getattr(diffusers, config["_class_name"]).from_config(config)))
+    return shapes
 
 
 def revision(repo: str) -> str | None:

@@ -1,20 +1,19 @@
-"""LoRA files: read, matched to a model before its weights load, and applied with the trainer's arithmetic.
+"""LoRA files: read and matched to a model before its weights load. `adapter.py` applies them.
 
-PEFT is not used: it computes in the adapter's dtype, while the trainer multiplies in float32 and rounds once, both
-merged and live (toolkit/network_mixins.py, `merge_in` and `forward`).
+Formats are those that the trainer saves: LoRA (`lora_A`/`lora_B`, or `lora_down`/`lora_up` with `alpha`), DoRA (with
+`magnitude`) and LoKr (`lokr_w1`, `lokr_w2` or their factors).
 """
 
 from __future__ import annotations
 
-import re
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.errors import LoraError
-from pipelines.settings import LoraMode
 from pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -27,24 +26,47 @@ PARTS = {
     "lora_up.weight": "up",
     "lora_B.weight": "up",
     "alpha": "alpha",
+    "magnitude": "magnitude",
+    "lokr_w1": "w1",
+    "lokr_w2": "w2",
+    "lokr_w1_a": "w1_a",
+    "lokr_w1_b": "w1_b",
+    "lokr_w2_a": "w2_a",
+    "lokr_w2_b": "w2_b",
 }
+OLD_LOKR_PREFIX = "lycoris_"
+"""`old_lokr_format: true`: module paths with underscores, for every transformer (toolkit/network_mixins.py)."""
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Component -> module path -> weight shape of every Linear and Conv2d."""
+
+
+class Target(NamedTuple):
+    """Where the change of one key name goes: a module, or some output rows of the key's (fused) matrix."""
+
+    module: str
+    rows: slice | None = None
+    """Rows of the *file's* matrix that belong to this module; None for all."""
+    component: str | None = None
+    """None: the model's one denoiser, or the one whose file this is."""
 
 
 @dataclass(frozen=True)
-class Delta:
-    """The low-rank change of one module: `scale * up @ down`, float32.
+class LowRank:
+    """`scale * up @ down`, float32; with a `magnitude` it is a DoRA.
 
-    Shapes: Linear down [rank, in], up [out, rank]; Conv2d down [rank, in, kh, kw], up [out, rank, 1, 1].
+    Shapes: Linear down [rank, in], up [out, rank]; Conv2d down [rank, in, kh, kw], up [out, rank, 1, 1];
+    magnitude [out].
     """
 
-    module: str
     down: torch.Tensor
     up: torch.Tensor
     scale: float
     """alpha / rank; 1 for files without alpha (the trainer forces alpha = rank for transformers)."""
+    magnitude: torch.Tensor | None = None
 
     def weight(self) -> torch.Tensor:
-        """The change in the shape of the module's weight, without multiplier and scale."""
+        """The change at multiplier 1 and scale 1, in the shape of the weight."""
         import torch
 
         if self.down.dim() == 2:
@@ -53,12 +75,41 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Kron:
+    """`scale * kron(w1, w2)`, float32, reshaped to the weight. A factored w1 or w2 is multiplied out."""
+
+    w1: torch.Tensor
+    w2: torch.Tensor
+    scale: float
+    """1 when both factors are whole (their saved alpha is meaningless then: toolkit/models/lokr.py)."""
+    shape: tuple[int, ...]
+    rows: slice | None = None
+
+    def weight(self) -> torch.Tensor:
+        import torch
+
+        w1 = self.w1[..., None, None] if self.w2.dim() == 4 else self.w1
+        whole = torch.kron(w1, self.w2.contiguous())
+        return (whole if self.rows is None else whole[self.rows]).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The change of one module."""
+
+    component: str
+    module: str
+    change: LowRank | Kron
+
+
+@dataclass(frozen=True)
 class Coverage:
-    """How much of a file reached the model."""
+    """How much of the files reached the model."""
 
     keys: int
     applied: int
     modules: int
+    kinds: tuple[str, ...]
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
     unmatched: tuple[str, ...]
@@ -69,48 +120,77 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file matched to one model."""
+    """LoRA file(s) matched to one model: one, or one per expert."""
 
-    path: Path
-    sha256: str
+    paths: tuple[Path, ...]
+    sha256: tuple[str, ...]
     deltas: tuple[Delta, ...]
     coverage: Coverage
 
 
-def read(path: Path, spec: ModelSpec, modules: Mapping[str, tuple[int, ...]], *, allow_partial: bool = False) -> Lora:
-    """Read a LoRA file and match its keys to `modules` (path -> weight shape of every Linear and Conv2d).
+def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_partial: bool = False) -> Lora:
+    """Read LoRA files ({"": path}, or expert -> path) and match their keys to the model's modules.
 
     Raises:
-        LoraError: missing, truncated or foreign file; keys that match nothing; wrong shapes.
+        LoraError: missing, truncated or foreign file; keys that match nothing; wrong shapes; unknown expert.
     """
-    tensors = _tensors(path)
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    unmatched = []
-    resolve = _resolver(spec, modules)
-    for key, tensor in tensors.items():
-        name, part = _split(key)
-        module = resolve(name) if part else None
-        if module is None:
-            unmatched.append(key)
-        else:
-            groups.setdefault(module, {})[PARTS[part]] = tensor
-    deltas = tuple(_delta(path, module, parts, modules[module]) for module, parts in sorted(groups.items()))
+    deltas: list[Delta] = []
+    unmatched: list[str] = []
+    total = 0
+    for expert, path in files.items():
+        if expert not in spec.denoisers and not (expert == "" and len(files) == 1):
+            wanted = " and ".join(f"{name}=FILE" for name in spec.denoisers) if len(spec.denoisers) > 1 else "one file"
+            raise LoraError(f"{path}: {spec.id} has no expert {expert!r}; give {wanted}")
+        found, left, count = _read_one(path, spec, shapes, spec.denoisers.get(expert), allow_partial)
+        deltas += found
+        unmatched += left
+        total += count
     coverage = Coverage(
-        keys=len(tensors),
-        applied=len(tensors) - len(unmatched),
+        keys=total,
+        applied=total - len(unmatched),
         modules=len(deltas),
-        ranks=tuple(sorted({d.down.shape[0] for d in deltas})),
-        scales=tuple(sorted({d.scale for d in deltas})),
+        kinds=tuple(sorted({_kind(d.change) for d in deltas})),
+        ranks=tuple(sorted({d.change.down.shape[0] for d in deltas if isinstance(d.change, LowRank)})),
+        scales=tuple(sorted({d.change.scale for d in deltas})),
         unmatched=tuple(unmatched),
     )
-    if not deltas or (unmatched and not allow_partial):
+    paths = tuple(files.values())
+    return Lora(paths, tuple(sha256(p.read_bytes()).hexdigest() for p in paths), tuple(deltas), coverage)
+
+
+def _kind(change: LowRank | Kron) -> str:
+    return "lokr" if isinstance(change, Kron) else "lora" if change.magnitude is None else "dora"
+
+
+def _read_one(
+    path: Path, spec: ModelSpec, shapes: Shapes, component: str | None, allow_partial: bool
+) -> tuple[list[Delta], list[str], int]:
+    tensors = _tensors(path)
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    places: dict[str, list[Target]] = {}
+    unmatched = []
+    resolve = _resolver(spec, shapes, component or next(iter(spec.denoisers.values())))
+    for key, tensor in tensors.items():
+        name, part = _split(key)
+        if name not in places:
+            places[name] = resolve(name)
+        if part and places[name]:
+            groups.setdefault(name, {})[PARTS[part]] = tensor
+        else:
+            unmatched.append(key)
+    if not groups or (unmatched and not allow_partial):
         raise LoraError(
-            f"{path}: {coverage.applied} of {coverage.keys} keys belong to {spec.id} ({spec.title}); "
+            f"{path}: {len(tensors) - len(unmatched)} of {len(tensors)} keys belong to {spec.id} ({spec.title}); "
             f"unmatched, for example: {', '.join(unmatched[:3])}. Is it a LoRA for another model? "
-            f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}."
-            + ("" if not deltas else " To apply the matching part only, pass allow_partial (--allow-partial).")
+            f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}"
+            + (", and to apply the matching part only pass --allow-partial." if groups else ".")
         )
-    return Lora(path, sha256(path.read_bytes()).hexdigest(), deltas, coverage)
+    deltas = [
+        Delta(target.component or "", target.module, _change(path, name, parts, target, shapes))
+        for name, parts in sorted(groups.items())
+        for target in places[name]
+    ]
+    return deltas, unmatched, len(tensors)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -138,111 +218,70 @@ def _split(key: str) -> tuple[str, str]:
     return key, ""
 
 
-def _resolver(spec: ModelSpec, modules: Mapping[str, tuple[int, ...]]) -> Callable[[str], str | None]:
-    """Function from a key's name (with prefix) to a module path of the denoiser."""
-    underscored = {name.replace(".", "_"): name for name in modules}
+def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], list[Target]]:
+    """Function from a key's name (with prefix) to targets that exist; none when it belongs to no module.
 
-    def resolve(name: str) -> str | None:
-        prefix = next((p for p in spec.lora_prefixes if name.startswith(p)), None)
+    A family whose files name modules otherwise than Diffusers has a function `lora_targets(name) -> list[Target]`.
+    """
+    family = importlib.import_module(f"pipelines.families.{spec.family}")
+    convert = getattr(family, "lora_targets", lambda name: [Target(name)])
+    underscored = {name.replace(".", "_"): name for name in shapes[default]}
+
+    def resolve(name: str) -> list[Target]:
+        prefix = next((p for p in (*spec.lora_prefixes, OLD_LOKR_PREFIX) if name.startswith(p)), None)
         if prefix is None:
-            return None
+            return []
         rest = name[len(prefix) :]
-        if spec.lora_names == "kohya":
-            return underscored.get(rest)
-        if spec.lora_names == "wan":
-            rest = wan_to_diffusers(rest)
-        return rest if rest in modules else None
+        found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else convert(rest)
+        found = [t._replace(component=t.component or default) for t in found]
+        return found if all(t.module in shapes.get(t.component or "", {}) for t in found) else []
 
     return resolve
 
 
-def wan_to_diffusers(name: str) -> str:
-    """Original Wan module names -> Diffusers' (toolkit/models/wan21/wan_lora_convert.py, the other way round)."""
-    name = name.replace("self_attn", "attn1").replace("cross_attn", "attn2")
-    name = re.sub(r"(attn[12])\.([qkv])$", r"\1.to_\2", name)
-    name = re.sub(r"(attn[12])\.o$", r"\1.to_out.0", name)
-    name = re.sub(r"(attn2)\.([kv])_img$", r"\1.add_\2_proj", name)
-    return re.sub(r"ffn\.0$", "ffn.net.0.proj", re.sub(r"ffn\.2$", "ffn.net.2", name))
+def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes) -> LowRank | Kron:
+    parts = {part: tensor.float() for part, tensor in parts.items()}
+    shape = shapes[target.component or ""][target.module]
+    change = _kron(path, name, parts, target, shape) if any(p.startswith("w") for p in parts) else _low_rank(
+        path, name, parts, target)  # fmt: skip
+    found = tuple(change.weight().shape)
+    if found != shape:
+        raise LoraError(f"{path}: {name} changes a weight of shape {found}, but {target.module} has {shape}: "
+                        "a LoRA for a model of another size")  # fmt: skip
+    return change
 
 
-def _delta(path: Path, module: str, parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> Delta:
+def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target) -> LowRank:
     if "down" not in parts or "up" not in parts:
-        raise LoraError(f"{path}: {module} has only {' and '.join(parts)}; the other half of the pair is missing")
-    down, up = parts["down"].float(), parts["up"].float()
-    rank = down.shape[0]
-    wanted = (rank, *shape[1:]), (shape[0], rank, *(1,) * (len(shape) - 2))
-    if (tuple(down.shape), tuple(up.shape)) != wanted:
-        raise LoraError(f"{path}: {module} has shapes {tuple(down.shape)} and {tuple(up.shape)}, but the weight is "
-                        f"{shape}: a LoRA for a model of another size")  # fmt: skip
-    alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)
-    return Delta(module, down, up, alpha / rank)
+        raise LoraError(f"{path}: {name} has only {' and '.join(parts)}; the other half of the pair is missing")
+    rank = parts["down"].shape[0]
+    if parts["up"].shape[1] != rank:
+        raise LoraError(f"{path}: {name} has rank {rank} in one half and {parts['up'].shape[1]} in the other")
+    rows = target.rows or slice(None)
+    magnitude = parts.get("magnitude")
+    scale = float(parts["alpha"]) / rank if "alpha" in parts else 1.0
+    return LowRank(parts["down"], parts["up"][rows], scale, None if magnitude is None else magnitude[rows])
 
 
-class Adapter:
-    """Puts LoRAs into one denoiser and takes them out again without a trace.
+def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shape: tuple[int, ...]) -> Kron:
+    def factor(which: str) -> torch.Tensor:
+        if which in parts:
+            return parts[which]
+        if f"{which}_a" not in parts or f"{which}_b" not in parts:
+            raise LoraError(f"{path}: {name} lacks lokr_{which}; it has {', '.join(parts)}")
+        return parts[f"{which}_a"] @ parts[f"{which}_b"]
 
-    Merging keeps the original weights aside, so that taking out restores their exact bits (the trainer subtracts,
-    which leaves rounding behind in its own base weights).
-    """
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser
-        self._state: tuple[str, float, LoraMode] | None = None
-        self._originals: dict[str, torch.Tensor] = {}
-        self._hooks: list[Any] = []
-
-    def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
-        """Make `lora` the one that is applied; None restores the base model."""
-        state = None if lora is None else (lora.sha256, multiplier, mode)
-        if state == self._state:
-            return
-        self._restore()
-        if lora is not None:
-            for delta in lora.deltas:
-                module = self.denoiser.get_submodule(delta.module)
-                if mode == "merged":
-                    self._merge(delta, module, multiplier)
-                else:
-                    self._hook(delta, module, multiplier)
-        self._state = state
-
-    def _merge(self, delta: Delta, module: Any, multiplier: float) -> None:
-        weight = module.weight.data
-        self._originals[delta.module] = weight.to("cpu", copy=True)
-        # The order of operations is merge_in's: weight + multiplier * (up @ down) * scale, in float32 on the device.
-        moved = Delta(delta.module, delta.down.to(weight.device), delta.up.to(weight.device), delta.scale)
-        module.weight.data = (weight.float() + multiplier * moved.weight() * delta.scale).to(weight.dtype)
-
-    def _hook(self, delta: Delta, module: Any, multiplier: float) -> None:
-        from torch.nn import functional
-
-        if multiplier == 0:
-            return
-        device = module.weight.device
-        down, up, scale = delta.down.to(device), delta.up.to(device), delta.scale
-
-        def linear(x: torch.Tensor) -> torch.Tensor:
-            return functional.linear(functional.linear(x, down), up)
-
-        def conv(x: torch.Tensor) -> torch.Tensor:
-            return functional.conv2d(functional.conv2d(x, down, stride=module.stride, padding=module.padding), up)
-
-        low_rank = linear if down.dim() == 2 else conv
-
-        def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + (low_rank(args[0].float()) * scale * multiplier).to(output.dtype)
-
-        self._hooks.append(module.register_forward_hook(add))
-
-    def _restore(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        for name, original in self._originals.items():
-            module: Any = self.denoiser.get_submodule(name)
-            module.weight.data = original.to(module.weight.device)
-        self._originals.clear()
-        self._state = None
+    w1, w2 = factor("w1"), factor("w2")
+    whole = "w1" in parts and "w2" in parts
+    if len(shape) == 4 and w2.dim() == 2 and not whole:  # w2 of a convolution is stored flattened
+        w2 = w2.reshape(w2.shape[0], -1, *shape[2:])
+    rank = next((parts[p].shape[1] for p in ("w1_a", "w2_a") if p in parts), 1)
+    scale = 1.0 if whole or "alpha" not in parts else float(parts["alpha"]) / rank
+    rows = target.rows
+    try:
+        return Kron(w1, w2, scale, shape, rows)
+    except RuntimeError as error:
+        raise LoraError(f"{path}: {name} has factors of sizes {tuple(w1.shape)} and {tuple(w2.shape)}") from error
 
 
 def module_shapes(denoiser: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:

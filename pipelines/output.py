@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.errors import RequestError
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = {".mkv": "ffv1", ".mp4": "libx264"}
+
+
+class Media(NamedTuple):
+    """What a family renders."""
+
+    frames: list[Image.Image]
+    audio: Any = None
+    """float32 array [channels, samples], for models that make sound."""
+    sample_rate: int = 0
 
 
 def check_path(path: Path, frames: int) -> None:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading
+from pipelines import loading, noise
+from pipelines.adapter import Adapter
 from pipelines.errors import Cancelled, RequestError
-from pipelines.lora import Adapter, Lora, read
+from pipelines.lora import Lora, Shapes, read
+from pipelines.output import Media
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
 from pipelines.spec import TRAINER, ModelSpec
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 Watch = Callable[[Any], AbstractContextManager[Any]]
@@ -36,9 +37,13 @@ StepCallback = Callable[[int, int], bool | None]
 class Output:
     """Rendered frames (one for a picture) and the receipt that says how they came to be."""
 
-    frames: list[Image.Image]
+    media: Media
     settings: Settings
     receipt: dict[str, Any]
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        return self.media.frames
 
     def save(self, path: str | Path, *, quality: int | None = None) -> Path:
         """Write the picture or video and `<path>.json`, the receipt, next to it. See `pipelines.output.save`."""
@@ -55,14 +60,16 @@ class Base:
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
-    def modules(self) -> dict[str, tuple[int, ...]]:
-        return loading.denoiser_modules(self.spec, self.repo)
+    def shapes(self) -> Shapes:
+        """Layout of the denoisers, from their configs alone. A family may know better (`denoiser_shapes`)."""
+        find = getattr(self.family, "denoiser_shapes", loading.denoiser_shapes)
+        return find(self.spec, self.repo)
 
     @cached_property
     def pipe(self) -> Any:
         import torch
 
-        _ = self.modules  # a wrong `base` shows here, before gigabytes are read
+        _ = self.shapes  # a wrong `base` shows here, before gigabytes are read
         try:
             return self.family.load(self.spec, self.repo, getattr(torch, self.dtype)).to(self.device)
         except OSError as error:
@@ -73,7 +80,7 @@ class Base:
 
     @cached_property
     def adapter(self) -> Adapter:
-        return Adapter(getattr(self.pipe, self.spec.denoiser))
+        return Adapter({name: getattr(self.pipe, name) for name in self.spec.denoisers.values()})
 
 
 @dataclass(frozen=True)
@@ -88,16 +95,31 @@ class Pipeline:
     def spec(self) -> ModelSpec:
         return self.base.spec
 
-    def with_lora(self, path: str | Path, *, mode: LoraMode | None = None, allow_partial: bool = False) -> Pipeline:
-        """The same model with a LoRA file, checked against the model's layout before any weights load.
+    def with_lora(
+        self,
+        path: str | Path | None = None,
+        *,
+        high: str | Path | None = None,
+        low: str | Path | None = None,
+        mode: LoraMode | None = None,
+        allow_partial: bool = False,
+    ) -> Pipeline:
+        """The same model with a LoRA, checked against the model's layout before any weights load.
 
-        `mode` "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
-        trainer does for this model.
+        Args:
+            path: the file; for a model with two experts, a file that holds both.
+            high, low: the files of a two-expert model; one alone leaves the other expert as it is.
+            mode: "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
+                trainer does for this model.
+            allow_partial: accept a file of which only some keys belong to the model.
 
         Raises:
-            LoraError: the file is damaged or does not (wholly) belong to this model.
+            LoraError: a file is damaged or does not (wholly) belong to this model.
         """
-        lora = read(Path(path), self.spec, self.base.modules, allow_partial=allow_partial)
+        files = {name: Path(p) for name, p in (("", path), ("high", high), ("low", low)) if p is not None}
+        if not files:
+            raise RequestError("with_lora() needs a file: path, or high and low")
+        lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
         return replace(self, lora=lora, mode=mode or self.spec.lora_mode)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
@@ -127,9 +149,10 @@ class Pipeline:
                 raise Cancelled(f"cancelled after step {step + 1} of {settings.steps}")
             return kwargs
 
-        with seeded(settings.seed, self.base.device) as generator, torch.no_grad(), watch(pipe):
-            frames = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
-        return Output(frames, settings, self._receipt(settings))
+        generator = noise.seeded(settings.seed)
+        with torch.no_grad(), watch(pipe):
+            media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
+        return Output(media, settings, self._receipt(settings))
 
     def _receipt(self, settings: Settings) -> dict[str, Any]:
         scheduler = self.base.pipe.scheduler
@@ -142,7 +165,11 @@ class Pipeline:
             "base": {repo: loading.revision(repo) for repo in (self.base.repo, *self.spec.components.values())},
             "lora": None
             if lora is None
-            else {"file": lora.path.name, "sha256": lora.sha256, "mode": self.mode, **lora.coverage.as_dict()},
+            else {
+                "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
+                "mode": self.mode,
+                **lora.coverage.as_dict(),
+            },
             "settings": settings.as_dict(),
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
@@ -150,17 +177,6 @@ class Pipeline:
             "dtype": self.base.dtype,
             "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
         }
-
-
-@contextmanager
-def seeded(seed: int, device: str) -> Iterator[torch.Generator]:
-    """The trainer's seeding (toolkit/models/base_model.py): the global CPU generator, seeded, *is* the generator that
-    pipelines draw from, and CUDA's is seeded too. What the caller had in both is put back afterwards."""
-    import torch
-
-    cuda = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda, device_type="cuda"):
-        yield torch.manual_seed(seed)
 
 
 def load(model: str, *, base: str | None = None, device: str = "cpu", dtype: str | None = None) -> Pipeline:

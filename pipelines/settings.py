@@ -5,11 +5,14 @@ Follows `preprocess_config` (toolkit/config.py), `inject_trigger_into_prompt` (t
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from pipelines import images
 from pipelines.errors import RequestError
-from pipelines.spec import MODELS, ModelSpec
+from pipelines.spec import ModelSpec
+from pipelines.table import MODELS
 
 LoraMode = Literal["merged", "live"]
 
@@ -32,6 +35,12 @@ class Request:
         trigger_word: replaces `[trigger]` (and a `[name]` that is left) in the prompt; without one they stay.
         job_name: replaces `[name]` first. The trainer does this to the whole job file, so that in a job `[name]` is
             always the job's name, which is also the LoRA's file name, and never the trigger word.
+        control: paths of control images, in order (the trainer's ctrl_img_1 to ctrl_img_3; the one `ctrl_img` of models
+            that take a single one).
+        ctrl_img: the trainer's older single field, for models that take several: their text encoder then sees the
+            picture twice, because the trainer also copies it to ctrl_img_1.
+        ctrl_idx: which control slot of Flex.2 the picture goes to: 0 inpainting (needs an alpha channel), 1 control.
+        do_cfg_norm: rescale the guided prediction (Qwen-Image-Edit-Plus; the trainer leaves it off).
     """
 
     prompt: str
@@ -47,6 +56,10 @@ class Request:
     fps: int | None = None
     trigger_word: str | None = None
     job_name: str | None = None
+    control: Sequence[str] = ()
+    ctrl_img: str | None = None
+    ctrl_idx: int = 0
+    do_cfg_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,11 @@ class Settings:
     multiplier: float
     num_frames: int
     fps: int
+    control: tuple[str, ...] = ()
+    ctrl_img: str | None = None
+    """Set only when it was given for a model that takes several; `control` then begins with it too."""
+    ctrl_idx: int = 0
+    do_cfg_norm: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,7 +121,12 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
         multiplier=request.multiplier,
         num_frames=spec.num_frames if request.num_frames is None else request.num_frames,
         fps=spec.fps if request.fps is None else request.fps,
+        control=tuple(map(str, request.control)) or ((request.ctrl_img,) if request.ctrl_img else ()),
+        ctrl_img=request.ctrl_img if spec.controls[1] > 1 else None,
+        ctrl_idx=request.ctrl_idx,
+        do_cfg_norm=request.do_cfg_norm,
     )
+    _check_controls(spec, settings)
     settings = _checked(spec, _with_flags(settings))
     width, height = (max(64, n - n % 8) for n in (settings.width, settings.height))
     divisor = spec.size_divisor
@@ -163,6 +186,18 @@ def _with_flags(settings: Settings) -> Settings:
     return replace(settings, **values)
 
 
+def _check_controls(spec: ModelSpec, settings: Settings) -> None:
+    fewest, most = spec.controls
+    given = len(settings.control)
+    if most == 0 and given:
+        raise RequestError(f"control image {settings.control[0]}: {spec.id} takes none; leave it out")
+    if not fewest <= given <= most:
+        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        raise RequestError(f"control images: {spec.id} takes {wanted}, {given} given (--control FILE, once for each)")
+    for path in settings.control:
+        images.check(path)
+
+
 def _checked(spec: ModelSpec, settings: Settings) -> Settings:
     def refuse(field: str, value: object, remedy: str) -> None:
         raise RequestError(f"{field} {value}: {remedy}")
@@ -175,7 +210,7 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("steps", settings.steps, "give at least 1")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
-    if spec.kind == "image" and settings.num_frames != 1:
+    if spec.kind != "video" and settings.num_frames != 1:
         refuse("frames", settings.num_frames, f"{spec.id} makes pictures; leave it out")
     if settings.num_frames < 1 or settings.fps < 1:
         refuse("frames/fps", f"{settings.num_frames}/{settings.fps}", "give at least 1")

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from hashlib import sha1, sha256
 from pathlib import Path
@@ -14,7 +14,8 @@ from harness.minihub.repo import Repo, Weights, to_json
 from harness.minihub.repos import MODELS, REPOS
 
 HERE = Path(__file__).parent
-MANIFEST = HERE / "manifest.json"
+MANIFESTS = HERE / "manifests"
+"""One JSON file per repository: path -> sha256."""
 
 
 class MiniHubError(Exception):
@@ -94,11 +95,12 @@ def _repo_folder(home: Path, repo_id: str) -> Path:
     return home / "hub" / ("models--" + repo_id.replace("/", "--"))
 
 
-def build(home: Path | None = None, progress: Callable[[str], None] = lambda repo_id: None) -> Path:
+def build(home: Path | None = None, *, check: bool = True) -> Path:
     """Build the hub unless it is there, and return its `HF_HOME` folder.
 
     The folder appears whole or not at all: several processes may call this at once, and a killed one leaves
-    nothing that looks finished. The bytes are checked against the committed manifest while building.
+    nothing that looks finished. The bytes are checked against the committed manifests (unless `check` is off, which is
+    for developers who change the factory).
 
     Raises:
         MiniHubError: the bytes built here differ from the manifest.
@@ -110,7 +112,6 @@ def build(home: Path | None = None, progress: Callable[[str], None] = lambda rep
     scratch = Path(tempfile.mkdtemp(prefix=home.name + ".", dir=home.parent))
     try:
         for repo in REPOS.values():
-            progress(repo.id)
             staging = scratch / "staging"
             _write_repo(repo, staging)
             hashes = _hashes(staging)
@@ -120,7 +121,7 @@ def build(home: Path | None = None, progress: Callable[[str], None] = lambda rep
             (folder / "refs" / "main").write_text(revision)
             (folder / "snapshots").mkdir()
             staging.rename(folder / "snapshots" / revision)
-        if MANIFEST.is_file():
+        if check:
             _raise_on(list(_differences(scratch)))
         (scratch / "complete.json").write_text(to_json({"factory": factory_key(), "repositories": sorted(REPOS)}))
         try:
@@ -139,9 +140,12 @@ def snapshot(home: Path, repo_id: str) -> Path:
     return folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
 
 
+def _manifest_path(repo_id: str) -> Path:
+    return MANIFESTS / f"{repo_id.replace('/', '--')}.json"
+
+
 def _manifest() -> dict[str, dict[str, str]]:
-    manifest: dict[str, dict[str, str]] = json.loads(MANIFEST.read_text())
-    return manifest
+    return {path.stem.replace("--", "/"): json.loads(path.read_text()) for path in sorted(MANIFESTS.glob("*.json"))}
 
 
 def _differences(home: Path) -> Iterator[str]:
@@ -185,12 +189,16 @@ def verify(home: Path | None = None) -> int:
     return sum(len(files) for files in _manifest().values())
 
 
-def write_manifest(home: Path) -> None:
+def write_manifests(home: Path) -> None:
     """Developer tool: make what is on disk at `home` the committed truth."""
-    MANIFEST.write_text(to_json({repo_id: _hashes(snapshot(home, repo_id)) for repo_id in sorted(REPOS)}))
+    MANIFESTS.mkdir(exist_ok=True)
+    for stale in set(MANIFESTS.glob("*.json")) - {_manifest_path(repo_id) for repo_id in REPOS}:
+        stale.unlink()
+    for repo_id in REPOS:
+        _manifest_path(repo_id).write_text(to_json(_hashes(snapshot(home, repo_id))))
 
 
 def manifest_sha256(model: str) -> str:
     """Hash over the files of the repositories that `model` loads: what its goldens depend on."""
-    manifest = _manifest()
-    return sha256(to_json({repo.id: manifest[repo.id] for repo in MODELS[model]}).encode()).hexdigest()
+    manifest = {repo.id: json.loads(_manifest_path(repo.id).read_text()) for repo in MODELS[model]}
+    return sha256(to_json(manifest).encode()).hexdigest()

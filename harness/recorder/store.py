@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.goldens import GOLDENS, golden_path, seal
 
-SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "lora": ".safetensors"}
+SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
+            **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -25,8 +26,8 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
     content["artefacts"] = {}
     for name, source in artefacts.items():
         data = source.read_bytes()
-        if name == "lora" and before is not None:
-            data = _same_lora(root / json.loads(before)["artefacts"].get("lora", {}).get("file", ""), data)
+        if name.startswith("lora") and before is not None:
+            data = _same_lora(root / json.loads(before)["artefacts"].get(name, {}).get("file", ""), data)
         digest = sha256(data).hexdigest()
         file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
         if not dry and (not (root / file).is_file() or (root / file).read_bytes() != data):

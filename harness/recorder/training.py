@@ -53,8 +53,8 @@ def _observed(observer: worker.Observer) -> Iterator[None]:
         BaseSDTrainProcess.sample = original
 
 
-def train(case: Case, folder: Path, observer: worker.Observer) -> Path:
-    """Run `run.py` on the case's job; returns the LoRA that it saved at the end."""
+def train(case: Case, folder: Path, observer: worker.Observer) -> dict[str, Path]:
+    """Run `run.py` on the case's job; returns the LoRA file(s) that it saved at the end."""
     assert case.lora is not None and case.training is not None
     make_dataset(folder / "dataset", case.training.resolution)
     job_file = folder / "job.yaml"
@@ -65,19 +65,21 @@ def train(case: Case, folder: Path, observer: worker.Observer) -> Path:
             runpy.run_path(str(Path.cwd() / "run.py"), run_name="__main__")
     finally:
         sys.argv = arguments
-    return folder / case.job_name / f"{case.job_name}.safetensors"
+    return worker.lora_files(folder / case.job_name, case.job_name)
 
 
 def record(case: Case, folder: Path, out: Path) -> None:
     """Record `case` at the end of its training, and compare with the short way."""
     trained = worker.Observer()
-    lora = train(case, folder / "training" / case.id, trained)
+    loras = train(case, folder / "training" / case.id, trained)
     short = worker.Observer()
-    worker.render(case.model_copy(update={"training": None}), lora, folder / "jobs" / case.id, short)
+    worker.render(
+        case.model_copy(update={"training": None}), next(iter(loras.values())), folder / "jobs" / case.id, short
+    )
     assert trained.frames is not None and short.frames is not None
     assert trained.tracer.trace.final_latents is not None and short.tracer.trace.final_latents is not None
     agreement = {
         "pixel_max": metrics.pixel_max(np.stack(trained.frames), np.stack(short.frames)),
         "latents_rel_l2": metrics.relative_l2(trained.tracer.trace.final_latents, short.tracer.trace.final_latents),
     }
-    worker.write_result(case, trained, lora, out, {"origin": "training run", "short_way": agreement})
+    worker.write_result(case, trained, loras, out, {"origin": "training run", "short_way": agreement})

@@ -37,6 +37,8 @@ class Observer:
     def __init__(self) -> None:
         self.tracer = Tracer()
         self.frames: list[np.ndarray] | None = None
+        self.audio: np.ndarray | None = None
+        """float32 [channels, samples]"""
         self.settings: dict[str, Any] = {}
 
     @contextmanager
@@ -62,7 +64,7 @@ class Observer:
 
         encoders = sd.text_encoder if isinstance(sd.text_encoder, list) else [sd.text_encoder]
         roles = {f"text_encoder_{i}" if i > 1 else "text_encoder": e for i, e in enumerate(encoders, 1)}
-        self.tracer.attach({**roles, "transformer": sd.unet, "vae": sd.vae})
+        self.tracer.attach({**roles, **denoisers(sd), "vae": sd.vae})
         DiffusionPipeline.register_modules, GenerateImageConfig.save_image = register_modules, save_image
         try:
             yield
@@ -82,6 +84,13 @@ class Observer:
         return {name: getattr(config, name) for name in names} | {"width": width, "height": height, "lora_mode": mode}
 
 
+def denoisers(sd: Any) -> dict[str, Any]:
+    """Component name -> denoiser of the trainer's model object: one, or the two experts of Wan 2.2 14B."""
+    if hasattr(sd.unet, "transformer_1"):
+        return {"transformer": sd.unet.transformer_1, "transformer_2": sd.unet.transformer_2}
+    return {"transformer": sd.unet}
+
+
 def fill(network: Any, model: str, lora_name: str) -> None:
     """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor).
 
@@ -91,26 +100,45 @@ def fill(network: Any, model: str, lora_name: str) -> None:
     import torch
 
     for module in network.get_all_modules():
-        for part in ("lora_down", "lora_up"):
-            weight = getattr(module, part).weight
-            shape = tuple(weight.shape)
-            spread = np.sqrt(3.0 / np.prod(shape[1:])) * (1.0 if part == "lora_down" else 0.6)
-            values = uniform(shape, "lora", model, lora_name, module.lora_name, part) * spread
-            weight.data.copy_(torch.from_numpy((np.round(values * 512) / 512).astype(np.float32)))
+        fan_in = np.prod(module.org_module[0].weight.shape[1:])
+        for name, parameter in module.named_parameters():
+            part, shape = name.split(".")[0], tuple(parameter.shape)
+            values = uniform(shape, "lora", model, lora_name, module.lora_name, part)
+            spread = {
+                "lora_down": np.sqrt(3.0 / fan_in),
+                "lora_up": 0.6 * np.sqrt(3.0 / shape[-1] if len(shape) == 2 else 3.0 / shape[1]),
+                "lokr_w1": 1.0,
+                "lokr_w2": np.sqrt(3.0 / fan_in),
+                "lokr_w2_a": np.sqrt(3.0 / shape[-1]),
+                "lokr_w2_b": np.sqrt(3.0 / fan_in),
+            }
+            if part == "magnitude":
+                filled = parameter.detach().numpy() * (1 + 0.2 * values)
+            else:
+                filled = np.round(values * spread[part] * 512) / 512
+            parameter.data.copy_(torch.from_numpy(filled.astype(np.float32)))
 
 
 def lora_deltas(sd: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """(module path, weight change at multiplier 1) as toolkit/network_mixins.py merge_in computes it."""
+    """(module path, weight change at multiplier 1), as toolkit/network_mixins.py merge_in computes it."""
     import torch
 
-    names = {id(module): name for name, module in sd.unet.named_modules()}
+    experts = denoisers(sd)
+    names = {
+        id(module): name if len(experts) == 1 else f"{component}.{name}"
+        for component, denoiser in experts.items()
+        for name, module in denoiser.named_modules()
+    }
     for module in sd.network.get_all_modules():
-        up, down = module.lora_up.weight.float(), module.lora_down.weight.float()
-        if down.dim() == 4:
-            delta = torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3)
+        original = module.org_module[0]
+        if hasattr(module, "get_weight"):  # LoKr
+            delta = module.get_weight(original.weight)
+        elif original.weight.dim() == 4:
+            up, down = module.lora_up.weight.float(), module.lora_down.weight.float()
+            delta = torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3) * module.scale
         else:
-            delta = up @ down
-        yield names[id(module.org_module[0])], (delta * module.scale).detach().numpy()
+            delta = module.lora_up.weight.float() @ module.lora_down.weight.float() * module.scale
+        yield names[id(original)], delta.detach().float().numpy()
 
 
 def run_process(config: dict[str, Any], **hooks: Callable[..., Any]) -> Any:
@@ -126,8 +154,8 @@ def run_process(config: dict[str, Any], **hooks: Callable[..., Any]) -> Any:
     return process
 
 
-def make_lora(case: Case, folder: Path) -> Path:
-    """Let the trainer build its network for `case` and save it; returns the saved file."""
+def make_lora(case: Case, folder: Path) -> dict[str, Path]:
+    """Let the trainer build its network for `case` and save it; returns the saved file(s)."""
     assert case.lora is not None
     lora = case.lora
 
@@ -138,7 +166,17 @@ def make_lora(case: Case, folder: Path) -> Path:
         raise Done
 
     run_process(jobs.job(case, folder, None), hook_before_train_loop=before_train_loop)
-    return folder / lora.name / f"{lora.name}.safetensors"
+    return lora_files(folder / lora.name, lora.name)
+
+
+def lora_files(folder: Path, name: str) -> dict[str, Path]:
+    """Artefact name -> saved LoRA file; two-expert models save one file per expert."""
+    files = {
+        "lora": folder / f"{name}.safetensors",
+        "lora_high": folder / f"{name}_high_noise.safetensors",
+        "lora_low": folder / f"{name}_low_noise.safetensors",
+    }
+    return {artefact: path for artefact, path in files.items() if path.is_file()}
 
 
 def render(case: Case, lora: Path | None, folder: Path, observer: Observer) -> None:
@@ -155,7 +193,7 @@ def render(case: Case, lora: Path | None, folder: Path, observer: Observer) -> N
     run_process(jobs.job(case, folder, lora), sample=sample)
 
 
-def write_result(case: Case, observer: Observer, lora: Path | None, out: Path, extra: dict[str, Any]) -> None:
+def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Path, extra: dict[str, Any]) -> None:
     """Lay the artefacts of one case into `out`; result.json is written last and marks it complete."""
     from PIL import Image
     from safetensors.numpy import save_file
@@ -167,8 +205,10 @@ def write_result(case: Case, observer: Observer, lora: Path | None, out: Path, e
     Image.fromarray(np.concatenate(frames)).save(out / "picture.png", optimize=True)
     save_file({"latents": latents}, out / "latents.safetensors")
     observer.tracer.trace.save(out / "trace.safetensors")
-    if lora is not None:
-        shutil.copyfile(lora, out / "lora.safetensors")
+    for artefact, path in loras.items():
+        shutil.copyfile(path, out / f"{artefact}.safetensors")
+    if observer.audio is not None:
+        save_file({"audio": observer.audio}, out / "audio.safetensors")
     height, width = frames[0].shape[:2]
     output = {"frames": len(frames), "width": width, "height": height, "fps": observer.settings["fps"]}
     result = {"settings": observer.settings, "output": output, "patches": PATCHES.get(case.model, []), **extra}
@@ -182,15 +222,14 @@ def record(case: Case, folder: Path, out: Path) -> None:
 
         training.record(case, folder, out)
         return
-    lora = None
+    loras: dict[str, Path] = {}
     if case.lora is not None:
         made = folder / "loras" / case.model
-        lora = made / case.lora.name / f"{case.lora.name}.safetensors"
-        if not lora.is_file():
-            lora = make_lora(case, made)
+        loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made)
     observer = Observer()
-    render(case, lora, folder / "jobs" / case.id, observer)
-    write_result(case, observer, lora, out, {"origin": "generate_images", "short_way": None})
+    # Of two experts' files the trainer is given either, and finds the other by its name.
+    render(case, next(iter(loras.values()), None), folder / "jobs" / case.id, observer)
+    write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})
 
 
 def main(request: dict[str, Any]) -> None:

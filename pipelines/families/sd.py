@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines import loading
+from pipelines.output import Media
 from pipelines.settings import Settings
 from pipelines.spec import ModelSpec
 
@@ -16,7 +17,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     return loading.pipeline(spec, base, dtype, add_watermarker=False)
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> list[Any]:
+def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     if hasattr(pipe, "text_encoder_2"):
         # As lists: an empty string for the second encoder would be replaced by the first encoder's prompt
         # (`negative_prompt_2 or negative_prompt`), and a missing negative prompt would be zeroed instead of encoded.
@@ -34,4 +35,4 @@ def render(pipe: Any, settings: Settings, **call: Any) -> list[Any]:
         guidance_scale=settings.guidance_scale,
         **call,
     )
-    return list(output.images)
+    return Media(list(output.images))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines import loading
+from pipelines.output import Media
 from pipelines.settings import Settings
 from pipelines.spec import ModelSpec
 
@@ -11,7 +12,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     return loading.pipeline(spec, base, dtype)
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> list[Any]:
+def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     output = pipe(
         prompt=settings.prompt,
         negative_prompt=settings.negative_prompt,
@@ -22,4 +23,4 @@ def render(pipe: Any, settings: Settings, **call: Any) -> list[Any]:
         max_sequence_length=512,
         **call,
     )
-    return list(output.images)
+    return Media(list(output.images))

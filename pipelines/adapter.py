@@ -1,0 +1,109 @@
+"""Puts LoRAs into denoisers and takes them out again, with the trainer's arithmetic.
+
+PEFT is not used: it computes in the adapter's dtype, while the trainer multiplies in float32 and rounds once, both
+merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/models/lokr.py, toolkit/models/DoRA.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from pipelines.lora import Delta, Kron, Lora, LowRank
+from pipelines.settings import LoraMode
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Adapter:
+    """The LoRA state of a model's denoisers.
+
+    Merging keeps the original weights aside, so that taking out restores their exact bits (the trainer subtracts,
+    which leaves rounding behind in its own base weights).
+    """
+
+    def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
+        self.denoisers = denoisers
+        self._state: tuple[Any, ...] | None = None
+        self._originals: list[tuple[Any, torch.Tensor]] = []
+        self._hooks: list[Any] = []
+
+    def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
+        """Make `lora` the one that is applied; None restores the base model."""
+        state = None if lora is None else (lora.sha256, multiplier, mode)
+        if state == self._state:
+            return
+        self._restore()
+        for delta in lora.deltas if lora is not None else ():
+            self._apply(delta, multiplier, mode)
+        self._state = state
+
+    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode) -> None:
+        module: Any = self.denoisers[delta.component].get_submodule(delta.module)
+        change = _to(delta.change, module.weight.device)
+        if isinstance(change, LowRank) and change.magnitude is not None:
+            mode = "live"  # the trainer never merges a DoRA
+        if mode == "merged":
+            weight = module.weight.data
+            self._originals.append((module, weight.to("cpu", copy=True)))
+            module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)
+        elif multiplier != 0:
+            self._hooks.append(module.register_forward_hook(_live(change, module, multiplier)))
+
+    def _restore(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for module, original in reversed(self._originals):
+            module.weight.data = original.to(module.weight.device)
+        self._originals.clear()
+        self._state = None
+
+
+def _to(change: LowRank | Kron, device: Any) -> LowRank | Kron:
+    import torch
+
+    values = {f.name: getattr(change, f.name) for f in fields(change)}
+    moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(change, **moved)
+
+
+def scaled(change: LowRank | Kron, multiplier: float) -> torch.Tensor:
+    """What is added to the weight, float32, in the trainer's order of operations."""
+    if isinstance(change, Kron):
+        return change.weight() * change.scale * multiplier
+    return multiplier * change.weight() * change.scale
+
+
+def _live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
+    """A forward hook: (module, inputs, output) -> output with the change."""
+    from torch import nn
+    from torch.nn import functional
+
+    def operate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(module, nn.Linear):
+            return functional.linear(x, weight, bias)
+        return functional.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+
+    def kron(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
+        # The trainer rounds the change to the weight's dtype first and then runs one operation (lokr.py _call_forward).
+        weight = module.weight
+        assert isinstance(change, Kron)
+        delta = (change.weight() * change.scale).to(weight.dtype)
+        return operate(args[0].to(weight.dtype), weight + delta * multiplier, module.bias).to(args[0].dtype)
+
+    def low_rank(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        assert isinstance(change, LowRank)
+        x = args[0].float()
+        up = functional.linear if isinstance(module, nn.Linear) else functional.conv2d
+        result = output + (up(operate(x, change.down), change.up) * change.scale * multiplier).to(output.dtype)
+        if change.magnitude is not None:
+            weight = module.weight.float() + change.weight() * multiplier
+            stretch = change.magnitude / weight.norm(dim=1) - 1
+            result = result + (stretch.view(1, -1) * functional.linear(x, weight)).to(output.dtype)
+        return result
+
+    return kron if isinstance(change, Kron) else low_rank

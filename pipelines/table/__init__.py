@@ -1,0 +1,8 @@
+"""The table of models, a module per family. `pipelines.spec.ModelSpec` says what each field means."""
+
+from collections.abc import Mapping
+
+from pipelines.spec import ModelSpec
+from pipelines.table import flux, sd, wan, zimage
+
+MODELS: Mapping[str, ModelSpec] = {row.id: row for family in (sd, flux, zimage, wan) for row in family.ROWS}
