@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def save(folder: Path, progress: Callable[[str], None]) -> None:
         ours = runner.legal_repeat(bench, case, golden)
         stem = folder / case.id
         stem.parent.mkdir(parents=True, exist_ok=True)
-        sound = {} if ours.audio is None else {"audio": ours.audio}
+        sound: dict[str, Any] = {} if ours.audio is None else {"audio": ours.audio}
         np.savez_compressed(stem.with_suffix(".npz"), frames=ours.frames, latents=ours.latents, **sound)
         ours.trace.save(stem.with_suffix(".safetensors"))
 

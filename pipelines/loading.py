@@ -37,7 +37,7 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     # Diffusers renamed the argument in 0.40.
     name_of_dtype = "dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype"
     elsewhere = {name: repo for name, repo in spec.components.items() if not (Path(base) / name).is_dir()}
-    components = {name: _component(base, name, repo, dtype) for name, repo in elsewhere.items()}
+    components = {name: component(base, name, repo, dtype) for name, repo in elsewhere.items()}
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
         base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
     )
@@ -51,7 +51,7 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     return pipe
 
 
-def _component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
+def component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
     """One component from its own repository, in the class that the base's model_index.json names."""
     from diffusers import DiffusionPipeline
 
