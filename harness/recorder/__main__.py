@@ -182,4 +182,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; the cases rendered so far are kept: run the same command to go on", file=sys.stderr)
+        sys.exit(130)
