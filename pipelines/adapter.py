@@ -37,8 +37,12 @@ class Adapter:
         if state == self._state:
             return
         self._restore()
-        for delta in lora.deltas if lora is not None else ():
-            self._apply(delta, multiplier, mode)
+        try:
+            for delta in lora.deltas if lora is not None else ():
+                self._apply(delta, multiplier, mode)
+        except BaseException:  # out of memory, an interrupt: the base must not stay half merged
+            self._restore()
+            raise
         self._state = state
 
     def _apply(self, delta: Delta, multiplier: float, mode: LoraMode) -> None:

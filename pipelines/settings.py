@@ -206,8 +206,8 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("size", f"{settings.width}x{settings.height}", "give positive numbers of pixels")
     if settings.width > 16384 or settings.height > 16384:
         refuse("size", f"{settings.width}x{settings.height}", "at most 16384 pixels a side")
-    if settings.steps < 1:
-        refuse("steps", settings.steps, "give at least 1")
+    if not 1 <= settings.steps <= 1000:
+        refuse("steps", settings.steps, "give 1 to 1000 (the schedules have a thousand)")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
     if spec.kind != "video" and settings.num_frames != 1:
