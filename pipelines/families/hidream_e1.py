@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines import images
+from pipelines.errors import RequestError
 from pipelines.families import hidream
 from pipelines.output import Media
 from pipelines.settings import Settings
 from pipelines.spec import ModelSpec
+from pipelines.table.hidream import HIDREAM_E1
 
 if TYPE_CHECKING:
     import torch
 
-IMAGE_GUIDANCE = 2.0
-"""The editing pipeline's default; the trainer passes none."""
+IMAGE_GUIDANCE: float = HIDREAM_E1.extra["image_guidance_scale"]
 
 
 class Embeds(NamedTuple):
@@ -35,23 +36,24 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 
 
 def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_end: Any) -> Media:
+    import torch
+
+    _check_size(pipe.transformer, settings)
     guided = settings.guidance_scale > 1
     embeds = _encode(pipe, settings, guided)
     control = _control_latents(pipe, settings)
     # Passes in this order: without the control image, negative prompt, prompt.
-    beside = control.new_zeros(control.shape).repeat(3, 1, 1, 1) if guided else control
-    if guided:
-        beside[1:] = control
-    width, height = (n * pipe.vae_scale_factor for n in (control.shape[3], control.shape[2]))
+    beside = torch.cat([torch.zeros_like(control), control, control]) if guided else control
+    channels = pipe.transformer.config.in_channels
     latents = pipe.prepare_latents(
-        1, pipe.transformer.config.in_channels, height, width, control.dtype, control.device, generator
+        1, channels, settings.height, settings.width, control.dtype, control.device, generator
     )
 
     pipe.scheduler.set_timesteps(settings.steps, device=control.device)
     for step, t in enumerate(pipe.scheduler.timesteps):
         inputs = latents.repeat(len(beside), 1, 1, 1)
         prediction = pipe.transformer(
-            hidden_states=_side_by_side(inputs, beside),
+            hidden_states=torch.cat([inputs, beside], dim=-1),
             timesteps=t.expand(len(beside)),
             encoder_hidden_states_t5=embeds.t5,
             encoder_hidden_states_llama3=embeds.llama,
@@ -67,6 +69,21 @@ def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_en
     scaled = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     decoded = pipe.vae.decode(scaled, return_dict=False)[0]
     return Media(list(pipe.image_processor.postprocess(decoded, output_type="pil")))
+
+
+def _check_size(transformer: Any, settings: Settings) -> None:
+    """Refuse a size at which the trainer stops too: more tokens than the padding has room for.
+
+    The transformer pads whatever is not square to `max_seq` tokens, which its config decides; what is square it takes
+    at any size.
+    """
+    width, height = 2 * settings.width // 16, settings.height // 16
+    if width != height and width * height > transformer.max_seq:
+        raise RequestError(
+            f"size {settings.width}x{settings.height}: picture and control image make {width * height} tokens and this "
+            f"model takes {transformer.max_seq}, in the trainer too; choose at most "
+            f"{transformer.max_seq // 2 * 256} pixels"
+        )
 
 
 def _encode(pipe: Any, settings: Settings, guided: bool) -> Embeds:
@@ -87,23 +104,20 @@ def _encode(pipe: Any, settings: Settings, guided: bool) -> Embeds:
 
 
 def _control_latents(pipe: Any, settings: Settings) -> "torch.Tensor":
-    """The control image's latents [1, channels, height, width], in the size of the picture."""
+    """The control image's latents [1, channels, height / 8, width / 8].
+
+    It is resized twice: here to the size floored to 8, then by the image processor (Lanczos) to that floored to 16.
+    """
     from PIL import Image
 
     picture = images.rgb(settings.control[0])
-    size = (settings.width, settings.height)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    asked = (settings.asked_width, settings.asked_height)
+    if picture.size != asked:
+        picture = picture.resize(asked, Image.Resampling.BILINEAR)
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(picture).to(vae.device, vae.dtype)
     latents: torch.Tensor = vae.encode(pixels).latent_dist.mode()
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
-
-
-def _side_by_side(left: "torch.Tensor", right: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    return torch.cat([left, right], dim=-1)
 
 
 def _guide(prediction: "torch.Tensor", scale: float) -> "torch.Tensor":

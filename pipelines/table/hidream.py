@@ -75,6 +75,7 @@ HIDREAM_E1 = replace(
     pipeline="ours",
     base="HiDream-ai/HiDream-E1-1",
     scheduler=unipc(flow_shift=3.0),
+    size_divisor=16,
     controls=(1, 1),
     extra={"image_guidance_scale": 2.0},
     why_ours="Diffusers has the transformer but no editing pipeline. Loading, text encoding and decoding are those of "
@@ -82,6 +83,8 @@ HIDREAM_E1 = replace(
     quirks=(
         "The control image is resized bilinearly to the size floored to 8, then (Lanczos) to that floored to 16, which "
         "is the size of the picture.",
+        "Picture and control image lie side by side. Together they may have as many tokens as the transformer's config "
+        "says (`max_resolution`): the trainer, unlike other programs, does not raise that limit, and stops beyond it.",
         "Image guidance is 2 whatever the job says: the trainer does not pass a scale on.",
         "The pass without the control image reads the prompt, not the negative prompt, which is read together with the "
         "control image.",
