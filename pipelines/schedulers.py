@@ -5,7 +5,8 @@ A row of the table may name a class from here instead of one from Diffusers. Imp
 
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 
 class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
@@ -26,4 +27,28 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         self.sigma_min = 0.0
         super().set_timesteps(  # type: ignore[misc]
             num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu
+        )
+
+
+class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
+    """UniPC over even steps between the ends of a schedule that is already shifted by 3, shifted again by `flow_shift`.
+
+    So does the scheduler that the trainer brings for HiDream (fm_solvers_unipc.py): its constructor shifts the sigmas
+    whose ends its `set_timesteps` then starts from. Diffusers lays steps out between 1 and 0.001 and shifts them once.
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        import numpy as np
+
+        steps = num_inference_steps or len(sigmas or ())
+        highest = torch.tensor(0.999, dtype=torch.float32)  # of 1000 sigmas from 0.999 to 0, in float32 as there
+        highest = 3.0 * highest / (1 + (3.0 - 1) * highest)
+        super().set_timesteps(  # type: ignore[misc]
+            device=device, sigmas=np.linspace(highest.item(), 0.0, steps + 1)[:-1]
         )

@@ -71,9 +71,10 @@ def _count(shape: list[int]) -> int:
 
 
 def _write_repo(repo: Repo, root: Path) -> None:
-    for path, text in repo.files.items():
+    binaries = {path: text.encode() for path, text in repo.files.items()} | dict(repo.binaries)
+    for path, content in binaries.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text, encoding="utf-8")
+        (root / path).write_bytes(content)
     for w in repo.weights:
         _write_component(repo, w, root)
     for loose in repo.tensors:

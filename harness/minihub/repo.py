@@ -50,12 +50,13 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Repo:
-    """One hub repository: `files` are texts by path."""
+    """One hub repository: `files` are texts by path, `binaries` are bytes by path."""
 
     id: str
     weights: Sequence[Weights] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     tensors: Sequence[Tensors] = ()
+    binaries: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def to_json(value: Any) -> str:

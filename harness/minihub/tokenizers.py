@@ -4,6 +4,7 @@ Nothing here imports a tokenizer library: the files are data, and every stack re
 """
 
 import json
+import struct
 from typing import Any
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -198,3 +199,120 @@ def qwen(chat_template: str = QWEN3_CHAT) -> tuple[dict[str, str], int]:
         "tokenizer_config.json": _json(config),
     }
     return files, len(vocab) + len(extra)
+
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPECIAL = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>"),
+    *("<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"),
+]
+
+
+def llama3() -> tuple[dict[str, str], int]:
+    """PreTrainedTokenizerFast files of Llama 3.1 as unsloth publishes them (left padding), and the vocabulary size."""
+    characters = [byte_alphabet()[b] for b in range(256)]
+    merges = _merges([*("Ġ" + w for w in WORDS), "user", "assistant", "system"], "")
+    tokens = list(dict.fromkeys([*characters, *(left + right for left, right in merges)]))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    extra = {token: len(vocab) + i for i, token in enumerate(LLAMA3_SPECIAL)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bos, eos, pad = LLAMA3_SPECIAL[0], LLAMA3_SPECIAL[-1], LLAMA3_SPECIAL[2]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    start = {"SpecialToken": {"id": bos, "type_id": 0}}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": t, **flags} for t, i in extra.items()],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False},
+                {**byte_level, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "Sequence",
+            "processors": [
+                {**byte_level, "trim_offsets": False},
+                {
+                    "type": "TemplateProcessing",
+                    "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+                    "pair": [
+                        *(start, {"Sequence": {"id": "A", "type_id": 0}}),
+                        *({"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}),
+                    ],
+                    "special_tokens": {bos: {"id": bos, "ids": [extra[bos]], "tokens": [bos]}},
+                },
+            ],
+        },
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": vocab,
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }
+    special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    config = {
+        **special,
+        "added_tokens_decoder": {str(i): {"content": t, **flags} for t, i in extra.items()},
+        "clean_up_tokenization_spaces": True,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 131072,
+        "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    files = {
+        "tokenizer.json": _json(tokenizer),
+        "special_tokens_map.json": _json(special),
+        "tokenizer_config.json": _json(config),
+    }
+    return files, len(vocab) + len(extra)
+
+
+def spiece(tokenizer_json: str) -> bytes:
+    """spiece.model (a SentencePiece Unigram model) that says what `t5`'s tokenizer.json says, without its sentinels.
+
+    The protobuf is written out here (sentencepiece_model.proto: ModelProto with pieces 1, trainer_spec 2 and
+    normalizer_spec 3), so that the bytes depend on no installed version.
+    """
+    normal, unknown, control = 1, 2, 3
+    kinds = {"<pad>": control, "</s>": control, "<unk>": unknown}
+    vocab = json.loads(tokenizer_json)["model"]["vocab"]
+    pieces = [(piece, score) for piece, score in vocab if not piece.startswith("<extra_id_")]
+    model = b"".join(
+        _field(1, _field(1, piece.encode()) + _field(2, float(score)) + _field(3, kinds.get(piece, normal)))
+        for piece, score in pieces
+    )
+    # model_type Unigram, vocab_size, and the ids of <unk>, none, </s>, <pad>; identity normalisation with "▁" in front.
+    trainer: list[tuple[int, int]] = [(3, 1), (4, len(pieces)), (40, 2), (41, -1), (42, 1), (43, 0)]
+    normalizer: list[tuple[int, int | bytes]] = [(1, b"identity"), (3, 1), (4, 1), (5, 1)]
+    model += _field(2, b"".join(_field(number, value) for number, value in trainer))
+    return model + _field(3, b"".join(_field(number, value) for number, value in normalizer))
+
+
+def _field(number: int, value: int | float | bytes) -> bytes:
+    """One protobuf field: varint (integers), 32 bits (floats) or length and bytes."""
+    if isinstance(value, bytes):
+        return _varint(number << 3 | 2) + _varint(len(value)) + value
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    value %= 2**64
+    low, high = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(high) if high else bytes([low])

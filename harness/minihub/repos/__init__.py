@@ -1,12 +1,14 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, sd, wan, zimage
+from harness.minihub.repos import flux, hidream, sd, wan, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
     "sdxl": (sd.SDXL,),
     "flux": (flux.FLUX_DEV,),
+    "hidream": (hidream.HIDREAM_I1, hidream.LLAMA),
+    "hidream_e1": (hidream.HIDREAM_E1, hidream.LLAMA),
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
 }

@@ -118,3 +118,39 @@ FLUX_VAE = {
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
 }
+
+
+def llama(folder: str, vocab: int, *, layers: int = 3, shards: int = 4, dtype: str = "bfloat16") -> Weights:
+    """Llama 3.1 with its stretched rotary embedding. The special tokens are the last seven of the vocabulary."""
+    config = {
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": vocab - 7,
+        "eos_token_id": [vocab - 6, vocab - 2, vocab - 1],
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        "pad_token_id": vocab - 5,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": vocab,
+    }
+    return Weights(folder, "transformers.LlamaForCausalLM", config, dtype, shards)
