@@ -38,9 +38,7 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     # Diffusers renamed the argument in 0.40.
     name_of_dtype = "dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype"
     elsewhere = {
-        name: repo
-        for name, repo in spec.components.items()
-        if name not in options and not (Path(base) / name).is_dir()
+        name: repo for name, repo in spec.components.items() if name not in options and not (Path(base) / name).is_dir()
     }
     components = {name: component(base, name, repo, dtype) for name, repo in elsewhere.items()}
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
@@ -76,6 +74,7 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
+    _check_kind(spec, base)
     shapes = {}
     for component in spec.denoisers.values():
         repo, name = spec.components.get(component, base), f"{component}/config.json"
@@ -90,6 +89,19 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
         with torch.device("meta"):
             shapes[component] = dict(module_shapes(getattr(diffusers, config["_class_name"]).from_config(config)))
     return shapes
+
+
+def _check_kind(spec: ModelSpec, base: str) -> None:
+    """Refuse a base whose model_index.json names another pipeline: an SDXL model for sd15, say."""
+    from huggingface_hub import try_to_load_from_cache
+
+    local = Path(base, "model_index.json") if Path(base).is_dir() else try_to_load_from_cache(base, "model_index.json")
+    if base == spec.base or not isinstance(local, str | Path) or not Path(local).is_file():
+        return
+    found = json.loads(Path(local).read_text(encoding="utf-8")).get("_class_name")
+    if spec.pipeline != "ours" and found != spec.pipeline:
+        raise RequestError(f"base {base!r} is a {found}, but {spec.id} renders with a {spec.pipeline}: give a model of the "
+                           f"kind of {spec.base}")  # fmt: skip
 
 
 def revision(repo: str) -> str | None:

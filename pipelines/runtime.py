@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,9 +188,12 @@ def load(model: str, *, base: str | None = None, device: str = "cpu", dtype: str
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
 
     Raises:
-        RequestError: unknown model, device or dtype.
+        RequestError: unknown model or dtype, or a package that this model needs is missing.
     """
     spec = spec_of(model)
+    missing = [package for package in spec.requires if find_spec(package) is None]
+    if missing:
+        raise RequestError(f"{spec.id} needs packages that are not installed: pip install {' '.join(missing)}")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
