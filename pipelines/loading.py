@@ -100,8 +100,8 @@ def _check_kind(spec: ModelSpec, base: str) -> None:
         return
     found = json.loads(Path(local).read_text(encoding="utf-8")).get("_class_name")
     if spec.pipeline != "ours" and found != spec.pipeline:
-        raise RequestError(f"base {base!r} is a {found}, but {spec.id} renders with a {spec.pipeline}: give a model of the "
-                           f"kind of {spec.base}")  # fmt: skip
+        raise RequestError(f"base {base!r} is a {found}, but {spec.id} renders with a {spec.pipeline}: give a model of "
+                           f"the kind of {spec.base}")  # fmt: skip
 
 
 def revision(repo: str) -> str | None:
