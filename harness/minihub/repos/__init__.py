@@ -1,13 +1,17 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, sd, wan, zimage
+from harness.minihub.repos import flux, lumina2, omnigen2, sd, wan, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
     "sdxl": (sd.SDXL,),
     "flux": (flux.FLUX_DEV,),
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
+    "zimage": (zimage.ZIMAGE,),
+    "zimage_deturbo": (zimage.ZIMAGE_DETURBO, zimage.ZIMAGE_TURBO),
+    "lumina2": (lumina2.LUMINA2,),
+    "omnigen2": (omnigen2.OMNIGEN2,),
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
 }
 REPOS: dict[str, Repo] = {repo.id: repo for repos in MODELS.values() for repo in repos}
