@@ -30,7 +30,6 @@ ROWS = (
             "Rendered at sizes floored to 16 (and at most a megapixel), then stretched to the size asked for.",
             "Weights are read in bfloat16 whatever the job's dtype is.",
             "Time is shifted by the root of the number of latent pixels, before they are grouped into patches.",
-            "The denoiser's second refiner, for control images, is never trained.",
         ),
         source=(
             "extensions_built_in/diffusion_models/omnigen2/__init__.py",
