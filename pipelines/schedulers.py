@@ -5,6 +5,7 @@ A row of the table may name a class from here instead of one from Diffusers. Imp
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
@@ -44,11 +45,25 @@ class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
         sigmas: list[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        import numpy as np
-
         steps = num_inference_steps or len(sigmas or ())
         highest = torch.tensor(0.999, dtype=torch.float32)  # of 1000 sigmas from 0.999 to 0, in float32 as there
         highest = 3.0 * highest / (1 + (3.0 - 1) * highest)
         super().set_timesteps(  # type: ignore[misc]
             device=device, sigmas=np.linspace(highest.item(), 0.0, steps + 1)[:-1]
         )
+
+
+class FlowMatchEulerUpwards(FlowMatchEulerDiscreteScheduler):
+    """Time from 0 (noise) to 1 (picture), shifted by the size of the picture (OmniGen2's own scheduler).
+
+    The stock scheduler could count upwards (`invert_sigmas`), but rounds twice on the way, and this model multiplies
+    its timesteps by 1000 before it takes their sines.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, num_tokens: int = 1600) -> None:
+        """`num_tokens`: height times width of the latents; 1600 (a picture of 320x320) shifts nothing."""
+        t = np.linspace(0, 1, num_inference_steps + 1, dtype=np.float32)[:-1]
+        m = np.float32(np.sqrt(num_tokens) / 40)
+        self.timesteps = torch.from_numpy(t / (m - m * t + t)).to(device)
+        self.sigmas = torch.cat([self.timesteps, torch.ones(1, device=device)])
+        self._step_index = self._begin_index = None

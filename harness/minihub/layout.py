@@ -8,6 +8,7 @@ Real checkpoints were saved with the key names of that generation; newer librari
 
 import importlib
 import json
+import re
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any
 from harness.minihub.repo import Weights
 
 LAYOUTS = Path(__file__).parent / "layouts"
+
+
+OURS = {"OmniGen2Transformer2DModel": "pipelines.models.omnigen2"}
+"""Classes that Diffusers does not have. (That the trainer's class has the same tensors shows when a golden matches.)"""
 
 
 def config_key(weights: Weights) -> str:
@@ -45,7 +50,7 @@ def read_from_class(weights: Weights) -> dict[str, str]:
     library, name = weights.cls.split(".")
     if library == "stable_diffusion":
         library = "diffusers.pipelines.stable_diffusion.safety_checker"
-    cls: Any = getattr(importlib.import_module(library), name)
+    cls: Any = getattr(importlib.import_module(OURS.get(name, library)), name)
     with torch.device("meta"):
         if library == "diffusers":
             model = cls.from_config(json.loads(weights.config_json()))
@@ -58,7 +63,15 @@ def read_from_class(weights: Weights) -> dict[str, str]:
             tensors.pop(tied, None)
     if name.endswith("5EncoderModel"):
         tensors.pop("encoder.embed_tokens.weight", None)
+    if name == "Qwen2_5_VLForConditionalGeneration":
+        # Checkpoints keep the names from before the language model got a prefix of its own (`model.visual`,
+        # `model.language_model` in the class, which maps them while loading and saving).
+        tensors = {re.sub(r"^model\.(visual|language_model)", _old_name, key): v for key, v in tensors.items()}
     return {key: "x".join(map(str, value.shape)) for key, value in sorted(tensors.items())}
+
+
+def _old_name(match: re.Match[str]) -> str:
+    return "visual" if match[1] == "visual" else "model"
 
 
 def main() -> None:

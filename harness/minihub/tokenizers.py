@@ -118,6 +118,77 @@ def t5(extra_ids: int = 100) -> tuple[dict[str, str], int]:
     return files, len(pieces)
 
 
+def gemma(words: list[str] = WORDS, **config: Any) -> tuple[dict[str, str], int]:
+    """GemmaTokenizerFast files (BPE over characters with byte fallback, "▁" for spaces) and the vocabulary size."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    letters = ["▁", *(chr(c) for c in range(ord("!"), ord("~") + 1))]
+    merges = _merges(["▁" + word for word in words], "")
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    tokens = list(dict.fromkeys([*tokens, *(left + right for left, right in merges)]))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    bos_second = {"SpecialToken": {"id": "<bos>", "type_id": 1}}
+    first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocab[t], "content": t, **flags} for t in special],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, first],
+            "pair": [bos, first, bos_second, second],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocab["<bos>"]], "tokens": ["<bos>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }  # fmt: skip
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    settings = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(vocab[t]): {"content": t, **flags} for t in special},
+        "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1000000000000000019884624838656,
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "use_default_system_prompt": False,
+        **names,
+        **config,
+    }
+    files = {
+        "tokenizer.json": _json(tokenizer),
+        "special_tokens_map.json": _json(names),
+        "tokenizer_config.json": _json(settings),
+    }
+    return files, len(vocab)
+
+
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

@@ -106,7 +106,7 @@ def fill(network: Any, model: str, lora_name: str) -> None:
             values = uniform(shape, "lora", model, lora_name, module.lora_name, part)
             spread = {
                 "lora_down": np.sqrt(3.0 / fan_in),
-                "lora_up": 0.6 * np.sqrt(3.0 / shape[-1] if len(shape) == 2 else 3.0 / shape[1]),
+                "lora_up": 0.6 * np.sqrt(3.0 / shape[1 % len(shape)]),  # [out, rank, ...]; a DoRA's magnitude is [out]
                 "lokr_w1": 1.0,
                 "lokr_w2": np.sqrt(3.0 / fan_in),
                 "lokr_w2_a": np.sqrt(3.0 / shape[-1]),

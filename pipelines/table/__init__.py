@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pipelines.spec import ModelSpec
-from pipelines.table import flux, hidream, sd, wan, zimage
+from pipelines.table import flux, hidream, lumina2, omnigen2, sd, wan, zimage
 
-MODELS: Mapping[str, ModelSpec] = {row.id: row for family in (sd, flux, zimage, hidream, wan) for row in family.ROWS}
+FAMILIES = (sd, flux, zimage, lumina2, omnigen2, hidream, wan)
+MODELS: Mapping[str, ModelSpec] = {row.id: row for family in FAMILIES for row in family.ROWS}

@@ -1,37 +1,77 @@
 """Z-Image."""
 
+from dataclasses import replace
+
 from pipelines.spec import ModelSpec, Scheduler
 
 ZIMAGE_SCHEDULER = Scheduler(
     "FlowMatchEulerToZero", {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}
 )
 
+TURBO = "Tongyi-MAI/Z-Image-Turbo"
+SIGMAS = (
+    "Sigmas run from 1 to 0 before the shift, so that the last step changes nothing: n steps are n - 1. "
+    "Newer Diffusers releases lay out n real steps (see pipelines/schedulers.py)."
+)
+SIZE = "The size is floored to 32, although the model could do 16."
+
+BASE = ModelSpec(
+    id="zimage",
+    title="Z-Image",
+    kind="image",
+    family="zimage",
+    pipeline="ZImagePipeline",
+    base="Tongyi-MAI/Z-Image",
+    denoisers={"": "transformer"},
+    lora_prefixes=("diffusion_model.", "transformer."),
+    scheduler=ZIMAGE_SCHEDULER,
+    size_divisor=32,
+    width=1024,
+    height=1024,
+    steps=30,
+    guidance_scale=4.0,
+    guidance="cfg_above_zero",
+    max_sequence_length=512,
+    quirks=(
+        "The shift is 3.0, whatever the repository's own scheduler says.",
+        "Guidance g means pos + g (pos - neg), and runs for every g > 0: the default of 4 is a conventional 5.",
+        SIGMAS,
+        SIZE,
+    ),
+    source=("extensions_built_in/diffusion_models/z_image/z_image.py",),
+)
+
 ROWS = (
-    ModelSpec(
+    BASE,
+    replace(
+        BASE,
         id="zimage_turbo",
         title="Z-Image Turbo",
-        kind="image",
-        family="zimage",
-        pipeline="ZImagePipeline",
-        base="Tongyi-MAI/Z-Image-Turbo",
-        denoisers={"": "transformer"},
-        lora_prefixes=("diffusion_model.", "transformer."),
-        scheduler=ZIMAGE_SCHEDULER,
-        size_divisor=32,
-        width=1024,
-        height=1024,
+        base=TURBO,
         steps=8,
         guidance_scale=1.0,
-        guidance="cfg_above_zero",
-        max_sequence_length=512,
         quirks=(
             "Guidance g means pos + g (pos - neg), and runs for every g > 0: the default of 1 is a conventional 2.",
-            "Sigmas run from 1 to 0 before the shift, so that the last step changes nothing: n steps are n - 1. "
-            "Newer Diffusers releases lay out n real steps (see pipelines/schedulers.py).",
-            "The size is floored to 32, although the model could do 16.",
+            SIGMAS,
+            SIZE,
             "The training adapter of the UI's default job is merged for training and subtracted again for sampling; "
             "what remains is one rounding of the weights (nothing in float32).",
         ),
-        source=("extensions_built_in/diffusion_models/z_image/z_image.py",),
+    ),
+    replace(
+        BASE,
+        id="zimage_deturbo",
+        title="Z-Image De-Turbo",
+        base="ostris/Z-Image-De-Turbo",
+        components={"text_encoder": TURBO, "tokenizer": TURBO, "vae": TURBO},
+        steps=25,
+        guidance_scale=3.0,
+        quirks=(
+            "The repository holds a transformer only; everything else is Z-Image Turbo's, unless `base` is a folder "
+            "that has a text encoder.",
+            "Guidance g means pos + g (pos - neg), and runs for every g > 0: the default of 3 is a conventional 4.",
+            SIGMAS,
+            SIZE,
+        ),
     ),
 )

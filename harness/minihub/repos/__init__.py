@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, hidream, sd, wan, zimage
+from harness.minihub.repos import flux, hidream, lumina2, omnigen2, sd, wan, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -10,6 +10,10 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "hidream": (hidream.HIDREAM_I1, hidream.LLAMA),
     "hidream_e1": (hidream.HIDREAM_E1, hidream.LLAMA),
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
+    "zimage": (zimage.ZIMAGE,),
+    "zimage_deturbo": (zimage.ZIMAGE_DETURBO, zimage.ZIMAGE_TURBO),
+    "lumina2": (lumina2.LUMINA2,),
+    "omnigen2": (omnigen2.OMNIGEN2,),
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
 }
 REPOS: dict[str, Repo] = {repo.id: repo for repos in MODELS.values() for repo in repos}

@@ -1,8 +1,12 @@
-"""Z-Image Turbo and the trainer's de-distillation adapter for it."""
+"""Z-Image, Z-Image Turbo, the trainer's de-distillation adapter for it, and the de-distilled Turbo."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from harness.minihub import tokenizers
 from harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
 from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, qwen3
+from harness.minihub.weights import Rule
 
 QWEN_FILES, QWEN_VOCAB = tokenizers.qwen()
 DIM, LAYERS, ADAPTER_RANK = 64, 2, 4
@@ -25,6 +29,9 @@ ZIMAGE_TRANSFORMER = {
     "t_scale": 1000.0,
 }
 ZIMAGE_RULES = ((r"norm_[qk]\.weight$", 2.0), (r"cap_embedder\.1\.weight$", 2.0))
+CALM_RULES = ((r"norm_[qk]\.weight$", 1.4), (r"cap_embedder\.1\.weight$", 2.0))
+"""With the larger guidance of the undistilled models, attention as sharp as Turbo's would amplify rounding."""
+
 ZIMAGE_INDEX = {
     "scheduler": "diffusers.FlowMatchEulerDiscreteScheduler",
     "text_encoder": "transformers.Qwen3Model",
@@ -49,21 +56,34 @@ def adapter_shapes() -> dict[str, tuple[int, int]]:
     return shapes
 
 
-ZIMAGE_TURBO = Repo(
-    "Tongyi-MAI/Z-Image-Turbo",
-    weights=(
-        qwen3("text_encoder", QWEN_VOCAB),
-        Weights(
-            "transformer", "diffusers.ZImageTransformer2DModel", ZIMAGE_TRANSFORMER, "bfloat16", rules=ZIMAGE_RULES
+def zimage_transformer(rules: Sequence[Rule] = CALM_RULES, **changes: Any) -> Weights:
+    config = {**ZIMAGE_TRANSFORMER, **changes}
+    return Weights("transformer", "diffusers.ZImageTransformer2DModel", config, "bfloat16", rules=rules)
+
+
+def zimage_repo(repo: str, shift: float, transformer: Weights) -> Repo:
+    """A whole repository. `shift` is the saved one, which the trainer does not read."""
+    return Repo(
+        repo,
+        weights=(
+            qwen3("text_encoder", QWEN_VOCAB),
+            transformer,
+            autoencoder_kl("vae", dtype="bfloat16", quant_conv=False, **FLUX_VAE),
         ),
-        autoencoder_kl("vae", dtype="bfloat16", quant_conv=False, **FLUX_VAE),
-    ),
-    files={
-        **model_index("ZImagePipeline", **ZIMAGE_INDEX),
-        **scheduler("FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=False),
-        **in_folder("tokenizer", QWEN_FILES),
-    },
-)
+        files={
+            **model_index("ZImagePipeline", **ZIMAGE_INDEX),
+            **scheduler(
+                "FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000, shift=shift, use_dynamic_shifting=False
+            ),
+            **in_folder("tokenizer", QWEN_FILES),
+        },
+    )
+
+
+ZIMAGE = zimage_repo("Tongyi-MAI/Z-Image", shift=6.0, transformer=zimage_transformer(n_refiner_layers=2))
+ZIMAGE_TURBO = zimage_repo("Tongyi-MAI/Z-Image-Turbo", shift=3.0, transformer=zimage_transformer(ZIMAGE_RULES))
+ZIMAGE_DETURBO = Repo("ostris/Z-Image-De-Turbo", weights=(zimage_transformer(n_layers=LAYERS + 1),))
+"""A transformer and nothing else; the rest comes from Z-Image Turbo. (Layer counts differ so that a mix-up shows.)"""
 
 TURBO_ADAPTER = Repo(
     "ostris/zimage_turbo_training_adapter",

@@ -1,0 +1,37 @@
+"""Lumina Image 2.0. Follows toolkit/stable_diffusion_model.py (is_lumina2)."""
+
+from typing import Any
+
+from pipelines import loading
+from pipelines.output import Media
+from pipelines.settings import Settings
+from pipelines.spec import ModelSpec
+
+
+def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+    pipe = loading.pipeline(spec, base, dtype)
+    for layer in pipe.text_encoder.layers:
+        # The trainer's transformers runs Gemma 2 on SDPA, which ignores the cap; newer releases fall back to eager
+        # attention in order to apply it.
+        layer.self_attn.attn_logit_softcapping = None
+    return pipe
+
+
+def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+    # Both as if they were positive: stock Diffusers puts the system prompt before the positive one only.
+    (prompt, prompt_mask), (negative, negative_mask) = (
+        pipe.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=256)[:2]
+        for text in (settings.prompt, settings.negative_prompt)
+    )
+    output = pipe(
+        prompt_embeds=prompt,
+        prompt_attention_mask=prompt_mask,
+        negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=negative_mask,
+        width=settings.width,
+        height=settings.height,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        **call,
+    )
+    return Media(list(output.images))
