@@ -18,6 +18,7 @@ so that the relative distance of two tensors can be estimated (to about 9 %; 25 
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,11 +83,12 @@ def errors(golden: Trace, ours: Trace) -> dict[str, float]:
 
     A boundary that is missing on our side, or has another shape, counts as infinitely far. An encoder call that we
     do not make is left out (the trainer also encodes negative prompts that nothing reads), and so is a LoRA module
-    that our denoiser names or splits otherwise: what matters of both shows in what follows.
+    or an argument that our denoiser names or splits otherwise: what matters of these shows in what follows.
     """
     found: dict[str, float] = {}
     for name, reference in golden.sketches.items():
-        if name.startswith(("encode/", "lora/")) and name not in ours.sketches:
+        may_lack = name.startswith(("encode/", "lora/")) or re.search(r"/denoiser#\d+\.", name)
+        if may_lack and name not in ours.sketches:
             continue
         if name not in ours.sketches or golden.shapes[name] != ours.shapes[name]:
             found[name] = float("inf")

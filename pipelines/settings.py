@@ -84,6 +84,9 @@ class Settings:
     """Set only when it was given for a model that takes several; `control` then begins with it too."""
     ctrl_idx: int = 0
     do_cfg_norm: bool = False
+    asked_width: int = 0
+    asked_height: int = 0
+    """Floored to 8 only, before the model's own rule: the size to which some trainer models resize a control image."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,6 +144,8 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
         settings,
         width=width - width % divisor,
         height=height - height % divisor,
+        asked_width=width,
+        asked_height=height,
         num_frames=_rounded_frames(settings.num_frames, spec.frame_step),
     )
 
