@@ -90,8 +90,9 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     rescale = item.pop("guidance_rescale", 0.0)
     samples = [item]
     if case.lora is not None and case.lora.mode == "live":
+        controls = {name: path for name, path in item.items() if name.startswith("ctrl_img")}
         samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
-                        "network_multiplier": 0.0})  # fmt: skip
+                        "network_multiplier": 0.0, **controls})  # fmt: skip
     # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
     frames: dict[str, Any] = {key: item[key] for key in ("num_frames", "fps") if key in item}
     return {

@@ -25,19 +25,21 @@ bfloat16 is 0.0078."""
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     import diffusers
     import transformers
+    from torch import nn
 
-    def extra(component: str, cls: Any, folder: str) -> Any:
-        return cls.from_pretrained(spec.components[component], subfolder=folder)
+    def extra(component: str, library: Any, cls: str, folder: str) -> Any:
+        return getattr(library, cls).from_pretrained(spec.components[component], subfolder=folder)
 
-    pipe = diffusers.ChromaPipeline(
+    pipe: Any = diffusers.ChromaPipeline(
         scheduler=loading.scheduler(spec.scheduler),
-        tokenizer=extra("tokenizer", transformers.T5TokenizerFast, "tokenizer_2"),
-        text_encoder=extra("text_encoder", transformers.T5EncoderModel, "text_encoder_2").to(dtype),
-        vae=extra("vae", diffusers.AutoencoderKL, "vae").to(dtype),
+        tokenizer=extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2"),
+        text_encoder=extra("text_encoder", transformers, "T5EncoderModel", "text_encoder_2"),
+        vae=extra("vae", diffusers, "AutoencoderKL", "vae"),
         transformer=load_denoiser(checkpoint(base), dtype),
     )
     for module in (pipe.text_encoder, pipe.vae, pipe.transformer):
-        module.eval().requires_grad_(False)
+        # nn.Module's own `to`: that of Diffusers warns of the very cast that the trainer makes.
+        nn.Module.to(module, dtype).eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -145,7 +147,7 @@ def load_denoiser(path: Path, dtype: Any) -> Any:
     with init_empty_weights():  # leaves buffers, which are computed and not in the file, as they are
         model = denoiser({name: list(tensor.shape) for name, tensor in tensors.items()})
     rows = {name: len(tensor) for name, tensor in model.state_dict().items()}
-    renamed = {}
+    renamed: dict[str, torch.Tensor] = {}
     for name in list(tensors):
         module, _, kind = name.rpartition(".")
         names = [f"{target.module}.{'weight' if kind == 'scale' else kind}" for target in lora_targets(module)]
@@ -154,7 +156,7 @@ def load_denoiser(path: Path, dtype: Any) -> Any:
     model.load_state_dict(renamed, assign=True)
     for norm in model.distilled_guidance_layer.norms:
         norm.eps = NORM_EPS
-    return model.to(dtype)
+    return model
 
 
 RENAMED = (
