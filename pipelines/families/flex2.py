@@ -78,7 +78,8 @@ def control_latents(pipe: Any, settings: Settings, generator: Any) -> "torch.Ten
         )
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(images.rgb(path), height=settings.height, width=settings.width)
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    # Contiguous, as FluxControlPipeline.prepare_image leaves it: torch normalises the other layout less precisely.
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype).contiguous()).latent_dist
     latents = (posterior.sample(generator=generator) - vae.config.shift_factor) * vae.config.scaling_factor
     if alpha is None:
         return pack(latents)
