@@ -27,7 +27,8 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
     if settings.control:
         flipped = (*settings.control[1:], settings.control[0])
-        other = flipped if len(settings.control) > 1 else (str(ASSETS / "other.png"),)
+        unlike = "other.inpaint.png" if ".inpaint." in settings.control[0] else "other.png"
+        other = flipped if len(settings.control) > 1 else (str(ASSETS / unlike),)
         yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
     if negative_counts(pipeline, settings) and settings.negative_prompt:
         yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

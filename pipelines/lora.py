@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +47,8 @@ class Target(NamedTuple):
 
     module: str
     rows: slice | None = None
-    """Rows of the *file's* matrix that belong to this module; None for all."""
+    """Rows of the *file's* matrix that belong to this module. None: all, or, of several targets, the next ones in order
+    (as many as the module's own weight has)."""
     component: str | None = None
     """None: the model's one denoiser, or the one whose file this is."""
 
@@ -234,9 +236,18 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
         rest = name[len(prefix) :]
         found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else convert(rest)
         found = [t._replace(component=t.component or default) for t in found]
-        return found if all(t.module in shapes.get(t.component or "", {}) for t in found) else []
+        known = all(t.module in shapes.get(t.component or "", {}) for t in found)
+        return _stacked(found, shapes) if known else []
 
     return resolve
+
+
+def _stacked(targets: list[Target], shapes: Shapes) -> list[Target]:
+    """Give each of several targets its rows of the fused matrix: in their order, as many as its own weight has."""
+    if len(targets) < 2 or any(t.rows is not None for t in targets):
+        return targets
+    ends = list(accumulate(shapes[t.component or ""][t.module][0] for t in targets))
+    return [t._replace(rows=slice(a, b)) for t, a, b in zip(targets, [0, *ends], ends, strict=False)]
 
 
 def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes) -> LowRank | Kron:

@@ -20,11 +20,13 @@ from harness import cases
 from harness.cases import Case
 from harness.environment import facts
 from harness.minihub.weights import uniform
-from harness.recorder import jobs
+from harness.recorder import jobs, patches_flux
 from harness.trace import Tracer
 
-PATCHES: dict[str, list[str]] = {}
+PATCHES: dict[str, list[str]] = {**patches_flux.LINES}
 """Model -> one line for each thing that the trainer hard-codes beyond hub ids and that had to be redirected."""
+APPLY: dict[str, Callable[[], None]] = {**patches_flux.APPLY}
+"""Model -> what redirects it, once in a process."""
 
 
 class Done(Exception):
@@ -235,6 +237,8 @@ def record(case: Case, folder: Path, out: Path) -> None:
 def main(request: dict[str, Any]) -> None:
     """`request`: cases (ids), folder, out (staging root). Prints one line `RECORDED <id>` per finished case."""
     env = facts("cpu", "float32")
+    for model in dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"]):
+        APPLY.get(model, lambda: None)()
     for case_id in request["cases"]:
         case = cases.load(cases.CASES / f"{case_id}.yaml")
         out = Path(request["out"]) / case_id

@@ -1,0 +1,197 @@
+"""Chroma. Follows extensions_built_in/diffusion_models/chroma/{chroma_model,pipeline,src/model}.py.
+
+The weights are one file in the original layout, which is renamed here for the stock Diffusers classes.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import loading
+from pipelines.errors import RequestError
+from pipelines.lora import Shapes, Target, module_shapes
+from pipelines.output import Media
+from pipelines.settings import Settings
+from pipelines.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+NORM_EPS = 1e-6
+"""Of the norms in the guidance layer (chroma/src/layers.py RMSNorm). Diffusers takes what the dtype resolves, which in
+bfloat16 is 0.0078."""
+
+
+def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+    import diffusers
+    import transformers
+    from torch import nn
+
+    def extra(component: str, library: Any, cls: str, folder: str) -> Any:
+        return getattr(library, cls).from_pretrained(spec.components[component], subfolder=folder)
+
+    pipe: Any = diffusers.ChromaPipeline(
+        scheduler=loading.scheduler(spec.scheduler),
+        tokenizer=extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2"),
+        text_encoder=extra("text_encoder", transformers, "T5EncoderModel", "text_encoder_2"),
+        vae=extra("vae", diffusers, "AutoencoderKL", "vae"),
+        transformer=load_denoiser(checkpoint(base), dtype),
+    )
+    for module in (pipe.text_encoder, pipe.vae, pipe.transformer):
+        # nn.Module's own `to`: that of Diffusers warns of the very cast that the trainer makes.
+        nn.Module.to(module, dtype).eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+    embeds, mask = encode(pipe, settings.prompt)
+    negative_embeds, negative_mask = encode(pipe, settings.negative_prompt)
+    output = pipe(
+        prompt_embeds=embeds,
+        prompt_attention_mask=mask,
+        negative_prompt_embeds=negative_embeds,
+        negative_prompt_attention_mask=negative_mask,
+        width=settings.width,
+        height=settings.height,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        **call,
+    )
+    return Media(list(output.images))
+
+
+def encode(pipe: Any, prompt: str) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """(embeddings [1, 512, width], mask [1, 512] of bool: which of them the denoiser reads)."""
+    tokens = pipe.tokenizer([prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt")
+    device, dtype = pipe.text_encoder.device, pipe.text_encoder.dtype
+    embeds = pipe.text_encoder(tokens.input_ids.to(device))[0]
+    mask = tokens.attention_mask.to(device, dtype)
+    words = int(mask.sum(dim=-1).item())  # in the model's dtype, as src/model.py modify_mask_to_attend_padding counts
+    mask[:, words : words + 1] = 1
+    # Boolean: Diffusers would add a mask of numbers to the attention instead of masking with it.
+    return embeds, mask.bool()
+
+
+# ---- the original single file
+
+
+def checkpoint(base: str) -> Path:
+    """The single file of a hub id ("owner/Name": Name.safetensors), or a path to one.
+
+    Raises:
+        RequestError: there is none.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(base).is_file():
+        return Path(base)
+    try:
+        return Path(hf_hub_download(base, f"{base.split('/')[-1]}.safetensors"))
+    except (OSError, HFValidationError) as error:
+        raise RequestError(
+            f"base {base!r}: no Chroma weights there ({error}). Give the path of a .safetensors file in Chroma's "
+            "original layout, or a hub id such as lodestones/Chroma1-Base"
+        ) from error
+
+
+def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
+    """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(checkpoint(base), framework="pt") as file, torch.device("meta"):
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
+        return {"transformer": dict(module_shapes(denoiser(shapes)))}
+
+
+def denoiser(shapes: dict[str, list[int]]) -> Any:
+    """A new denoiser of the size that the shapes of the file's tensors say.
+
+    Raises:
+        RequestError: not Chroma's original layout.
+    """
+    import diffusers
+
+    def count(pattern: str) -> int:
+        return len({m[0] for name in shapes if (m := re.match(rf"{pattern}\.\d+\.", name))})
+
+    try:
+        width, channels = shapes["img_in.weight"]
+        (head,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+        hidden, guidance = shapes["distilled_guidance_layer.in_proj.weight"]
+        text = shapes["txt_in.weight"][1]
+    except KeyError as error:
+        raise RequestError(f"the base has no tensor {error}: not a Chroma file in the original layout") from error
+    return diffusers.ChromaTransformer2DModel(
+        in_channels=channels,
+        num_layers=count("double_blocks"),
+        num_single_layers=count("single_blocks"),
+        attention_head_dim=head,
+        num_attention_heads=width // head,
+        joint_attention_dim=text,
+        axes_dims_rope=(head // 8, head * 7 // 16, head * 7 // 16),
+        approximator_num_channels=guidance,
+        approximator_hidden_dim=hidden,
+        approximator_layers=count(r"distilled_guidance_layer\.layers"),
+    )
+
+
+def load_denoiser(path: Path, dtype: Any) -> Any:
+    """The denoiser with the weights of the file."""
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    with init_empty_weights():  # leaves buffers, which are computed and not in the file, as they are
+        model = denoiser({name: list(tensor.shape) for name, tensor in tensors.items()})
+    rows = {name: len(tensor) for name, tensor in model.state_dict().items()}
+    renamed: dict[str, torch.Tensor] = {}
+    for name in list(tensors):
+        module, _, kind = name.rpartition(".")
+        names = [f"{target.module}.{'weight' if kind == 'scale' else kind}" for target in lora_targets(module)]
+        parts = tensors.pop(name).to(dtype).split([rows[n] for n in names])
+        renamed |= {n: part.clone() for n, part in zip(names, parts, strict=True)}
+    model.load_state_dict(renamed, assign=True)
+    for norm in model.distilled_guidance_layer.norms:
+        norm.eps = NORM_EPS
+    return model
+
+
+RENAMED = (
+    (r"^double_blocks", "transformer_blocks"),
+    (r"^single_blocks", "single_transformer_blocks"),
+    (r"img_attn\.norm\.([qk]).*", r"attn.norm_\1"),
+    (r"txt_attn\.norm\.([qk]).*", r"attn.norm_added_\1"),
+    (r"(single.*)\.norm\.([qk]).*", r"\1.attn.norm_\2"),
+    (r"img_attn\.proj$", "attn.to_out.0"),
+    (r"txt_attn\.proj$", "attn.to_add_out"),
+    (r"img_mlp\.0$", "ff.net.0.proj"),
+    (r"img_mlp\.2$", "ff.net.2"),
+    (r"txt_mlp\.0$", "ff_context.net.0.proj"),
+    (r"txt_mlp\.2$", "ff_context.net.2"),
+    (r"linear2$", "proj_out"),
+    (r"^final_layer\.linear$", "proj_out"),
+    (r"^img_in$", "x_embedder"),
+    (r"^txt_in$", "context_embedder"),
+    (r"in_layer$", "linear_1"),
+    (r"out_layer$", "linear_2"),
+)
+"""Original module names -> Diffusers'."""
+FUSED = (
+    (r"img_attn\.qkv$", ("attn.to_q", "attn.to_k", "attn.to_v")),
+    (r"txt_attn\.qkv$", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+    (r"linear1$", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+)
+"""Original matrix -> the Diffusers modules that hold its rows, from the first to the last."""
+
+
+def lora_targets(name: str) -> list[Target]:
+    """Original module name -> Diffusers' module, or several, which share its rows in this order."""
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    for pattern, parts in FUSED:
+        if re.search(pattern, name):
+            return [Target(re.sub(pattern, part, name)) for part in parts]
+    return [Target(name)]
