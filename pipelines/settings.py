@@ -141,12 +141,15 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
         settings,
         width=width - width % divisor,
         height=height - height % divisor,
-        num_frames=_rounded_frames(settings.num_frames, spec.frame_step),
+        num_frames=_rounded_frames(settings.num_frames, spec),
     )
 
 
-def _rounded_frames(frames: int, step: int) -> int:
+def _rounded_frames(frames: int, spec: ModelSpec) -> int:
     """The video pipelines' rule: `step * n + 1` stays, anything else becomes `frames // step * step + 1` (8 -> 9)."""
+    step = spec.frame_step
+    if spec.frames_floored:
+        return (frames - 1) // step * step + 1
     return frames if frames % step == 1 or step == 1 else frames // step * step + 1
 
 
@@ -206,8 +209,8 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("size", f"{settings.width}x{settings.height}", "give positive numbers of pixels")
     if settings.width > 16384 or settings.height > 16384:
         refuse("size", f"{settings.width}x{settings.height}", "at most 16384 pixels a side")
-    if settings.steps < 1:
-        refuse("steps", settings.steps, "give at least 1")
+    if settings.steps < spec.fewest_steps:
+        refuse("steps", settings.steps, f"give at least {spec.fewest_steps}")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
     if spec.kind != "video" and settings.num_frames != 1:

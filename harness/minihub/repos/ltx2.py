@@ -55,9 +55,11 @@ def transformer(layers: int, rules: tuple[Rule, ...], **config: Any) -> Weights:
         "timestep_scale_multiplier": 1000,
         "vae_scale_factors": [8, 32, 32],
     }
-    return Weights(
-        "transformer", "diffusers.LTX2VideoTransformer3DModel", {**base, **config}, "bfloat16", rules=rules
-    )
+    return Weights("transformer", "diffusers.LTX2VideoTransformer3DModel", {**base, **config}, "bfloat16", rules=rules)
+
+
+CONNECTOR_RULES = ((r"learnable_registers$", 0.002), (r"attn1\.to_v\.bias$", 0.2))
+"""Nearly all of the 1024 tokens are registers: with ordinary ones, the few tokens of the prompt would hardly show."""
 
 
 def connectors(**config: Any) -> Weights:
@@ -77,7 +79,7 @@ def connectors(**config: Any) -> Weights:
         "video_connector_num_layers": 2,
         "video_connector_num_learnable_registers": 128,
     }
-    return Weights("connectors", "ltx2.LTX2TextConnectors", {**base, **config}, "bfloat16")
+    return Weights("connectors", "ltx2.LTX2TextConnectors", {**base, **config}, "bfloat16", rules=CONNECTOR_RULES)
 
 
 def video_vae(**config: Any) -> Weights:
@@ -132,7 +134,7 @@ RESNETS = {"resnet_dilations": [[1, 3, 5]] * 3, "resnet_kernel_sizes": [3, 7, 11
 
 LTX2_TRANSFORMER = transformer(
     2,
-    ((r"attn2\.norm_k\.weight$", 2.5),),
+    ((r"attn2\.norm_k\.weight$", 2.5), (r"attn2\.to_(v|out\.0)\.weight$", 2.2)),
     audio_cross_attn_mod=False,
     audio_gated_attn=False,
     cross_attn_mod=False,
@@ -182,7 +184,7 @@ LTX23_LAYERS = 30
 """The trainer perturbs block 28, so there must be one."""
 LTX23_TRANSFORMER = transformer(
     LTX23_LAYERS,
-    ((r"attn2\.norm_k\.weight$", 2.0),),
+    ((r"attn2\.norm_k\.weight$", 2.0), (r"attn2\.to_(v|out\.0)\.weight$", 1.5)),
     audio_cross_attn_mod=True,
     audio_gated_attn=True,
     cross_attn_mod=True,
@@ -248,6 +250,7 @@ LTX23_VOCODER = Weights(
         "window_length": 128,
     },
     "bfloat16",
+    rules=((r"resnets.*convs\d.*weight$", 0.2), (r"conv_out\.weight$", 0.1)),  # keeps the sound within -1 and 1
 )
 
 
