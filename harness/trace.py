@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -202,15 +203,24 @@ class Tracer:
         self._undo.append(module.register_forward_hook(after).remove)
 
     def _wrap(self, owner: Any, method: str, watch: Callable[..., Any]) -> None:
-        """Put `watch(original, *args, **kwargs)` in front of a bound method, on this instance only."""
+        """Put `watch(owner, original, *args, **kwargs)` in front of a bound method, on this instance only.
+
+        A deep copy of `owner` (LTX-2 copies its scheduler for the sound) is not watched, and works on itself: what is
+        set here is a bound method, so copying binds it to the copy.
+        """
         original = getattr(owner, method)
         had = method in owner.__dict__
 
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def wrapped(this: Any, *args: Any, **kwargs: Any) -> Any:
+            if this is not owner:
+                return getattr(type(this), method)(this, *args, **kwargs)
             return watch(owner, original, *args, **kwargs)
 
-        wrapped.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]  # pipelines inspect it
-        setattr(owner, method, wrapped)
+        signature = inspect.signature(original)  # pipelines inspect it
+        this = inspect.Parameter("this", inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [this, *signature.parameters.values()]
+        wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        setattr(owner, method, MethodType(wrapped, owner))
         self._undo.append(lambda: setattr(owner, method, original) if had else delattr(owner, method))
 
     def _set_timesteps(self, scheduler: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,12 +46,19 @@ def check_path(path: Path, frames: int) -> None:
 def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
     """Write frames by the path's suffix (.png, .mkv lossless; .jpg, .webp, .mp4 lossy) and `<path>.json`.
 
+    Sound goes into .mkv (lossless) and .mp4 (AAC), and as a .wav next to what cannot hold it.
+
     `quality` is that of JPEG and WebP (1 to 100); None takes what the trainer uses: 75 for JPEG, 80 for WebP.
     """
-    frames, suffix = output.frames, path.suffix.lower()
+    frames, suffix, media = output.frames, path.suffix.lower(), output.media
     check_path(path, len(frames))
+    sound = None if media.audio is None else path.with_suffix(".wav")
+    if sound is not None:
+        _atomically(sound, lambda part: _write_wav(media.audio, media.sample_rate, part))
     if suffix in VIDEOS and len(frames) > 1:
-        _atomically(path, lambda part: _write_video(frames, part, VIDEOS[suffix], output.settings.fps))
+        _atomically(path, lambda part: _write_video(frames, part, VIDEOS[suffix], output.settings.fps, sound))
+        if sound is not None:
+            sound.unlink()  # it is in the video now
     elif len(frames) > 1:
         # As toolkit/config_modules.py save_image does.
         options = {"save_all": True, "append_images": frames[1:], "duration": 1000 // output.settings.fps, "loop": 0}
@@ -75,7 +83,18 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write_video(frames: list[Image.Image], path: Path, codec: str, fps: int) -> None:
+def _write_wav(audio: Any, sample_rate: int, path: Path) -> None:
+    """float32 [channels, samples] as a WAV of 32-bit floats."""
+    channels = len(audio)
+    data = audio.T.astype("<f4").tobytes()
+    ieee_float, width = 3, 4
+    form = struct.pack("<HHIIHH", ieee_float, channels, sample_rate, sample_rate * channels * width, channels * width,
+                       8 * width)  # fmt: skip
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
+def _write_video(frames: list[Image.Image], path: Path, codec: str, fps: int, sound: Path | None) -> None:
     import imageio_ffmpeg
 
     # bgr0 holds RGB exactly; yuv420p is what players expect of H.264.
@@ -84,6 +103,8 @@ def _write_video(frames: list[Image.Image], path: Path, codec: str, fps: int) ->
     if codec == "ffv1":
         options["quality"] = None
         options["output_params"] = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-level", "3"]
+    if sound is not None:
+        options |= {"audio_path": str(sound), "audio_codec": "pcm_f32le" if codec == "ffv1" else "aac"}
     writer = imageio_ffmpeg.write_frames(str(path), frames[0].size, fps=fps, **options)
     writer.send(None)
     for frame in frames:

@@ -146,12 +146,15 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
         height=height - height % divisor,
         asked_width=width,
         asked_height=height,
-        num_frames=_rounded_frames(settings.num_frames, spec.frame_step),
+        num_frames=_rounded_frames(settings.num_frames, spec),
     )
 
 
-def _rounded_frames(frames: int, step: int) -> int:
+def _rounded_frames(frames: int, spec: ModelSpec) -> int:
     """The video pipelines' rule: `step * n + 1` stays, anything else becomes `frames // step * step + 1` (8 -> 9)."""
+    step = spec.frame_step
+    if spec.frames_floored:
+        return (frames - 1) // step * step + 1
     return frames if frames % step == 1 or step == 1 else frames // step * step + 1
 
 
@@ -211,8 +214,8 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("size", f"{settings.width}x{settings.height}", "give positive numbers of pixels")
     if settings.width > 16384 or settings.height > 16384:
         refuse("size", f"{settings.width}x{settings.height}", "at most 16384 pixels a side")
-    if not 1 <= settings.steps <= 1000:
-        refuse("steps", settings.steps, "give 1 to 1000 (the schedules have a thousand)")
+    if not spec.fewest_steps <= settings.steps <= 1000:
+        refuse("steps", settings.steps, f"give {spec.fewest_steps} to 1000 (the schedules have a thousand)")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
     if spec.kind != "video" and settings.num_frames != 1:

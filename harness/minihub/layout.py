@@ -50,9 +50,11 @@ def read_from_class(weights: Weights) -> dict[str, str]:
     library, name = weights.cls.split(".")
     if library == "stable_diffusion":
         library = "diffusers.pipelines.stable_diffusion.safety_checker"
+    if library == "ltx2":
+        library = "diffusers.pipelines.ltx2"
     cls: Any = getattr(importlib.import_module(OURS.get(name, library)), name)
     with torch.device("meta"):
-        if library == "diffusers":
+        if weights.is_diffusers:
             model = cls.from_config(json.loads(weights.config_json()))
         else:
             model = cls(cls.config_class.from_dict(json.loads(weights.config_json())))

@@ -29,12 +29,17 @@ class Weights:
     rules: Sequence[Rule] = ()
 
     @property
+    def is_diffusers(self) -> bool:
+        """model_index.json names a class of a pipeline's own folder by that folder ("ltx2.LTX2Vocoder")."""
+        return self.cls.startswith(("diffusers.", "ltx2."))
+
+    @property
     def stem(self) -> str:
-        return "diffusion_pytorch_model" if self.cls.startswith("diffusers.") else "model"
+        return "diffusion_pytorch_model" if self.is_diffusers else "model"
 
     def config_json(self) -> str:
         name = self.cls.split(".")[1]
-        head = {"_class_name": name} if self.cls.startswith("diffusers.") else {"architectures": [name]}
+        head = {"_class_name": name} if self.is_diffusers else {"architectures": [name]}
         return to_json({**head, **self.config})
 
 

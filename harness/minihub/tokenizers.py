@@ -387,3 +387,74 @@ def _varint(value: int) -> bytes:
     value %= 2**64
     low, high = value & 0x7F, value >> 7
     return bytes([low | 0x80]) + _varint(high) if high else bytes([low])
+
+
+def gemma3() -> tuple[dict[str, str], int]:
+    """GemmaTokenizerFast files (BPE with "▁" for spaces and byte fallback) and the vocabulary size."""
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    letters = ["▁", *(chr(c) for c in range(ord("!"), ord("~") + 1))]
+    merges = [*_merges(["▁" + word for word in WORDS], ""), *_merges([w for w in WORDS if len(w) > 1], "")]
+    merges = list(dict.fromkeys(merges))
+    tokens = [*special.values(), "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    tokens += [*(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    tokens = list(dict.fromkeys([*tokens, *(left + right for left, right in merges)]))
+    ids = {token: index for index, token in enumerate(tokens)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": token, **flags} for i, token in enumerate(tokens[:7])]
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}},
+                     {"SpecialToken": {"id": "<bos>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [ids["<bos>"]], "tokens": ["<bos>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": ids,
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }  # fmt: skip
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(a["id"]): {k: v for k, v in a.items() if k != "id"} for a in added},
+        **special,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1000000000000000019884624838656,
+        "padding_side": "left",
+        "sp_model_kwargs": None,
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "use_default_system_prompt": False,
+    }
+    files = {
+        "tokenizer.json": _json(tokenizer),
+        "special_tokens_map.json": _json(special),
+        "tokenizer_config.json": _json(config),
+    }
+    return files, len(tokens)

@@ -34,15 +34,17 @@ def tensor(repo: str, file: str, name: str, shape: Sequence[int], rules: Sequenc
     """One float32 parameter.
 
     Matrices and kernels: std `gain / sqrt(fan_in)`, so that activations keep their size through the depth.
-    Norm weights: `gain * (1 +- 0.1)`. Biases and other vectors: +-0.05 `* gain`.
+    Norm weights and standard deviations: `gain * (1 +- 0.1)`. Biases and other vectors: +-0.05 `* gain`.
     """
     values = uniform(shape, repo, file, name)
     gain = np.float32(next((g for pattern, g in rules if re.search(pattern, f"{file}/{name}")), 1.0))
+    if name.endswith("mel_basis"):  # a filter bank: averages a spectrum, so nothing in it is negative
+        return gain * (np.float32(1.0) + values) / np.float32(shape[-1])
     if len(shape) >= 2:
         is_lookup = re.search(r"(embed_tokens|token_embedding|shared)\.weight$", name)
         fan_in = 1 if is_lookup else int(np.prod(shape[1:]))
         return values * gain * np.float32(np.sqrt(3.0 / fan_in))
-    if name.endswith(("weight", "weights", "gamma")):
+    if name.endswith(("weight", "weights", "gamma", "latents_std")):
         return gain * (np.float32(1.0) + np.float32(0.1) * values)
     return gain * np.float32(0.05) * values
 

@@ -41,8 +41,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan22_14b_t2v": {"arch": "wan22_14b:t2v", "name_or_path": "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16"},
     "wan22_14b_i2v": {"arch": "wan22_14b_i2v", "name_or_path": "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"},
     "wan22_5b": {"arch": "wan22_5b", "name_or_path": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"},
-    "ltx2": {"arch": "ltx2", "name_or_path": "Lightricks/LTX-2"},
-    "ltx2.3": {"arch": "ltx2.3", "name_or_path": "Lightricks/LTX-2.3/ltx-2.3-22b-dev.safetensors"},
+    # By default the trainer looks for Gemma in folders that its repository lacks (ltx2.py: `te_tokenizer_subfolder`);
+    # LTX-2's own repository has them.
+    "ltx2": {"arch": "ltx2", "name_or_path": "Lightricks/LTX-2", "te_name_or_path": "Lightricks/LTX-2"},
+    # The UI names Lightricks' single file, which the trainer converts to this very layout with full-size configs.
+    "ltx2.3": {"arch": "ltx2.3", "name_or_path": "diffusers/LTX-2.3-Diffusers"},
 }
 DDPM = {"sd15", "sdxl"}
 """Models whose UI default sampler and training schedule is ddpm; all others use flowmatch."""
@@ -91,7 +94,7 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     samples = [item]
     if case.lora is not None and case.lora.mode == "live":
         controls = {name: path for name, path in item.items() if name.startswith("ctrl_img")}
-        samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
+        samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 2,
                         "network_multiplier": 0.0, **controls})  # fmt: skip
     # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
     frames: dict[str, Any] = {key: item[key] for key in ("num_frames", "fps") if key in item}

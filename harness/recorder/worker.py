@@ -20,7 +20,7 @@ from harness import cases
 from harness.cases import Case
 from harness.environment import facts
 from harness.minihub.weights import uniform
-from harness.recorder import jobs, patches_flux
+from harness.recorder import jobs, ltx2, patches_flux
 from harness.trace import Tracer
 
 PATCHES: dict[str, list[str]] = {**patches_flux.LINES}
@@ -57,22 +57,33 @@ class Observer:
             self.tracer.attach({"scheduler": modules.get("scheduler")})
 
         def save_image(config: Any, image: Any, *args: Any, **kwargs: Any) -> None:
-            if self.frames is None:
-                self.tracer.detach()
-                images = image if isinstance(image, list) else [image]
-                self.frames = [np.asarray(frame.convert("RGB")) for frame in images]
-                self.settings = self._settings(config, sd)
+            self._keep(config, image, sd)
             save(config, image, *args, **kwargs)
 
         encoders = sd.text_encoder if isinstance(sd.text_encoder, list) else [sd.text_encoder]
         roles = {f"text_encoder_{i}" if i > 1 else "text_encoder": e for i, e in enumerate(encoders, 1)}
-        self.tracer.attach({**roles, **denoisers(sd), "vae": sd.vae})
+        # LTX-2 wraps its two autoencoders, and its pipelines call the one inside.
+        self.tracer.attach({**roles, **denoisers(sd), "vae": getattr(sd.vae, "vae", sd.vae)})
         DiffusionPipeline.register_modules, GenerateImageConfig.save_image = register_modules, save_image
         try:
-            yield
+            with ltx2.saving_replaced(lambda config, image: self._keep(config, image, sd)):
+                yield
         finally:
             DiffusionPipeline.register_modules, GenerateImageConfig.save_image = register, save
             self.tracer.detach()
+
+    def _keep(self, config: Any, image: Any, sd: Any) -> None:
+        """`image`: what the trainer is about to save; a picture, frames, or LTX-2's frames with their sound."""
+        if self.frames is not None:
+            return
+        self.tracer.detach()
+        if isinstance(image, dict):
+            self.frames = list(image["video"].numpy())
+            self.audio = image["audio"].numpy()
+        else:
+            images = image if isinstance(image, list) else [image]
+            self.frames = [np.asarray(frame.convert("RGB")) for frame in images]
+        self.settings = self._settings(config, sd)
 
     def _settings(self, config: Any, sd: Any) -> dict[str, Any]:
         names = (

@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, hidream, lumina2, omnigen2, sd, wan, zimage
+from harness.minihub.repos import flux, hidream, ltx2, lumina2, omnigen2, sd, wan, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -19,5 +19,7 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "lumina2": (lumina2.LUMINA2,),
     "omnigen2": (omnigen2.OMNIGEN2,),
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
+    "ltx2": (ltx2.LTX2,),
+    "ltx2.3": (ltx2.LTX23, ltx2.GEMMA3_12B),
 }
 REPOS: dict[str, Repo] = {repo.id: repo for repos in MODELS.values() for repo in repos}

@@ -154,3 +154,63 @@ def llama(folder: str, vocab: int, *, layers: int = 3, shards: int = 4, dtype: s
         "vocab_size": vocab,
     }
     return Weights(folder, "transformers.LlamaForCausalLM", config, dtype, shards)
+
+
+GEMMA3_RULES: tuple[Rule, ...] = ((r"[qk]_norm\.weight$", 0.1), (r"norm\.weight$", 0.3))
+"""Gemma multiplies by 1 + weight: without these, queries and keys would be so large that softmax saturates."""
+
+
+def gemma3(folder: str, vocab: int, *, layers: int = 6, shards: int = 2, dtype: str = "bfloat16") -> Weights:
+    """Gemma 3 with its vision tower; of six layers the last one attends globally, as every sixth of the real one."""
+    config = {
+        "model_type": "gemma3",
+        "boi_token_index": vocab - 3,
+        "bos_token_id": 2,
+        "eoi_token_index": vocab - 2,
+        "eos_token_id": [1, 6],
+        "image_token_index": vocab - 1,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 4,
+        "pad_token_id": 0,
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "head_dim": 8,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": WIDTH,
+            "initializer_range": 0.02,
+            "intermediate_size": 2 * WIDTH,
+            "max_position_embeddings": 131072,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": layers,
+            "num_key_value_heads": 2,
+            "query_pre_attn_scalar": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "rope_theta": 1000000.0,
+            "sliding_window": 1024,
+            "sliding_window_pattern": 6,
+            "use_cache": True,
+            "vocab_size": vocab,
+        },
+        "vision_config": {
+            "attention_dropout": 0.0,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 16,
+            "image_size": 56,
+            "intermediate_size": 32,
+            "layer_norm_eps": 1e-06,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 2,
+            "num_channels": 3,
+            "num_hidden_layers": 1,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+    cls = "transformers.Gemma3ForConditionalGeneration"
+    return Weights(folder, cls, config, dtype, shards, GEMMA3_RULES)
