@@ -28,7 +28,8 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     """Load the stock Diffusers pipeline of `spec` from `base` (hub id or folder).
 
     Components that the trainer takes from other repositories come from there, unless `base` is a folder that has
-    them. Every module is cast whole, as the trainer does (`from_pretrained` alone keeps some parts in float32).
+    them; `options` may bring some that are loaded already. Every module is cast whole, as the trainer does
+    (`from_pretrained` alone keeps some parts in float32).
     """
     import diffusers
     from packaging.version import Version
@@ -37,6 +38,7 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     # Diffusers renamed the argument in 0.40.
     name_of_dtype = "dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype"
     elsewhere = {name: repo for name, repo in spec.components.items() if not (Path(base) / name).is_dir()}
+    elsewhere = {name: repo for name, repo in elsewhere.items() if name not in options}
     components = {name: _component(base, name, repo, dtype) for name, repo in elsewhere.items()}
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
         base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options

@@ -169,7 +169,8 @@ def _read_one(
     groups: dict[str, dict[str, torch.Tensor]] = {}
     places: dict[str, list[Target]] = {}
     unmatched = []
-    resolve = _resolver(spec, shapes, component or next(iter(spec.denoisers.values())))
+    # A file for a model with two experts names them in its keys, unless it was given as the file of one.
+    resolve = _resolver(spec, shapes, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
     for key, tensor in tensors.items():
         name, part = _split(key)
         if name not in places:
@@ -225,7 +226,7 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
     """
     family = importlib.import_module(f"pipelines.families.{spec.family}")
     convert = getattr(family, "lora_targets", lambda name: [Target(name)])
-    underscored = {name.replace(".", "_"): name for name in shapes[default]}
+    underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
 
     def resolve(name: str) -> list[Target]:
         prefix = next((p for p in (*spec.lora_prefixes, OLD_LOKR_PREFIX) if name.startswith(p)), None)

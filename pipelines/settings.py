@@ -141,12 +141,15 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
         settings,
         width=width - width % divisor,
         height=height - height % divisor,
-        num_frames=_rounded_frames(settings.num_frames, spec.frame_step),
+        num_frames=_rounded_frames(settings.num_frames, spec),
     )
 
 
-def _rounded_frames(frames: int, step: int) -> int:
+def _rounded_frames(frames: int, spec: ModelSpec) -> int:
     """The video pipelines' rule: `step * n + 1` stays, anything else becomes `frames // step * step + 1` (8 -> 9)."""
+    step = spec.frame_step
+    if spec.frames_floored:
+        return (frames - 1) // step * step + 1
     return frames if frames % step == 1 or step == 1 else frames // step * step + 1
 
 

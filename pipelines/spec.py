@@ -62,6 +62,8 @@ class ModelSpec:
     fps: int = 16
     frame_step: int = 1
     """A frame count that is not `frame_step * n + 1` becomes `frames // frame_step * frame_step + 1` (8 -> 9)."""
+    frames_floored: bool = False
+    """The trainer rounds the frame count down to `frame_step * n + 1` before the pipeline could (8 -> 5)."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that only this family has; its module says what they mean."""
     why_ours: str = ""

@@ -38,8 +38,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan21_14b": {"arch": "wan21:14b", "name_or_path": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
     "wan21_i2v_14b": {"arch": "wan21_i2v:14b", "name_or_path": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"},
     "wan21_i2v_14b480p": {"arch": "wan21_i2v:14b480p", "name_or_path": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"},
-    "wan22_14b_t2v": {"arch": "wan22_14b:t2v", "name_or_path": "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16"},
-    "wan22_14b_i2v": {"arch": "wan22_14b_i2v", "name_or_path": "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"},
+    "wan22_14b_t2v": {
+        "arch": "wan22_14b:t2v",
+        "name_or_path": "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
+        "model_kwargs": {"train_high_noise": True, "train_low_noise": True},
+    },
+    "wan22_14b_i2v": {
+        "arch": "wan22_14b_i2v",
+        "name_or_path": "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16",
+        "model_kwargs": {"train_high_noise": True, "train_low_noise": True},
+    },
     "wan22_5b": {"arch": "wan22_5b", "name_or_path": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"},
     "ltx2": {"arch": "ltx2", "name_or_path": "Lightricks/LTX-2"},
     "ltx2.3": {"arch": "ltx2.3", "name_or_path": "Lightricks/LTX-2.3/ltx-2.3-22b-dev.safetensors"},
@@ -90,8 +98,9 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     rescale = item.pop("guidance_rescale", 0.0)
     samples = [item]
     if case.lora is not None and case.lora.mode == "live":
+        controls = {name: path for name, path in item.items() if name.startswith("ctrl_img")}
         samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
-                        "network_multiplier": 0.0})  # fmt: skip
+                        "network_multiplier": 0.0, **controls})  # fmt: skip
     # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
     frames: dict[str, Any] = {key: item[key] for key in ("num_frames", "fps") if key in item}
     return {
