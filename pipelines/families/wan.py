@@ -98,7 +98,7 @@ def _held_first_frame(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, A
         return result
 
     parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
-    video = WanImageToVideoPipeline(**parts, expand_timesteps=True)
+    video: Any = WanImageToVideoPipeline(**parts, expand_timesteps=True)
     video.set_progress_bar_config(disable=True)
     video.prepare_latents = lambda *_args, **_options: (latents.float(), condition, mask)
     return video, {**call, "callback_on_step_end": hold}
