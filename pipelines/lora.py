@@ -185,6 +185,7 @@ def _read_one(
             f"unmatched, for example: {', '.join(unmatched[:3])}. Is it a LoRA for another model? "
             f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}"
             + (", and to apply the matching part only pass --allow-partial." if groups else ".")
+            + (" Give the file of one expert as high=FILE or low=FILE." if len(shapes) > 1 and not component else "")
         )
     deltas = [
         Delta(target.component or "", target.module, _change(path, name, parts, target, shapes))

@@ -5,6 +5,7 @@ from typing import Any
 from harness.minihub import tokenizers
 from harness.minihub.repo import Config, Repo, Weights, in_folder, model_index, scheduler, to_json
 from harness.minihub.repos.encoders import WIDTH, clip_vision, t5_encoder
+from harness.minihub.weights import Rule
 
 UMT5_FILES, UMT5_VOCAB = tokenizers.t5(extra_ids=300)
 
@@ -110,8 +111,11 @@ UMT5_XXL = Repo(
 """Where the trainer takes Wan's text encoder from when the model is a hub id."""
 
 
-def denoiser(folder: str = "transformer", **changes: Any) -> Weights:
-    rules = (*IMAGE_RULES, *WAN_RULES) if changes.get("in_channels") == 36 else WAN_RULES
+def denoiser(folder: str = "transformer", *, text_gain: float = 2.5, **changes: Any) -> Weights:
+    """`text_gain` is the gain of the text's query and key norms: how peaked attention to the prompt is."""
+    rules: tuple[Rule, ...] = ((r"attn2\.norm_[qk]\.weight$", text_gain), *WAN_RULES)
+    if changes.get("in_channels") == 36:
+        rules = (*IMAGE_RULES, *rules)
     return Weights(folder, "diffusers.WanTransformer3DModel", {**WAN_TRANSFORMER, **changes}, rules=rules)
 
 

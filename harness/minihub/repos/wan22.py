@@ -6,13 +6,15 @@ from harness.minihub.repos.wan import UMT5_FILES, UMT5_VOCAB, WAN21_VAE, WAN_IND
 
 WAN22_INDEX = {**WAN_INDEX, "transformer_2": "diffusers.WanTransformer3DModel"}
 ABSENT = [None, None]
+CALM = 2.0
+"""Text gain at which the untrained expert does not amplify rounding after a LoRA has moved the other one."""
 
 WAN22_14B_T2V = Repo(
     "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
     weights=(
         t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),
-        denoiser("transformer", ffn_dim=104),
-        denoiser("transformer_2", ffn_dim=104),
+        denoiser("transformer", ffn_dim=104, text_gain=CALM),
+        denoiser("transformer_2", ffn_dim=104, text_gain=CALM),
         WAN21_VAE,
     ),
     files={
@@ -92,7 +94,7 @@ WAN22_5B = Repo(
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     weights=(
         t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),
-        denoiser(ffn_dim=96, in_channels=48, out_channels=48),
+        denoiser(ffn_dim=96, in_channels=48, out_channels=48, text_gain=CALM),
         WAN22_VAE,
     ),
     files={
