@@ -171,7 +171,8 @@ def _read_one(
     groups: dict[str, dict[str, torch.Tensor]] = {}
     places: dict[str, list[Target]] = {}
     unmatched = []
-    resolve = _resolver(spec, shapes, component or next(iter(spec.denoisers.values())))
+    # A file for a model with two experts names them in its keys, unless it was given as the file of one.
+    resolve = _resolver(spec, shapes, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
     for key, tensor in tensors.items():
         name, part = _split(key)
         if name not in places:
@@ -186,6 +187,7 @@ def _read_one(
             f"unmatched, for example: {', '.join(unmatched[:3])}. Is it a LoRA for another model? "
             f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}"
             + (", and to apply the matching part only pass --allow-partial." if groups else ".")
+            + (" Give the file of one expert as high=FILE or low=FILE." if len(shapes) > 1 and not component else "")
         )
     deltas = [
         Delta(target.component or "", target.module, _change(path, name, parts, target, shapes))
@@ -227,7 +229,7 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
     """
     family = importlib.import_module(f"pipelines.families.{spec.family}")
     convert = getattr(family, "lora_targets", lambda name: [Target(name)])
-    underscored = {name.replace(".", "_"): name for name in shapes[default]}
+    underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
 
     def resolve(name: str) -> list[Target]:
         prefix = next((p for p in (*spec.lora_prefixes, OLD_LOKR_PREFIX) if name.startswith(p)), None)

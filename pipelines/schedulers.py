@@ -26,9 +26,7 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         timesteps: list[float] | None = None,
     ) -> None:
         self.sigma_min = 0.0
-        super().set_timesteps(  # type: ignore[misc]
-            num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu
-        )
+        super().set_timesteps(num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu)
 
 
 class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
@@ -48,9 +46,7 @@ class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
         steps = num_inference_steps or len(sigmas or ())
         highest = torch.tensor(0.999, dtype=torch.float32)  # of 1000 sigmas from 0.999 to 0, in float32 as there
         highest = 3.0 * highest / (1 + (3.0 - 1) * highest)
-        super().set_timesteps(  # type: ignore[misc]
-            device=device, sigmas=np.linspace(highest.item(), 0.0, steps + 1)[:-1]
-        )
+        super().set_timesteps(device=device, sigmas=np.linspace(highest.item(), 0.0, steps + 1)[:-1])
 
 
 class FlowMatchEulerUpwards(FlowMatchEulerDiscreteScheduler):

@@ -72,9 +72,9 @@ def in_folder(folder: str, files: Mapping[str, str]) -> dict[str, str]:
     return {f"{folder}/{name}": text for name, text in files.items()}
 
 
-def model_index(pipeline: str, **components: str) -> dict[str, str]:
+def model_index(pipeline: str, **components: Any) -> dict[str, str]:
     """model_index.json: component name -> "library.Class" (or a plain value for an option)."""
-    entries = {name: cls.split(".") for name, cls in sorted(components.items())}
+    entries = {name: v.split(".") if isinstance(v, str) else v for name, v in sorted(components.items())}
     return {"model_index.json": to_json({"_class_name": pipeline, "_diffusers_version": "0.37.0", **entries})}
 
 

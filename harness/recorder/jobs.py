@@ -38,8 +38,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan21_14b": {"arch": "wan21:14b", "name_or_path": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
     "wan21_i2v_14b": {"arch": "wan21_i2v:14b", "name_or_path": "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"},
     "wan21_i2v_14b480p": {"arch": "wan21_i2v:14b480p", "name_or_path": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"},
-    "wan22_14b_t2v": {"arch": "wan22_14b:t2v", "name_or_path": "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16"},
-    "wan22_14b_i2v": {"arch": "wan22_14b_i2v", "name_or_path": "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"},
+    "wan22_14b_t2v": {
+        "arch": "wan22_14b:t2v",
+        "name_or_path": "ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
+        "model_kwargs": {"train_high_noise": True, "train_low_noise": True},
+    },
+    "wan22_14b_i2v": {
+        "arch": "wan22_14b_i2v",
+        "name_or_path": "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16",
+        "model_kwargs": {"train_high_noise": True, "train_low_noise": True},
+    },
     "wan22_5b": {"arch": "wan22_5b", "name_or_path": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"},
     # By default the trainer looks for Gemma in folders that its repository lacks (ltx2.py: `te_tokenizer_subfolder`);
     # LTX-2's own repository has them.

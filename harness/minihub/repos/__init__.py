@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, hidream, ltx2, lumina2, omnigen2, sd, wan, zimage
+from harness.minihub.repos import flux, hidream, ltx2, lumina2, omnigen2, sd, wan, wan22, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -21,5 +21,11 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
     "ltx2": (ltx2.LTX2,),
     "ltx2.3": (ltx2.LTX23, ltx2.GEMMA3_12B),
+    "wan21_14b": (wan.WAN21_14B, wan.UMT5_XXL),
+    "wan21_i2v_14b480p": (wan.WAN21_I2V_480P, wan.UMT5_XXL),
+    "wan21_i2v_14b": (wan.WAN21_I2V_720P, wan.UMT5_XXL),
+    "wan22_14b_t2v": (wan22.WAN22_14B_T2V, wan.UMT5_XXL, wan22.WAN21_VAE_ALONE),
+    "wan22_14b_i2v": (wan22.WAN22_14B_I2V, wan.UMT5_XXL, wan22.WAN21_VAE_ALONE),
+    "wan22_5b": (wan22.WAN22_5B, wan.UMT5_XXL),
 }
 REPOS: dict[str, Repo] = {repo.id: repo for repos in MODELS.values() for repo in repos}

@@ -34,6 +34,27 @@ def clip_text(
     return Weights(folder, f"transformers.{cls}", config, dtype)
 
 
+def clip_vision(folder: str, *, dtype: str = "float32") -> Weights:
+    """A CLIP image tower with the real 224 pixels and patches of 14, hence the real 257 tokens."""
+    config = {
+        "model_type": "clip_vision_model",
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": WIDTH,
+        "image_size": 224,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "layer_norm_eps": 1e-05,
+        "num_attention_heads": 4,
+        "num_channels": 3,
+        "num_hidden_layers": 3,
+        "patch_size": 14,
+        "projection_dim": WIDTH,
+    }
+    return Weights(folder, "transformers.CLIPVisionModel", config, dtype)
+
+
 def t5_encoder(folder: str, vocab: int, *, umt5: bool = False, shards: int = 2, dtype: str = "bfloat16") -> Weights:
     config = {
         "model_type": "umt5" if umt5 else "t5",

@@ -1,12 +1,15 @@
-"""Wan 2.1 text to video."""
+"""Wan 2.1: text to video and image to video."""
+
+from typing import Any
 
 from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import WIDTH, t5_encoder
+from harness.minihub.repo import Config, Repo, Weights, in_folder, model_index, scheduler, to_json
+from harness.minihub.repos.encoders import WIDTH, clip_vision, t5_encoder
+from harness.minihub.weights import Rule
 
 UMT5_FILES, UMT5_VOCAB = tokenizers.t5(extra_ids=300)
 
-WAN_TRANSFORMER = {
+WAN_TRANSFORMER: Config = {
     "added_kv_proj_dim": None,
     "attention_head_dim": 24,
     "cross_attn_norm": True,
@@ -106,3 +109,68 @@ UMT5_XXL = Repo(
     files=in_folder("tokenizer", UMT5_FILES),
 )
 """Where the trainer takes Wan's text encoder from when the model is a hub id."""
+
+
+def denoiser(folder: str = "transformer", *, text_gain: float = 2.5, **changes: Any) -> Weights:
+    """`text_gain` is the gain of the text's query and key norms: how peaked attention to the prompt is."""
+    rules: tuple[Rule, ...] = ((r"attn2\.norm_[qk]\.weight$", text_gain), *WAN_RULES)
+    if changes.get("in_channels") == 36:
+        rules = (*IMAGE_RULES, *rules)
+    return Weights(folder, "diffusers.WanTransformer3DModel", {**WAN_TRANSFORMER, **changes}, rules=rules)
+
+
+IMAGE_RULES = ((r"norm_added_k\.weight$", 2.0), (r"patch_embedding\.weight$", 1.5))
+"""Give the control image some weight: it fills 20 of the 36 input channels, and the second cross attention."""
+
+IMAGE_INDEX = {
+    "image_encoder": "transformers.CLIPVisionModel",
+    "image_processor": "transformers.CLIPImageProcessor",
+}
+CLIP_PROCESSOR = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 224},
+}
+
+WAN21_14B = Repo(
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    weights=(t5_encoder("text_encoder", UMT5_VOCAB, umt5=True), denoiser(ffn_dim=80, num_layers=3), WAN21_VAE),
+    files={
+        **model_index("WanPipeline", **WAN_INDEX),
+        **unipc(flow_shift=5.0),
+        **in_folder("tokenizer", UMT5_FILES),
+    },
+)
+
+
+def image_to_video(repo: str, *, flow_shift: float, ffn_dim: int) -> Repo:
+    """Wan 2.1 I2V: the picture reaches the denoiser through the VAE (20 more channels) and through CLIP."""
+    width = WAN_TRANSFORMER["num_attention_heads"] * WAN_TRANSFORMER["attention_head_dim"]
+    return Repo(
+        repo,
+        weights=(
+            t5_encoder("text_encoder", UMT5_VOCAB, umt5=True),
+            clip_vision("image_encoder"),
+            denoiser(ffn_dim=ffn_dim, in_channels=36, image_dim=WIDTH, added_kv_proj_dim=width),
+            WAN21_VAE,
+        ),
+        files={
+            **model_index("WanImageToVideoPipeline", **WAN_INDEX, **IMAGE_INDEX),
+            **unipc(flow_shift=flow_shift),
+            **in_folder("tokenizer", UMT5_FILES),
+            "image_processor/preprocessor_config.json": to_json(CLIP_PROCESSOR),
+        },
+    )
+
+
+WAN21_I2V_480P = image_to_video("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", flow_shift=3.0, ffn_dim=88)
+WAN21_I2V_720P = image_to_video("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", flow_shift=5.0, ffn_dim=112)

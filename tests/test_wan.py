@@ -1,0 +1,41 @@
+"""Frame rules, and the three kinds of LoRA files of the two-expert models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipelines.errors import LoraError
+from pipelines.lora import read
+from pipelines.settings import Request, resolve, spec_of
+
+CONTROL = str(Path(__file__).parent.parent / "cases" / "assets" / "wide.png")
+SHAPES = {name: {"blocks.0.attn1.to_q": (6, 6)} for name in ("transformer", "transformer_2")}
+
+
+def lora_file(path: Path, *modules: str) -> Path:
+    halves = {"lora_A": (2, 6), "lora_B": (6, 2)}
+    save_file({f"diffusion_model.{m}.{h}.weight": torch.ones(s) for m in modules for h, s in halves.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(("asked", "pipeline_rule", "floored"), [(1, 1, 1), (4, 5, 1), (5, 5, 5), (7, 5, 5), (8, 9, 5)])
+def test_frames_are_rounded_by_the_pipeline_or_floored_before(asked: int, pipeline_rule: int, floored: int) -> None:
+    for model, control, expected in (("wan21_14b", (), pipeline_rule), ("wan22_14b_i2v", (CONTROL,), floored)):
+        settings = resolve(spec_of(model), Request("a fox", width=64, height=64, num_frames=asked, control=control))
+        assert settings.num_frames == expected
+
+
+def test_a_file_of_both_experts_names_them_in_its_keys(tmp_path: Path) -> None:
+    path = lora_file(tmp_path / "both.safetensors", *(f"transformer_{i}.blocks.0.self_attn.q" for i in (1, 2)))
+    lora = read({"": path}, spec_of("wan22_14b_t2v"), SHAPES)
+    assert {delta.component for delta in lora.deltas} == {"transformer", "transformer_2"}
+
+
+def test_a_file_of_one_expert_goes_where_it_is_sent_and_nowhere_unasked(tmp_path: Path) -> None:
+    path = lora_file(tmp_path / "one.safetensors", "blocks.0.self_attn.q")
+    lora = read({"low": path}, spec_of("wan22_14b_t2v"), SHAPES)
+    assert [delta.component for delta in lora.deltas] == ["transformer_2"]
+    with pytest.raises(LoraError, match="high=FILE or low=FILE"):
+        read({"": path}, spec_of("wan22_14b_t2v"), SHAPES)
