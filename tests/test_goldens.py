@@ -1,0 +1,268 @@
+"""A golden is what the trainer rendered or it is nothing: whatever was touched since is named, and nothing is written.
+
+Everything here happens to a copy of one model's goldens.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import cases, goldens, runner
+from harness.cases import Case
+from harness.goldens import Corrupt, Golden, GoldenError, Missing, Stale
+from harness.minihub import factory
+
+TAG = runner.newest_tag()
+MODEL = "sd15"
+HUB = factory.manifest_sha256(MODEL)
+ARTEFACTS = ("picture", "latents", "trace", "lora")
+
+
+def copied(root: Path) -> Path:
+    for part in (f"{TAG}/{MODEL}", f"objects/{MODEL}"):
+        shutil.copytree(goldens.GOLDENS / part, root / part)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A goldens folder of one model, to be tampered with."""
+    return copied(tmp_path / "goldens")
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, to be put right after each tampering."""
+    return copied(tmp_path_factory.mktemp("goldens") / "goldens")
+
+
+def case_of(name: str = "lora") -> Case:
+    return cases.load(cases.CASES / MODEL / f"{name}.yaml")
+
+
+def load(root: Path, name: str = "lora") -> Golden:
+    return goldens.load(TAG, case_of(name), HUB, root=root)
+
+
+def json_of(root: Path, name: str = "lora") -> Path:
+    return goldens.golden_path(TAG, f"{MODEL}/{name}", root)
+
+
+def refused(root: Path, kind: type[GoldenError], name: str = "lora") -> str:
+    with pytest.raises(GoldenError) as error:
+        load(root, name)
+    assert type(error.value) is kind, str(error.value)
+    assert error.value.verdict == kind.__name__.lower()
+    return str(error.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def reseal(path: Path, **changes: Any) -> None:
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({**content, "seal": goldens.seal(content)}))
+
+
+def test_a_copy_of_a_golden_loads_whole(root: Path) -> None:
+    golden = load(root)
+    assert golden.frames().shape == (1, 128, 128, 3)
+    assert golden.latents().shape == (1, 4, 16, 16)
+    assert set(golden.artefacts) == set(ARTEFACTS)
+    assert golden.path("picture").is_relative_to(root)
+
+
+# -------------------------------------------------------------------------------------------------------- artefacts
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_a_deleted_artefact_is_named(artefact: str, root: Path) -> None:
+    path = load(root).path(artefact)
+    path.unlink()
+    message = refused(root, Corrupt)
+    assert f"goldens/objects/{MODEL}/{path.name}, the {artefact} of sd15/lora, was deleted" in message
+    assert f"git checkout -- goldens/objects/{MODEL}/{path.name}" in message
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[:-1],
+    "extended": lambda data: data + b"\0",
+    "emptied": lambda data: b"",
+    "one bit flipped": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_a_damaged_artefact_is_named(artefact: str, damage: str, root: Path) -> None:
+    path = load(root).path(artefact)
+    recorded = path.read_bytes()
+    damaged = DAMAGES[damage](recorded)
+    path.write_bytes(damaged)
+    same_size = len(damaged) == len(recorded)
+    size = "same size" if same_size else f"{len(damaged)} bytes, recorded {len(recorded)}"
+    message = refused(root, Corrupt)
+    assert f"{path.name}, the {artefact} of sd15/lora, has other bytes than were recorded ({size})" in message
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_artefacts_swapped_between_two_goldens_are_noticed_in_both(artefact: str, root: Path) -> None:
+    first, second = (load(root, name).path(artefact) for name in ("lora", "lora-conv"))
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    assert first.name in refused(root, Corrupt, "lora")
+    assert second.name in refused(root, Corrupt, "lora-conv")
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Paths of everything in a JSON value, itself left out."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from leaves(item, (*path, key))
+
+
+CONTENT: dict[str, Any] = json.loads(json_of(goldens.GOLDENS).read_text())
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just([]), st.just({})
+)
+
+
+@given(st.data())
+def test_any_change_of_the_json_is_noticed(untouched: Path, data: st.DataObject) -> None:
+    content = json.loads(json.dumps(CONTENT))
+    *way, last = data.draw(st.sampled_from(list(leaves(content))), label="where")
+    holder = content
+    for key in way:
+        holder = holder[key]
+    change = data.draw(st.sampled_from(["replace", "delete", "add"]), label="how")
+    if change == "replace":
+        holder[last] = data.draw(VALUES.filter(lambda value: json.dumps(value) != json.dumps(holder[last])))
+    elif change == "delete":
+        del holder[last]
+    elif isinstance(holder, dict):
+        holder[data.draw(st.text().filter(lambda key: key not in holder), label="key")] = data.draw(VALUES)
+    else:
+        holder.append(data.draw(VALUES))
+    path = json_of(untouched)
+    recorded = path.read_bytes()
+    path.write_text(json.dumps(content))
+    try:
+        assert f"goldens/{TAG}/{MODEL}/lora.json" in refused(untouched, Corrupt)
+    finally:
+        path.write_bytes(recorded)
+    assert load(untouched).case == "sd15/lora"
+
+
+def test_another_layout_of_the_same_json_is_the_same_golden(root: Path) -> None:
+    path = json_of(root)
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=False))
+    assert load(root).case == "sd15/lora"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "\x00", "<!doctype html>"])
+def test_a_file_that_is_no_golden_is_corrupt(text: str, root: Path) -> None:
+    json_of(root).write_text(text)
+    assert f"goldens/{TAG}/{MODEL}/lora.json is not a golden" in refused(root, Corrupt)
+
+
+def test_an_edit_of_a_seal_is_told_apart_from_damage(root: Path) -> None:
+    edit(json_of(root), seal="0" * 64)
+    message = refused(root, Corrupt)
+    assert "was edited after recording" in message
+    assert f"git checkout -- goldens/{TAG}/{MODEL}/lora.json" in message
+
+
+def test_a_golden_of_another_format_is_refused(root: Path) -> None:
+    reseal(json_of(root), format=goldens.FORMAT + 1)
+    assert f"format {goldens.FORMAT}" in refused(root, Corrupt)
+
+
+def test_two_swapped_goldens_are_noticed_in_both(root: Path) -> None:
+    first, second = json_of(root, "lora"), json_of(root, "lora-conv")
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    for name, found in (("lora", "lora-conv"), ("lora-conv", "lora")):
+        message = refused(root, Corrupt, name)
+        assert f"goldens/{TAG}/{MODEL}/{name}.json is the golden of {MODEL}/{found}" in message
+        assert "swapped" in message
+
+
+def test_a_golden_under_another_tag_is_refused(root: Path) -> None:
+    (root / TAG).rename(root / "v0.0.1")
+    with pytest.raises(Corrupt, match=f"is the golden of sd15/lora at {TAG}"):
+        goldens.load("v0.0.1", case_of(), HUB, root=root)
+
+
+# -------------------------------------------------------------------------------------------------- stale and missing
+
+
+def test_a_missing_golden_says_how_to_record_it(root: Path) -> None:
+    json_of(root).unlink()
+    message = refused(root, Missing)
+    assert f"no golden goldens/{TAG}/{MODEL}/lora.json" in message
+    assert f"python -m harness.recorder --trainer DIR --tag {TAG} --case {MODEL}/lora" in message
+    with pytest.raises(Missing, match=r"v0\.0\.1"):
+        goldens.load("v0.0.1", case_of("base"), HUB, root=root)
+
+
+def test_a_changed_case_makes_its_golden_stale(root: Path) -> None:
+    case = case_of()
+    changed = case.model_copy(update={"sample": case.sample.model_copy(update={"seed": 8})})
+    with pytest.raises(Stale, match=r"another version of the case file.*--case sd15/lora"):
+        goldens.load(TAG, changed, HUB, root=root)
+
+
+def test_another_description_of_a_case_does_not(root: Path) -> None:
+    described = case_of().model_copy(update={"about": "Something else."})
+    assert goldens.load(TAG, described, HUB, root=root).case == "sd15/lora"
+
+
+def test_a_changed_mini_hub_makes_goldens_stale(root: Path) -> None:
+    with pytest.raises(Stale, match=r"another mini hub.*--case sd15/lora"):
+        goldens.load(TAG, case_of(), "0" * 64, root=root)
+    assert goldens.load(TAG, case_of(), None, root=root).case == "sd15/lora"
+
+
+def test_damage_counts_before_staleness(root: Path) -> None:
+    load(root).path("picture").unlink()
+    with pytest.raises(Corrupt):
+        goldens.load(TAG, case_of(), "0" * 64, root=root)
+
+
+# ------------------------------------------------------------------------------------------------------ the real ones
+
+
+def test_every_case_has_a_golden_that_loads() -> None:
+    for case in cases.load_all():
+        assert goldens.load(TAG, case, factory.manifest_sha256(case.model)).case == case.id
+
+
+def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
+    used = {
+        artefact["file"]
+        for path in goldens.GOLDENS.glob("v*/*/*.json")
+        for artefact in json.loads(path.read_text())["artefacts"].values()
+    }
+    stored = [path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()]
+    assert {path.relative_to(goldens.GOLDENS).as_posix() for path in stored} == used
+    assert all(path.stem == sha256(path.read_bytes()).hexdigest()[:16] for path in stored)
+
+
+def test_tags_are_ordered_by_number(tmp_path: Path) -> None:
+    for tag in ("v0.10.0", "v0.9.12", "v0.9.2", "objects"):
+        (tmp_path / tag).mkdir()
+    assert goldens.tags(tmp_path) == ["v0.9.2", "v0.9.12", "v0.10.0"]

@@ -1,0 +1,112 @@
+"""A known drift is renamed, never widened: only while it is unexpired, and only up to its recorded size."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import known
+from harness.cases import CaseError
+from harness.results import Metric, Result, Verdict
+
+EXPIRY = date(2030, 6, 30)
+ENTRY: dict[str, Any] = {
+    "case": "flux/lora",
+    "cause": "the scheduler of release X",
+    "pixel_max": 10,
+    "latents_rel_l2": 0.01,
+    "expires": EXPIRY,
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "known.yaml"
+
+
+def judged(
+    file: Path,
+    *entries: dict[str, Any],
+    pixel_max: float = 9,
+    latents_rel_l2: float = 0.009,
+    today: date = EXPIRY,
+    **fields: Any,
+) -> Result:
+    file.write_text(yaml.safe_dump(list(entries)))
+    metrics = [Metric(name="pixel_max", value=pixel_max), Metric(name="latents_rel_l2", value=latents_rel_l2)]
+    result = Result(**{
+        "case": "flux/lora", "model": "flux", "tag": "v1", "tier": "mini", "device": "cpu", "dtype": "float32",
+        "verdict": "drift", "message": "beyond the gate", "metrics": metrics, **fields,
+    })  # fmt: skip
+    return known.judge(result, today, file)
+
+
+def test_a_listed_drift_is_known_until_the_end_of_its_last_day(file: Path) -> None:
+    result = judged(file, ENTRY)
+    assert result.verdict == "known"
+    assert result.message == "the scheduler of release X (known until 2030-06-30; beyond the gate)"
+
+
+def test_after_that_day_it_is_drift_again_and_says_so(file: Path) -> None:
+    result = judged(file, ENTRY, today=date(2030, 7, 1))
+    assert result.verdict == "drift"
+    assert "expired on 2030-06-30: the scheduler of release X" in result.message
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [
+        ({"pixel_max": 11, "latents_rel_l2": 0.011}, "known"),
+        ({"pixel_max": 12}, "drift"),
+        ({"latents_rel_l2": 0.0111}, "drift"),
+    ],
+)
+def test_a_drift_larger_than_recorded_is_a_new_one(file: Path, measured: dict[str, float], verdict: Verdict) -> None:
+    result = judged(file, ENTRY, **measured)  # type: ignore[arg-type]
+    assert result.verdict == verdict
+    assert (result.message == "beyond the gate") == (verdict == "drift")
+
+
+@pytest.mark.parametrize(
+    ("entry", "verdict"),
+    [
+        ({"case": "flux/base"}, "drift"),
+        ({"tag": "v2"}, "drift"),
+        ({"tag": "v1"}, "known"),
+        ({"device": "cuda"}, "drift"),
+        ({"device": "cpu"}, "known"),
+    ],
+)
+def test_an_entry_counts_for_its_case_tag_and_device(file: Path, entry: dict[str, str], verdict: Verdict) -> None:
+    assert judged(file, {**ENTRY, **entry}).verdict == verdict
+
+
+@pytest.mark.parametrize("verdict", ["match", "missing", "stale", "corrupt", "error"])
+def test_no_other_verdict_is_renamed(file: Path, verdict: Verdict) -> None:
+    assert judged(file, ENTRY, verdict=verdict).verdict == verdict
+
+
+def test_a_drift_of_shape_has_no_size_and_is_never_known(file: Path) -> None:
+    assert judged(file, ENTRY, metrics=[]).verdict == "drift"
+
+
+def test_an_expired_entry_does_not_hide_a_valid_one(file: Path) -> None:
+    expired = {**ENTRY, "expires": date(2020, 1, 1), "cause": "an old one"}
+    assert judged(file, expired, ENTRY).verdict == "known"
+
+
+def test_no_file_means_no_known_drifts(file: Path) -> None:
+    assert known.entries(file) == []
+
+
+@pytest.mark.parametrize("entry", [{"expired": EXPIRY}, {"expires": "soon"}, {"pixel_max": None}])
+def test_a_mistake_in_the_file_is_named(file: Path, entry: dict[str, Any]) -> None:
+    with pytest.raises(CaseError, match=next(iter(entry))) as error:
+        judged(file, {**ENTRY, **entry})
+    assert str(file) in str(error.value)
+
+
+def test_the_committed_entries_can_be_read() -> None:
+    assert all(entry.cause for entry in known.entries())

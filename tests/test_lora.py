@@ -1,0 +1,308 @@
+"""A LoRA reaches the picture, leaves without a trace, and a file that does not fit is refused before weights load."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pipelines
+from pipelines import MODELS, Cancelled, LoraError, Pipeline
+from pipelines.lora import Adapter
+from pipelines.settings import LoraMode
+
+PipelineOf = Callable[[str], Pipeline]
+LoraOf = Callable[[str], Path]
+
+MODES: tuple[LoraMode, ...] = ("merged", "live")
+TWO_LORAS = [("sd15/lora", "sd15/lora-conv"), ("sdxl/lora", "sdxl/lora-conv"), ("flux/lora", "flux/lora-live")]
+
+
+def pixels(pipeline: Pipeline, **fields: Any) -> bytes:
+    frames = 5 if pipeline.spec.kind == "video" else 1
+    output = pipeline.sample("a photo of a fox", width=64, height=64, steps=2, num_frames=frames, **fields)
+    return np.stack([np.asarray(frame) for frame in output.frames]).tobytes()
+
+
+def levels(a: bytes, b: bytes) -> int:
+    """Largest difference of two pictures, of 255."""
+    return int(abs(np.frombuffer(a, np.uint8).astype(int) - np.frombuffer(b, np.uint8)).max())
+
+
+# ------------------------------------------------------------------------------------------------------- invariance
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_lora_comes_and_goes_without_a_trace(
+    model: str, mode: LoraMode, pipeline_of: PipelineOf, lora_of: LoraOf
+) -> None:
+    base = pipeline_of(model)
+    with_lora = base.with_lora(lora_of(f"{model}/lora"), mode=mode)
+    plain = pixels(base)
+    adapted = pixels(with_lora, multiplier=0.8)
+    assert levels(adapted, plain) > 8, "the LoRA changes nothing"
+    assert pixels(base) == plain, "taken out, it left something behind"
+    assert pixels(with_lora, multiplier=0.8) == adapted, "put in again, it is another picture"
+    assert pixels(with_lora, multiplier=0.0) == plain, "at multiplier 0 it still shows"
+    assert pixels(with_lora, multiplier=0.8) == adapted
+
+
+@pytest.mark.parametrize(("first", "second"), TWO_LORAS)
+def test_two_loras_and_both_modes_do_not_mix(first: str, second: str, pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
+    base = pipeline_of(first.split("/")[0])
+    variants = [base.with_lora(lora_of(name), mode=mode) for name in (first, second) for mode in MODES]
+    once = [pixels(variant) for variant in variants]
+    assert levels(once[0], once[2]) > 8
+    order = [0, 2, 1, 3, 0]
+    assert [pixels(variants[i]) for i in order] == [once[i] for i in order]
+
+
+@pytest.mark.parametrize("case", [*(f"{model}/lora" for model in MODELS), "sd15/lora-conv", "sdxl/lora-conv"])
+def test_merged_and_live_are_one_picture(case: str, pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
+    base = pipeline_of(case.split("/")[0])
+    merged, live = (pixels(base.with_lora(lora_of(case), mode=mode), multiplier=0.7) for mode in MODES)
+    assert levels(merged, live) <= 1
+
+
+def test_the_base_is_whole_after_a_merge_that_failed_half_way(
+    pipeline_of: PipelineOf, lora_of: LoraOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pipeline_of("sd15")
+    with_lora = base.with_lora(lora_of("sd15/lora"), mode="merged")
+    plain, adapted = pixels(base), pixels(with_lora)
+    pixels(base)
+    merge, done = Adapter._merge, []
+
+    def runs_out_of_memory(*args: Any) -> None:
+        done.append(args)
+        if len(done) == 5:
+            raise RuntimeError("out of memory")
+        merge(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adapter, "_merge", runs_out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            pixels(with_lora)
+    try:
+        assert pixels(base) == plain
+        assert pixels(with_lora) == adapted
+    finally:
+        base.base.adapter._restore()  # whatever was found here, the tests that follow need a whole base
+
+
+# ------------------------------------------------------------------------------------------------------- other state
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux"])
+def test_a_render_leaves_the_callers_state_alone(model: str, pipeline_of: PipelineOf) -> None:
+    def state() -> list[Any]:
+        return [
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            str(np.random.get_state()),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.get_float32_matmul_precision(),
+        ]
+
+    before = state()
+    pixels(pipeline_of(model), seed=123)
+    assert state() == before
+
+
+def test_a_render_does_not_depend_on_the_callers_random_state(pipeline_of: PipelineOf) -> None:
+    first = pixels(pipeline_of("sd15"))
+    torch.manual_seed(99)
+    assert pixels(pipeline_of("sd15")) == first
+    assert pixels(pipeline_of("sd15"), seed=43) != first
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux"])
+def test_a_cancelled_render_leaves_nothing_behind(model: str, pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
+    pipeline = pipeline_of(model).with_lora(lora_of(f"{model}/lora"))
+    whole = pixels(pipeline)
+    seen: list[tuple[int, int]] = []
+
+    def stop(step: int, total: int) -> bool:
+        seen.append((step, total))
+        return False
+
+    with pytest.raises(Cancelled, match="after step 1 of 2"):
+        pixels(pipeline, on_step=stop)
+    assert seen == [(1, 2)]
+    assert pixels(pipeline) == whole
+
+
+def test_every_step_is_reported(pipeline_of: PipelineOf) -> None:
+    seen: list[tuple[int, int]] = []
+    pixels(pipeline_of("wan21_1b"), on_step=lambda step, total: seen.append((step, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_coverage_counts_the_whole_file(lora_of: LoraOf) -> None:
+    path = lora_of("sd15/lora-conv")  # linear rank 4 alpha 4, convolutions rank 2 alpha 1
+    keys = load_file(path)
+    coverage = pipelines.load("sd15").with_lora(path).lora
+    assert coverage is not None
+    assert coverage.coverage.as_dict() == {
+        "keys": len(keys),
+        "applied": len(keys),
+        "modules": len(keys) // 3,
+        "ranks": (2, 4),
+        "scales": (0.5, 1.0),
+        "unmatched": [],
+    }
+
+
+@pytest.mark.parametrize("other", MODELS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_lora_fits_its_own_model_only(model: str, other: str, lora_of: LoraOf) -> None:
+    pipeline, path = pipelines.load(model), lora_of(f"{other}/lora")
+    if model == other:
+        assert pipeline.with_lora(path).mode == MODELS[model].lora_mode
+        return
+    with pytest.raises(LoraError) as error:
+        pipeline.with_lora(path)
+    assert re.search(r"LoRA for (another model|a model of another size)", str(error.value))
+    assert str(error.value).startswith(f"{path}: ")
+    assert "pipe" not in vars(pipeline.base)
+
+
+def edited(path: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a LoRA file with some of its tensors changed."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, folder / "edited.safetensors")
+    return folder / "edited.safetensors"
+
+
+def key(tensors: dict[str, torch.Tensor], part: str) -> str:
+    return next(name for name in sorted(tensors) if name.endswith(part))
+
+
+def shorten(tensors: dict[str, torch.Tensor], part: str) -> None:
+    name = key(tensors, part)
+    tensors[name] = tensors[name][:, :-1].contiguous()
+
+
+def empty_the_first_pair(tensors: dict[str, torch.Tensor]) -> None:
+    down, up = key(tensors, "lora_down.weight"), key(tensors, "lora_up.weight")
+    tensors[down], tensors[up] = tensors[down][:0], tensors[up][:, :0]
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "no up half": (lambda t: t.pop(key(t, "lora_up.weight")), "the other half of the pair is missing"),
+    "no down half": (lambda t: t.pop(key(t, "lora_down.weight")), "the other half of the pair is missing"),
+    "another width": (lambda t: shorten(t, "lora_down.weight"), "a LoRA for a model of another size"),
+    "another rank": (lambda t: shorten(t, "lora_up.weight"), "a LoRA for a model of another size"),
+    "a number for a matrix": (lambda t: t.update({key(t, "lora_up.weight"): torch.tensor(1.0)}), "shapes"),
+    "a number for the other": (lambda t: t.update({key(t, "lora_down.weight"): torch.tensor(1.0)}), "shapes"),
+    "rank 0": (empty_the_first_pair, ""),
+    "two alphas": (lambda t: t.update({key(t, "alpha"): torch.ones(2)}), "alpha"),
+    "a key of another tool": (lambda t: t.update({"lora_te_x.lora_up.weight": torch.ones(1)}), "144 of 145 keys"),
+    "an unknown part": (lambda t: t.update({key(t, "alpha").replace("alpha", "dora_scale"): torch.ones(1)}), "144 of"),
+    "nothing": (lambda t: t.clear(), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_file_that_does_not_fit_is_refused_before_weights_load(edit: str, lora_of: LoraOf, tmp_path: Path) -> None:
+    change, cause = EDITS[edit]
+    path = edited(lora_of("sd15/lora"), tmp_path, change)
+    pipeline = pipelines.load("sd15")
+    with pytest.raises(LoraError) as error:
+        pipeline.with_lora(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert cause in str(error.value)
+    assert "pipe" not in vars(pipeline.base)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "truncated"),
+        (lambda whole: whole[:4], "truncated"),
+        (lambda whole: b"<!doctype html><title>Log in</title>" * 9, "a web page"),
+        (lambda whole: b"", "truncated"),
+        (None, "no such LoRA file"),
+    ],
+    ids=["truncated", "cut in its header", "a web page", "empty", "missing"],
+)
+def test_a_damaged_file_is_refused_before_weights_load(
+    content: Callable[[bytes], bytes] | None, cause: str, lora_of: LoraOf, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.safetensors"
+    if content is not None:
+        path.write_bytes(content(lora_of("sd15/lora").read_bytes()))
+    pipeline = pipelines.load("sd15")
+    with pytest.raises(LoraError) as error:
+        pipeline.with_lora(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert cause in str(error.value)
+    assert "pipe" not in vars(pipeline.base)
+
+
+def test_a_lora_that_matches_in_part_needs_consent_and_says_what_is_left_out(
+    pipeline_of: PipelineOf, lora_of: LoraOf, tmp_path: Path
+) -> None:
+    foreign = "lora_te_layers_0.lora_up.weight"
+    path = edited(lora_of("sd15/lora"), tmp_path, lambda t: t.update({foreign: torch.ones(1)}))
+    base = pipeline_of("sd15")
+    with pytest.raises(LoraError, match="allow_partial"):
+        base.with_lora(path)
+    partial = base.with_lora(path, allow_partial=True)
+    assert partial.lora is not None
+    coverage = partial.lora.coverage
+    assert (coverage.keys, coverage.applied, coverage.unmatched) == (145, 144, (foreign,))
+    assert pixels(partial) == pixels(base.with_lora(lora_of("sd15/lora")))
+    receipt = partial.sample("a fox", width=64, height=64, steps=1).receipt
+    assert receipt["lora"]["unmatched"] == [foreign]
+
+
+def test_consent_does_not_extend_to_a_file_of_which_nothing_matches(lora_of: LoraOf) -> None:
+    with pytest.raises(LoraError, match="0 of"):
+        pipelines.load("sd15").with_lora(lora_of("flux/lora"), allow_partial=True)
+
+
+def test_one_change_said_twice_is_refused(lora_of: LoraOf, tmp_path: Path) -> None:
+    """Two spellings of one key: applying either would silently drop the other."""
+
+    def say_again(tensors: dict[str, torch.Tensor]) -> None:
+        name = key(tensors, "lora_down.weight")
+        tensors[name.replace("lora_down", "lora_A")] = tensors[name] * 2
+
+    with pytest.raises(LoraError, match="twice"):
+        pipelines.load("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, say_again))
+
+
+def test_a_file_without_alpha_has_scale_one(lora_of: LoraOf, tmp_path: Path) -> None:
+    def drop_alphas(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("alpha")]:
+            del tensors[name]
+
+    pipeline = pipelines.load("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, drop_alphas))
+    assert pipeline.lora is not None
+    assert pipeline.lora.coverage.scales == (1.0,)
+
+
+def test_a_pipeline_is_not_changed_by_giving_it_a_lora(lora_of: LoraOf) -> None:
+    base = pipelines.load("sd15")
+    with_lora = base.with_lora(lora_of("sd15/lora"))
+    assert base.lora is None
+    assert with_lora.base is base.base
+    assert replace(with_lora, lora=None, mode=base.mode) == base

@@ -1,0 +1,290 @@
+"""Case files as pytest items: what a verdict needs, how it is told, and that no run can write a golden."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+
+from harness import cases, controls, goldens, runner
+from harness.cases import ROOT
+from harness.goldens import Golden
+from harness.minihub import factory
+from harness.recorder import store
+from harness.results import Result
+
+pytest_plugins = ["pytester"]
+
+TAG = runner.newest_tag()
+CASE = "sd15/base"
+CONTROLS = controls.controls
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+
+
+def forge(golden: Golden, root: Path, **artefacts: Path) -> None:
+    """Store a golden with other artefacts under `root`, with hashes and seal in order."""
+    content = golden.model_dump(exclude={"artefacts", "seal"})
+    store.write(content, {name: artefacts.get(name, golden.path(name)) for name in golden.artefacts}, root)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Path:
+    """The cache folder of the mini hub, found before `pytester` moves the home folder away."""
+    return factory.default_home().parent.parent
+
+
+@pytest.fixture(scope="module")
+def warm(golden_of: Callable[[str], Golden], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Imports what a check needs, all metrics included: `pytester` forgets what is first imported in an inner run."""
+    folder = tmp_path_factory.mktemp("warm")
+    forge(golden_of(CASE), folder, picture=golden_of("sd15/lora").path("picture"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(goldens, "load", partial(goldens.load, root=folder))
+        case = cases.load(cases.CASES / f"{CASE}.yaml")
+        assert runner.check(runner.Bench(), case, TAG, folder / "out").verdict == "drift"
+
+
+class Lab:
+    """A folder with one case file and its golden, where pytest runs in this very process."""
+
+    def __init__(self, pytester: pytest.Pytester, recorded: Callable[[str], Golden]) -> None:
+        self.pytester = pytester
+        self.golden, self.other, self.smaller = map(recorded, (CASE, "sd15/lora", "sd15/snapped"))
+        self.goldens = pytester.mkdir("goldens")
+        self.case = pytester.mkdir("cases") / f"{CASE}.yaml"
+        self.case.parent.mkdir()
+        shutil.copyfile(cases.CASES / f"{CASE}.yaml", self.case)
+        self.forge()
+
+    def forge(self, **artefacts: Path) -> None:
+        forge(self.golden, self.goldens, **artefacts)
+
+    def run(self, *args: str, plugins: tuple[object, ...] = ()) -> pytest.RunResult:
+        return self.pytester.runpytest_inprocess(
+            self.case, *OPTIONS, "--drift-json=results.jsonl", *args, plugins=plugins
+        )
+
+    def result(self) -> Result:
+        (line,) = (self.pytester.path / "results.jsonl").read_text().splitlines()
+        return Result.model_validate_json(line)
+
+
+@pytest.fixture
+def lab(
+    hub: Path,
+    warm: None,
+    golden_of: Callable[[str], Golden],
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Lab:
+    monkeypatch.setenv("LORA_DRIFT_CACHE", str(hub))
+    lab = Lab(pytester, golden_of)
+    monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
+    monkeypatch.setattr(controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
+    return lab
+
+
+class Watcher:
+    """Reads the results file as soon as the case is reported, while pytest still runs."""
+
+    seen = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.seen = Path("results.jsonl").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_match_passes_and_is_written_down_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "controls", CONTROLS)
+    watcher = Watcher()
+    run = lab.run("--junitxml=junit.xml", plugins=(watcher,))
+    run.assert_outcomes(passed=1)
+    result = lab.result()
+    assert (result.case, result.tag, result.verdict, result.message) == (CASE, TAG, "match", "")
+    assert {control.name for control in result.controls} >= {"seed + 1", "one step fewer"}
+    assert all(control.caught for control in result.controls)
+    assert Result.model_validate_json(watcher.seen) == result
+    xml = ElementTree.parse(lab.pytester.path / "junit.xml")
+    properties = {p.get("name"): p.get("value") or "" for p in xml.iter("property")}
+    assert properties["drift_verdict"] == "match"
+    assert set(json.loads(properties["drift_metrics"])) == {"latents_rel_l2", "pixel_max", "pixel_mean"}
+
+
+def test_another_picture_is_a_drift_and_says_by_how_much(lab: Lab) -> None:
+    lab.forge(picture=lab.other.path("picture"))
+    run = lab.run()
+    assert run.ret == 1
+    run.assert_outcomes(failed=1)
+    run.stdout.re_match_lines([rf"drift: {CASE} at {TAG}: beyond the gate: pixel_max \d+ \(gate 1\), pixel_mean .*"])
+    assert lab.result().verdict == "drift"
+
+
+def test_other_latents_alone_are_a_drift_and_the_trace_says_where(lab: Lab) -> None:
+    lab.forge(latents=lab.other.path("latents"), trace=lab.other.path("trace"))
+    lab.run().assert_outcomes(failed=1)
+    result = lab.result()
+    assert "latents_rel_l2" in result.message
+    assert "pixel_max" not in result.message
+    assert result.first_divergence is not None
+    assert f"first at {result.first_divergence.boundary}" in result.message
+
+
+def test_another_size_is_a_drift(lab: Lab) -> None:
+    lab.forge(picture=lab.smaller.path("picture"))
+    lab.run().assert_outcomes(failed=1)
+    assert "the trainer rendered 104x152, we rendered 128x128" in lab.result().message
+
+
+def test_a_missing_golden_fails(lab: Lab) -> None:
+    goldens.golden_path(TAG, CASE, lab.goldens).unlink()
+    run = lab.run()
+    assert run.ret == 1
+    assert lab.result().verdict == "missing"
+    run.stdout.fnmatch_lines([f"missing: {CASE} at {TAG}: no golden *--case {CASE}*"])
+
+
+def test_a_corrupt_golden_fails(lab: Lab) -> None:
+    next(lab.goldens.glob("objects/sd15/*.png")).write_bytes(b"not a picture")
+    assert lab.run().ret == 1
+    assert lab.result().verdict == "corrupt"
+
+
+def test_a_changed_case_is_stale(lab: Lab) -> None:
+    lab.case.write_text(lab.case.read_text().replace("seed: 42", "seed: 43"))
+    assert lab.run().ret == 1
+    assert lab.result().verdict == "stale"
+
+
+def test_a_case_that_notices_nothing_is_rejected(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(pipeline: Any, settings: Any) -> Any:
+        yield "the fps", pipeline, replace(settings, fps=settings.fps + 1)
+
+    monkeypatch.setattr(controls, "controls", blind)
+    assert lab.run().ret == 1
+    assert lab.result().verdict == "error"
+    assert "insensitive case: it would not notice the fps" in lab.result().message
+
+
+def test_a_crash_is_the_verdict_of_its_case(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: Any) -> None:
+        raise ZeroDivisionError("by a test")
+
+    monkeypatch.setattr(runner.Bench, "render", crash)
+    assert lab.run().ret == 1
+    assert (lab.result().verdict, lab.result().message) == ("error", "ZeroDivisionError: by a test")
+
+
+# -------------------------------------------------------------------------------------------------------- collection
+
+
+def test_a_mistake_in_a_case_file_is_told_without_a_traceback(lab: Lab) -> None:
+    content = yaml.safe_load(lab.case.read_text())
+    content["sample"]["sampel_steps"] = 3
+    lab.case.write_text(yaml.safe_dump(content))
+    run = lab.run()
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines([f"*{CASE}.yaml: unknown field `sample.sampel_steps` (known here: *sample_steps*)"])
+    run.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_only_files_below_a_folder_named_cases_are_cases(lab: Lab) -> None:
+    elsewhere = lab.pytester.mkdir("settings") / "sd15" / "base.yaml"
+    elsewhere.parent.mkdir()
+    shutil.copyfile(lab.case, elsewhere)
+    run = lab.pytester.runpytest_inprocess("settings", "--collect-only", *OPTIONS)
+    assert run.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_asking_for_a_gpu_where_there_is_none_fails(lab: Lab) -> None:
+    run = lab.run("-m", "gpu")
+    assert run.ret == 1
+    run.assert_outcomes(failed=1)
+    assert (lab.result().device, lab.result().verdict) == ("cuda", "error")
+    run.stdout.fnmatch_lines([f"error: {CASE} at {TAG}: *no CUDA device*"])
+
+
+def test_a_cpu_case_is_no_gpu_test(lab: Lab) -> None:
+    lab.run("-m", "gpu", "--drift-device=cpu").assert_outcomes(deselected=1)
+    lab.run("-m", "not gpu", "--collect-only").stdout.fnmatch_lines(["*1 test collected*"])
+
+
+def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
+    run = lab.pytester.runpytest_inprocess(lab.case, f"--drift-json={lab.case}/results.jsonl", *OPTIONS)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: --drift-json *"])
+
+
+UNRENDERED = """
+from harness import runner
+from harness.results import Result
+
+def check(bench, case, tag, out):
+    verdict = "drift" if case.id == "flux/lora" else "match"
+    return Result(case=case.id, model=case.model, tag=tag, tier="mini", device="cpu", dtype="float32", verdict=verdict)
+
+runner.check = check
+"""
+
+
+def test_under_two_workers_each_model_stays_with_one_and_every_result_arrives(tmp_path: Path) -> None:
+    (tmp_path / "unrendered.py").write_text(UNRENDERED)
+    chosen = [path for path in cases.files() if path.parent.name in ("sd15", "flux", "wan21_1b")]
+    results, junit = tmp_path / "results.jsonl", tmp_path / "junit.xml"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *map(str, chosen), "-n", "2", "-v", "-p", "unrendered", *OPTIONS,
+         "--drift-json", str(results), "--junitxml", str(junit)],
+        cwd=ROOT, capture_output=True, text=True, env=inherited | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    ran = [line.split() for line in done.stdout.splitlines() if line.startswith("[gw") and "%]" in line]
+    workers: dict[str, set[str]] = {}
+    for line in ran:
+        workers.setdefault(line[-1].partition("::")[2].split("/")[0], set()).add(line[0])
+    assert set(workers) == {"sd15", "flux", "wan21_1b"}
+    assert all(len(used) == 1 for used in workers.values()), workers
+    assert set.union(*workers.values()) == {"[gw0]", "[gw1]"}
+    verdicts = {f"{path.parent.name}/{path.stem}": "match" for path in chosen} | {"flux/lora": "drift"}
+    lines = [Result.model_validate_json(line) for line in results.read_text().splitlines()]
+    assert {line.case: line.verdict for line in lines} == verdicts
+    assert len(lines) == len(ran) == len(verdicts)
+    reported = [p.get("value") for p in ElementTree.parse(junit).iter("property") if p.get("name") == "drift_verdict"]
+    assert sorted(map(str, reported)) == sorted(verdicts.values())
+
+
+# --------------------------------------------------------------------------------------------------- nothing writes
+
+
+def tree(folder: Path) -> dict[str, tuple[str, int]]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.parametrize("drifts", [False, True], ids=["a match", "a drift"])
+def test_updating_snapshots_cannot_write_a_golden(drifts: bool, lab: Lab) -> None:
+    if drifts:
+        lab.forge(picture=lab.other.path("picture"))
+    lab.pytester.makepyfile("def test_a_snapshot(snapshot): assert {'a': 1} == snapshot")
+    before = tree(lab.goldens), tree(goldens.GOLDENS), tree(lab.case.parent)
+    run = lab.run(str(lab.pytester.path), "--snapshot-update")
+    run.assert_outcomes(passed=1 if drifts else 2, failed=int(drifts))
+    run.stdout.fnmatch_lines(["*1 snapshot generated*"])
+    assert lab.result().verdict == ("drift" if drifts else "match")
+    assert (tree(lab.goldens), tree(goldens.GOLDENS), tree(lab.case.parent)) == before

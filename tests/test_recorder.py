@@ -1,0 +1,304 @@
+"""The recorder, as far as it runs without the trainer: what it proves, what it asks the trainer for, what it stores."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import distribution, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+from syrupy.extensions.json import JSONSnapshotExtension
+
+from harness import cases, goldens, runner
+from harness.cases import ROOT
+from harness.goldens import Golden
+from harness.minihub import factory
+from harness.recorder import jobs, pins, store
+from harness.recorder.pins import PinError
+
+TAG = runner.newest_tag()
+
+
+def git(folder: Path, *args: str) -> str:
+    identity = ("-c", "user.name=A Test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(folder), *identity, *args], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def checkout(folder: Path, files: dict[str, bytes]) -> str:
+    """A git checkout of one commit, which is returned."""
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+# -------------------------------------------------------------------------------------------------------------- pins
+
+INSTALLED = Path(str(distribution("diffusers").locate_file("diffusers")))
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Path:
+    checkout(tmp_path / "trainer", {"version.py": b'VERSION = "9.9.9"\n', "run.py": b""})
+    return tmp_path / "trainer"
+
+
+@pytest.fixture
+def diffusers(tmp_path: Path) -> Path:
+    """A checkout of which every file is installed as it is."""
+    names = ("__init__.py", "utils/__init__.py")
+    checkout(tmp_path / "diffusers", {f"src/diffusers/{name}": (INSTALLED / name).read_bytes() for name in names})
+    return tmp_path / "diffusers"
+
+
+@pytest.fixture
+def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The pins of tag v9, which those checkouts and this environment fulfil."""
+    row = {
+        "tag": "v9",
+        "version": "9.9.9",
+        "commit": git(trainer, "rev-parse", "HEAD"),
+        "diffusers": git(diffusers, "rev-parse", "HEAD"),
+        "transformers": version("transformers"),
+    }
+    monkeypatch.setattr(pins, "rows", lambda: [row])
+    return row
+
+
+def unproven(trainer: Path, diffusers: Path | None) -> str:
+    with pytest.raises(PinError) as error:
+        pins.check("v9", trainer, diffusers)
+    return str(error.value)
+
+
+def test_a_clean_checkout_at_its_pins_is_proven(row: dict[str, str], trainer: Path, diffusers: Path) -> None:
+    (trainer / "toolkit" / "__pycache__").mkdir(parents=True)
+    (trainer / "toolkit" / "__pycache__" / "a.pyc").touch()
+    assert pins.check("v9", trainer, diffusers) == {
+        "version": "9.9.9",
+        "commit": row["commit"],
+        "diffusers_commit": row["diffusers"],
+        "diffusers_proof": "every installed file equals the checkout",
+    }
+
+
+def test_a_checkout_of_another_commit_is_refused_with_the_remedy(
+    row: dict[str, str], trainer: Path, diffusers: Path
+) -> None:
+    git(trainer, "commit", "--quiet", "--allow-empty", "--message", "later")
+    message = unproven(trainer, diffusers)
+    assert f"trainer checkout is at {git(trainer, 'rev-parse', 'HEAD')}, the tag pins {row['commit']}" in message
+    assert f"git -C {trainer} checkout {row['commit']}" in message
+
+
+@pytest.mark.parametrize("name", ["run.py", "new.py"])
+def test_a_checkout_that_is_not_clean_is_refused(
+    name: str, row: dict[str, str], trainer: Path, diffusers: Path
+) -> None:
+    (trainer / name).write_text("changed")
+    message = unproven(trainer, diffusers)
+    assert "trainer checkout is not clean" in message
+    assert name in message
+
+
+def test_a_folder_that_is_no_checkout_is_refused(row: dict[str, str], tmp_path: Path, diffusers: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert f"{folder} is not a git checkout" in unproven(folder, diffusers)
+
+
+def test_a_trainer_that_calls_itself_otherwise_is_refused(row: dict[str, str], trainer: Path, diffusers: Path) -> None:
+    row["version"] = "9.9.10"
+    assert unproven(trainer, diffusers) == "trainer version.py says 9.9.9, tags.yaml says 9.9.10"
+
+
+def test_another_installed_diffusers_is_refused_by_the_file_that_differs(
+    row: dict[str, str], trainer: Path, diffusers: Path
+) -> None:
+    (diffusers / "src" / "diffusers" / "utils" / "__init__.py").write_text("another")
+    git(diffusers, "commit", "--quiet", "--all", "--message", "another")
+    row["diffusers"] = git(diffusers, "rev-parse", "HEAD")
+    assert f"differs from {row['diffusers']} in utils/__init__.py: pip install" in unproven(trainer, diffusers)
+
+
+def test_a_diffusers_of_unknown_origin_is_refused(row: dict[str, str], trainer: Path) -> None:
+    message = unproven(trainer, None)
+    assert f"cannot prove that the installed Diffusers is {row['diffusers']}" in message
+    assert "--diffusers DIR" in message
+
+
+def test_another_transformers_is_refused(row: dict[str, str], trainer: Path, diffusers: Path) -> None:
+    row["transformers"] = "0.0.1"
+    assert "transformers" in unproven(trainer, diffusers)
+    assert "0.0.1" in unproven(trainer, diffusers)
+
+
+def test_an_unknown_tag_lists_the_known_ones(trainer: Path) -> None:
+    with pytest.raises(PinError, match=rf"unknown tag 'v0'; tags.yaml knows .*{TAG}"):
+        pins.check("v0", trainer, None)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def recorder(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "harness.recorder", *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_says_how_to_call_it() -> None:
+    done = recorder("--help")
+    assert done.returncode == 0
+    assert all(option in done.stdout for option in ("--trainer", "--diffusers", "--tag", "--case", "--check-only"))
+
+
+def test_an_unknown_case_is_refused_before_anything_else(tmp_path: Path) -> None:
+    done = recorder("--trainer", str(tmp_path), "--case", "flux/nothing", "--model", "sd16")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16 (mini cases: flux/base, ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_not_the_trainer_is_refused(tmp_path: Path) -> None:
+    done = recorder("--trainer", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path} is not a git checkout")
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def test_the_jobs_that_the_trainer_gets(snapshot: SnapshotAssertion) -> None:
+    """Every committed case as the trainer's own job: a change here means goldens to record again."""
+    found = {case.id: jobs.job(case, Path("FOLDER"), Path("LORA") if case.lora else None) for case in cases.load_all()}
+    assert found == snapshot(extension_class=JSONSnapshotExtension)
+
+
+def test_a_live_lora_is_a_job_with_two_multipliers() -> None:
+    case = cases.load(cases.CASES / "flux" / "lora-live.yaml")
+    samples = jobs.job(case, Path("FOLDER"), Path("LORA"))["config"]["process"][0]["sample"]["samples"]
+    assert [sample["network_multiplier"] for sample in samples] == [1.2, 0.0]
+
+
+# ------------------------------------------------------------------------------------------------------------- store
+
+
+class Shelf:
+    """A goldens folder, and one golden to store there as the recorder would."""
+
+    def __init__(self, root: Path, golden: Golden, sources: Path) -> None:
+        self.root, self.sources = root, sources
+        self.content = golden.model_dump(exclude={"artefacts", "seal"})
+        self.artefacts = {}
+        sources.mkdir()
+        for name in golden.artefacts:
+            self.artefacts[name] = sources / f"{name}{store.SUFFIXES[name]}"
+            self.artefacts[name].write_bytes(golden.path(name).read_bytes())
+
+    def write(self, *, dry: bool = False, **changes: Any) -> str:
+        return store.write({**self.content, **changes}, self.artefacts, self.root, dry=dry)
+
+    def files(self) -> dict[str, bytes]:
+        found = self.root.rglob("*")
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found if path.is_file()}
+
+    def load(self) -> Golden:
+        case = cases.load(cases.CASES / "sd15" / "lora.yaml")
+        return goldens.load(TAG, case, factory.manifest_sha256("sd15"), root=self.root)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, golden_of: Callable[[str], Golden]) -> Shelf:
+    return Shelf(tmp_path / "goldens", golden_of("sd15/lora"), tmp_path / "staged")
+
+
+def test_a_golden_is_stored_once_and_then_found_the_same(shelf: Shelf, golden_of: Callable[[str], Golden]) -> None:
+    assert shelf.write() == "new"
+    first = shelf.files()
+    assert len(first) == 5
+    assert shelf.write() == "same bytes"
+    assert shelf.files() == first
+    assert shelf.load() == golden_of("sd15/lora")
+
+
+def test_what_changed_is_named(shelf: Shelf) -> None:
+    shelf.write()
+    before = set(shelf.files())
+    data = bytearray(shelf.artefacts["latents"].read_bytes())
+    data[-1] ^= 1
+    shelf.artefacts["latents"].write_bytes(data)
+    assert shelf.write(patches=["a patch"]) == "CHANGED: patches, latents file"
+    assert shelf.load().patches == ["a patch"]
+    assert len(set(shelf.files()) - before) == 1
+    assert store.prune(shelf.root) == 1
+
+
+def test_a_dry_run_compares_and_writes_nothing(shelf: Shelf) -> None:
+    assert shelf.write(dry=True) == "new"
+    assert shelf.files() == {}
+    shelf.write()
+    first = shelf.files()
+    assert shelf.write(dry=True) == "same bytes"
+    assert shelf.write(dry=True, recorder="2") == "CHANGED: recorder"
+    assert shelf.files() == first
+
+
+def test_a_damaged_artefact_is_stored_again(shelf: Shelf) -> None:
+    shelf.write()
+    first = shelf.files()
+    next(shelf.root.glob("objects/sd15/*.png")).write_bytes(b"damaged")
+    shelf.write()
+    assert shelf.files() == first
+
+
+def test_an_artefact_that_is_gone_is_named(shelf: Shelf) -> None:
+    shelf.write()
+    del shelf.artefacts["lora"]
+    assert shelf.write() == "CHANGED: lora file"
+
+
+def test_two_tags_share_equal_artefacts_and_pruning_keeps_them(shelf: Shelf) -> None:
+    shelf.write()
+    shelf.write(tag="v9")
+    assert sum(name.startswith("objects/") for name in shelf.files()) == 4
+    goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
+    stray = shelf.root / "objects" / "sd15" / "0000000000000000.png"
+    stray.touch()
+    assert store.prune(shelf.root) == 1
+    assert not stray.exists()
+    assert shelf.load().tag == TAG
+
+
+def reordered(data: bytes) -> bytes:
+    """The same safetensors file with its header's keys in another order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(reversed(header.get("__metadata__", {}).items()))
+    text = json.dumps(dict(reversed(header.items())), separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+def test_another_order_of_a_loras_metadata_is_the_same_file(shelf: Shelf) -> None:
+    shelf.write()
+    first = shelf.files()
+    data = shelf.artefacts["lora"].read_bytes()
+    shelf.artefacts["lora"].write_bytes(reordered(data))
+    assert shelf.artefacts["lora"].read_bytes() != data
+    assert shelf.write() == "same bytes"
+    assert shelf.files() == first
+
+
+def test_another_weight_in_a_lora_is_not(shelf: Shelf) -> None:
+    shelf.write()
+    data = bytearray(reordered(shelf.artefacts["lora"].read_bytes()))
+    data[-1] ^= 1
+    shelf.artefacts["lora"].write_bytes(data)
+    assert shelf.write() == "CHANGED: lora file"
