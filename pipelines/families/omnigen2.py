@@ -30,7 +30,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 
     from pipelines.models.omnigen2 import OmniGen2Transformer2DModel
 
-    class OmniGen2(DiffusionPipeline):
+    class OmniGen2(DiffusionPipeline):  # a bag of parts, moved together
         def __init__(self, transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
             super().__init__()
             self.register_modules(

@@ -95,8 +95,8 @@ TRANSFORMER = {
 }
 TRANSFORMER_RULES = (
     (r"norm_[qk]\.weight$", 1.6),
-    (r"caption_embedder\.1\.weight$", 2.0),
-    (r"norm_out\.linear_2\.weight$", 1.7),
+    (r"caption_embedder\.1\.weight$", 2.5),
+    (r"norm_out\.linear_2\.weight$", 2.4),
 )
 INDEX = {
     "mllm": "transformers.Qwen2_5_VLForConditionalGeneration",
