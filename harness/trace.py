@@ -81,22 +81,27 @@ class Trace:
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:
     """Boundary -> relative L2 distance, in the golden's order.
 
-    A boundary that is missing on our side, or has another shape, counts as infinitely far. An encoder call that we
-    do not make is left out (the trainer also encodes negative prompts that nothing reads), and so is a LoRA module
-    or an argument that our denoiser names or splits otherwise: what matters of these shows in what follows.
+    A boundary that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
+    An encoder call that we do not make is left out (the trainer also encodes negative prompts that nothing reads), and
+    so is a LoRA module or an argument that our denoiser names or splits otherwise: what matters of these shows in what
+    follows.
     """
     found: dict[str, float] = {}
     for name, reference in golden.sketches.items():
         may_lack = name.startswith(("encode/", "lora/")) or re.search(r"/denoiser#\d+\.", name)
         if may_lack and name not in ours.sketches:
             continue
-        if name not in ours.sketches or golden.shapes[name] != ours.shapes[name]:
+        if name not in ours.sketches or _without_ones(golden.shapes[name]) != _without_ones(ours.shapes[name]):
             found[name] = float("inf")
             continue
         norm = float(np.linalg.norm(reference))
         distance = float(np.linalg.norm(reference - ours.sketches[name]))
         found[name] = distance / norm if norm else (0.0 if distance == 0 else float("inf"))
     return found
+
+
+def _without_ones(shape: list[int]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def _arrays(value: Any) -> Iterator[np.ndarray]:
