@@ -82,27 +82,31 @@ class Trace:
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:
     """Boundary -> relative L2 distance, in the golden's order.
 
-    A boundary that is missing on our side, or has another shape, counts as infinitely far. An encoder call that we
-    do not make is left out (the trainer also encodes negative prompts that nothing reads), and so is a LoRA module
-    or an argument that our denoiser names or splits otherwise: what matters of these shows in what follows. So is what
-    goes through the trainer's denoiser in another layout (HiDream's takes a picture that is not square as a row of
-    patches, and returns its mask): that the picture itself has another size would show in the noise.
+    A boundary that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
+    An encoder call that we do not make is left out (the trainer also encodes negative prompts that nothing reads), and
+    so is a LoRA module or an argument that our denoiser names or splits otherwise: what matters of these shows in what
+    follows. So is what goes through the trainer's denoiser in another layout (HiDream's takes a picture that is not
+    square as a row of patches, and returns its mask): another size of the picture itself would show in the noise.
     """
     found: dict[str, float] = {}
     for name, reference in golden.sketches.items():
         may_lack = name.startswith(("encode/", "lora/")) or re.search(r"/denoiser#\d+\.", name)
         if may_lack and name not in ours.sketches:
             continue
-        may_be_packed = re.search(r"/denoiser#\d+(\.hidden_states)?$", name)
-        if may_be_packed and name in ours.sketches and golden.shapes[name] != ours.shapes[name]:
+        same_shape = name in ours.sketches and _without_ones(golden.shapes[name]) == _without_ones(ours.shapes[name])
+        if name in ours.sketches and not same_shape and re.search(r"/denoiser#\d+(\.hidden_states)?$", name):
             continue
-        if name not in ours.sketches or golden.shapes[name] != ours.shapes[name]:
+        if not same_shape:
             found[name] = float("inf")
             continue
         norm = float(np.linalg.norm(reference))
         distance = float(np.linalg.norm(reference - ours.sketches[name]))
         found[name] = distance / norm if norm else (0.0 if distance == 0 else float("inf"))
     return found
+
+
+def _without_ones(shape: list[int]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def _arrays(value: Any) -> Iterator[np.ndarray]:
