@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Target(NamedTuple):
 
     module: str
     rows: slice | None = None
-    """Rows of the *file's* matrix that belong to this module; None for all."""
+    """Rows of the *file's* matrix that belong to this module; None for all, or, of several targets, for the next."""
     component: str | None = None
     """None: the model's one denoiser, or the one whose file this is."""
 
@@ -234,9 +235,19 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
         rest = name[len(prefix) :]
         found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else convert(rest)
         found = [t._replace(component=t.component or default) for t in found]
-        return found if all(t.module in shapes.get(t.component or "", {}) for t in found) else []
+        exist = all(t.module in shapes.get(t.component or "", {}) for t in found)
+        return _consecutive(found, shapes) if exist else []
 
     return resolve
+
+
+def _consecutive(targets: list[Target], shapes: Shapes) -> list[Target]:
+    """Several targets of one name (q, k and v of a fused matrix) take its rows one after the other, by their sizes."""
+    if len(targets) == 1 or any(t.rows is not None for t in targets):
+        return targets
+    sizes = [shapes[t.component or ""][t.module][0] for t in targets]
+    ends = list(accumulate(sizes))
+    return [t._replace(rows=slice(end - n, end)) for t, n, end in zip(targets, sizes, ends, strict=True)]
 
 
 def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes) -> LowRank | Kron:
