@@ -2,7 +2,8 @@
 src/sampling.py).
 
 The trainer loads single files into network classes of its own; here they are converted to Diffusers' classes. What
-differs from the stock pipelines is the schedule, and that reference pictures are rounded to bfloat16.
+differs from the stock pipelines is the schedule, how the autoencoder's activation rounds, and that the latents of
+reference pictures are rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ Sizes = Mapping[str, Sequence[int]]
 
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     import diffusers
+    from torch import nn
 
     transformer, vae = (_folders if spec.extra["layout"] == "folders" else _files)(spec, base)
     encoder, tokenizer = _text_encoder(spec, dtype)
     for module in (transformer, vae, encoder):
-        module.to(dtype).eval().requires_grad_(False)
+        nn.Module.to(module, dtype)  # past Diffusers' own `to`, which warns of the very cast that the trainer makes
+        module.eval().requires_grad_(False)
     pipe = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
         vae=vae,
@@ -41,7 +44,8 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         tokenizer=tokenizer,
         transformer=transformer,
     )
-    pipe.prepare_image_latents = _rounded(pipe.prepare_image_latents)
+    _use_swish(vae)
+    pipe.prepare_image_latents = _as_the_trainer(pipe.prepare_image_latents)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -74,14 +78,31 @@ def schedule(steps: int, tokens: int) -> list[float]:
     return (shift / (shift + (1 / even - 1))).tolist()
 
 
-def _rounded(prepare: Any) -> Any:
-    """Reference latents through bfloat16, whatever the model's dtype (src/sampling.py `encode_image_refs`)."""
+def _use_swish(vae: Any) -> None:
+    """x * sigmoid(x) in two operations, as src/autoencoder.py has it: torch's silu rounds once, and otherwise. The
+    difference, 1e-6, would decide which way some reference latents are rounded to bfloat16."""
+    import torch
 
-    def rounded(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        latents, ids = prepare(*args, **kwargs)
+    class Swish(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(x)
+
+    for module in list(vae.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.SiLU):
+                setattr(module, name, Swish())
+
+
+def _as_the_trainer(prepare: Any) -> Any:
+    """Reference pictures to latent tokens, rounded to bfloat16 whatever the model's dtype (src/sampling.py
+    `encode_image_refs`). Contiguous pixels: on channels-last ones, as Diffusers hands them over, PyTorch's group norm
+    rounds otherwise (2e-5 of the latents)."""
+
+    def prepared(images: list[torch.Tensor], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        latents, ids = prepare(images=[image.contiguous() for image in images], **options)
         return latents.bfloat16().to(latents.dtype), ids
 
-    return rounded
+    return prepared
 
 
 def lora_targets(name: str) -> list[Target]:

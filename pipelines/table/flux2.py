@@ -28,6 +28,7 @@ QUIRKS = (
     "Diffusers uses one fitted to the number of steps as well.",
     "Reference pictures are used at their own size (at most 1024 x 1024 pixels), centre-cropped to multiples of 16.",
     "Their latents are rounded to bfloat16 in every dtype.",
+    "The autoencoder's activation is x * sigmoid(x), rounded twice.",
 )
 SOURCE = tuple(
     f"extensions_built_in/diffusion_models/flux2/{name}"
