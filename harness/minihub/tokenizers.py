@@ -267,7 +267,6 @@ def mistral3() -> tuple[dict[str, str], int]:
         **special,
         "add_bos_token": True,
         "add_eos_token": False,
-        "add_prefix_space": False,
         "added_tokens_decoder": {str(vocab[t]): {"content": t, **flags} for t in MISTRAL_SPECIAL},
         "additional_special_tokens": MISTRAL_SPECIAL,
         "clean_up_tokenization_spaces": False,
