@@ -129,7 +129,8 @@ class Tracer:
     def __init__(self, arguments: Mapping[str, str] | None = None) -> None:
         self.trace = Trace()
         self._arguments = arguments or {}
-        self._last_call: tuple[int, Any] | None = None
+        self._last_call: tuple[int, np.ndarray | None] = 0, None
+        """Step and timestep of the denoiser's last call."""
         self._undo: list[Callable[[], Any]] = []
         self._attached: set[int] = set()
         self._calls: dict[str, int] = {}
@@ -206,10 +207,13 @@ class Tracer:
 
     def _notice_step(self, timestep: Any) -> None:
         """A new timestep without a scheduler's step between: this pipeline steps without a scheduler."""
-        before, self._last_call = self._last_call, (self._step, _whole(timestep))
-        if before is not None and before[0] == self._step and not np.array_equal(before[1], self._last_call[1]):
+        now = _whole(timestep)
+        if now is None:
+            return
+        step, before = self._last_call
+        if before is not None and step == self._step and not np.array_equal(before, now):
             self._step += 1
-            self._last_call = (self._step, self._last_call[1])
+        self._last_call = self._step, now
 
     def _wrap(self, owner: Any, method: str, watch: Callable[..., Any]) -> None:
         """Put `watch(original, *args, **kwargs)` in front of a bound method, on this instance only."""

@@ -80,10 +80,11 @@ def _write_repo(repo: Repo, root: Path) -> None:
     for w in repo.weights:
         _write_component(repo, w, root)
     for loose in repo.tensors:
-        tensors = {
+        drawn = {
             name: weights.tensor(repo.id, loose.path, name, shape, loose.rules) for name, shape in loose.shapes.items()
         }
-        weights.write_safetensors(root / loose.path, {**tensors, **(loose.values() if loose.values else {})}, loose.dtype)
+        tensors = dict(loose.values()) if loose.values else drawn
+        weights.write_safetensors(root / loose.path, tensors, loose.dtype)
 
 
 def _hashes(root: Path) -> dict[str, str]:

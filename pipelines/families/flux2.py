@@ -23,6 +23,7 @@ from pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 Sizes = Mapping[str, Sequence[int]]
 """Tensor name -> shape of a single file."""
@@ -51,12 +52,13 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 
 
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+    references = [_reference(path) for path in settings.control]
     call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt)
     if hasattr(pipe, "do_classifier_free_guidance"):  # klein; dev takes the scale as an input and no negative prompt
         call["negative_prompt_embeds"], _ = pipe.encode_prompt(settings.negative_prompt)
     tokens = (settings.width // 16) * (settings.height // 16)
     output = pipe(
-        image=[images.rgb(path) for path in settings.control] or None,
+        image=references or None,
         width=settings.width,
         height=settings.height,
         num_inference_steps=settings.steps,
@@ -65,6 +67,20 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         **call,
     )
     return Media(list(output.images))
+
+
+def _reference(path: str) -> Image.Image:
+    """A reference picture, which the pipeline crops to multiples of 16 as the trainer does.
+
+    Raises:
+        RequestError: the trainer refuses it too (src/sampling.py `cap_min_pixels`).
+    """
+    image = images.rgb(path)
+    width, height = image.size
+    if min(width, height) < 64 or max(width, height) > 8 * min(width, height):
+        raise RequestError(f"control image {path}: it is {width}x{height}; FLUX.2 takes pictures of at least 64 pixels "
+                           "a side, at most 8 times as long as wide")  # fmt: skip
+    return image
 
 
 def schedule(steps: int, tokens: int) -> list[float]:

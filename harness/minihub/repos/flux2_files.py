@@ -180,7 +180,8 @@ def autoencoder_to_diffusers(arrays: Mapping[str, np.ndarray], levels: int) -> A
         new = new.replace("mid.block_1", "mid_block.resnets.0").replace("mid.block_2", "mid_block.resnets.1")
         if "mid.attn_1" in new:
             head, part = new.split("mid.attn_1.")
-            part = re.sub(r"^([qkv])\.", r"to_\1.", part).replace("norm.", "group_norm.").replace("proj_out", "to_out.0")
+            part = part.replace("norm.", "group_norm.").replace("proj_out", "to_out.0")
+            part = re.sub(r"^([qkv])\.", r"to_\1.", part)
             new, array = f"{head}mid_block.attentions.0.{part}", array[:, :, 0, 0] if array.ndim == 4 else array
         found[new] = array
     return found
