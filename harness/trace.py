@@ -133,10 +133,16 @@ def _whole(value: Any) -> np.ndarray | None:
 
 
 class Tracer:
-    """Hooks the components of a pipeline and fills `trace`."""
+    """Hooks the components of a pipeline and fills `trace`.
 
-    def __init__(self) -> None:
+    `arguments` renames denoiser inputs (the trainer's own network classes call them otherwise); "" leaves one out.
+    """
+
+    def __init__(self, arguments: Mapping[str, str] | None = None) -> None:
         self.trace = Trace()
+        self._arguments = arguments or {}
+        self._last_call: tuple[int, np.ndarray | None] = 0, None
+        """Step and timestep of the denoiser's last call."""
         self._undo: list[Callable[[], Any]] = []
         self._attached: set[int] = set()
         self._calls: dict[str, int] = {}
@@ -154,6 +160,8 @@ class Tracer:
                 self._hook_encoder(role, component)
             elif role == "vae":
                 self._wrap(component, "decode", self._decode)
+            elif role == "vae_decoder":
+                self._wrap(component, "forward", self._decode)
             elif role == "scheduler":
                 self._wrap(component, "set_timesteps", self._set_timesteps)
                 self._wrap(component, "step", self._scheduler_step)
@@ -193,9 +201,12 @@ class Tracer:
         signature = inspect.signature(module.forward)
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
+            given = signature.bind(*args, **kwargs).arguments
+            inputs = {self._arguments.get(arg, arg): value for arg, value in given.items()}
+            self._notice_step(inputs.get("timestep"))
             name = f"step{self._step}/denoiser#{self._count(f'denoiser{self._step}')}"
-            for arg, value in signature.bind(*args, **kwargs).arguments.items():
-                if arg in STEP_INPUTS or self._step == 0:
+            for arg, value in inputs.items():
+                if arg and (arg in STEP_INPUTS or self._step == 0):
                     self._add(f"{name}.{arg}", value)
 
         def after(_module: Any, _args: Any, output: Any) -> None:
@@ -205,6 +216,16 @@ class Tracer:
 
         self._undo.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._undo.append(module.register_forward_hook(after).remove)
+
+    def _notice_step(self, timestep: Any) -> None:
+        """A new timestep without a scheduler's step between: this pipeline steps without a scheduler."""
+        now = _whole(timestep)
+        if now is None:
+            return
+        step, before = self._last_call
+        if before is not None and step == self._step and not np.array_equal(before, now):
+            self._step += 1
+        self._last_call = self._step, now
 
     def _wrap(self, owner: Any, method: str, watch: Callable[..., Any]) -> None:
         """Put `watch(owner, original, *args, **kwargs)` in front of a bound method, on this instance only.

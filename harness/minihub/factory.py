@@ -50,11 +50,14 @@ def _write_component(repo: Repo, w: Weights, root: Path) -> None:
     folder = root / w.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(w.config_json())
-    shapes = layout.load(w)
+    values = w.values() if w.values else {}
+    shapes = {n: list(v.shape) for n, v in values.items()} or layout.load(w)
     files = _shards(w, sorted(shapes))
     for file, names in files.items():
         # The component, not the shard, keys the values: resharding does not change a model.
-        tensors = {name: weights.tensor(repo.id, w.folder, name, shapes[name], w.rules) for name in names}
+        tensors = {
+            n: values[n] if n in values else weights.tensor(repo.id, w.folder, n, shapes[n], w.rules) for n in names
+        }
         weights.write_safetensors(folder / file, tensors, w.dtype)
     if w.shards > 1:
         item = {"float32": 4, "bfloat16": 2, "float16": 2}[w.dtype]
@@ -78,9 +81,10 @@ def _write_repo(repo: Repo, root: Path) -> None:
     for w in repo.weights:
         _write_component(repo, w, root)
     for loose in repo.tensors:
-        tensors = {
+        drawn = {
             name: weights.tensor(repo.id, loose.path, name, shape, loose.rules) for name, shape in loose.shapes.items()
         }
+        tensors = dict(loose.values()) if loose.values else drawn
         weights.write_safetensors(root / loose.path, tensors, loose.dtype)
 
 

@@ -1,13 +1,17 @@
 """What a miniature repository is made of: text files, and weight files described by class and config."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from harness.minihub.weights import Rule
 
 Config = Mapping[str, Any]
+Values = Callable[[], Mapping[str, np.ndarray]]
+"""Tensors that are not drawn by name: the same weights as another file's, in another layout."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Weights:
     """Only for transformers' classes: Diffusers (to 0.42 at least) asks the network for the shard list of a
     component loaded by hub id even with HF_HUB_OFFLINE=1, so a sharded denoiser could not be loaded at all."""
     rules: Sequence[Rule] = ()
+    values: Values | None = None
+    """Takes the place of the layout."""
 
     @property
     def is_diffusers(self) -> bool:
@@ -48,9 +54,11 @@ class Tensors:
     """One loose weight file (a LoRA, an adapter), its shapes given here."""
 
     path: str
-    shapes: Mapping[str, Sequence[int]]
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     dtype: str = "float32"
     rules: Sequence[Rule] = ()
+    values: Values | None = None
+    """Takes the place of the shapes."""
 
 
 @dataclass(frozen=True)

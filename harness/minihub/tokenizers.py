@@ -458,3 +458,115 @@ def gemma3() -> tuple[dict[str, str], int]:
         "tokenizer_config.json": _json(config),
     }
     return files, len(tokens)
+
+
+MISTRAL_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+MISTRAL_SPECIAL = [
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
+    *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"),
+    *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
+]
+"""In the order of the real ones: <pad> is 11."""
+
+
+MISTRAL3_CHAT = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{%- set text = message.content if message.content is string else message.content | map(attribute='text') | join %}"
+    "{%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' + text + '[/SYSTEM_PROMPT]' }}"
+    "{%- elif message.role == 'user' %}{{- '[INST]' + text + '[/INST]' }}"
+    "{%- else %}{{- text + eos_token }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+)
+
+
+def mistral3() -> tuple[dict[str, str], int]:
+    """PixtralProcessor files (byte-level BPE after Tekken, chat template, image settings) and the vocabulary size.
+
+    tokenizer_config.json names no padding side, so that each library takes its class's own (the trainer's: left).
+    """
+    characters = [byte_alphabet()[b] for b in range(256)]
+    merges = _merges([*("Ġ" + w for w in WORDS), "ĠAI", "Ġobject", "Ġdescriptions"], "")
+    tokens = [*MISTRAL_SPECIAL, *characters, *(left + right for left, right in merges)]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": MISTRAL_SPLIT}, "behavior": "Isolated", "invert": False}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocab[t], "content": t, **flags} for t in MISTRAL_SPECIAL],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [vocab["<s>"]], "tokens": ["<s>"]}},
+        },
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": vocab,
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    config = {
+        **special,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(vocab[t]): {"content": t, **flags} for t in MISTRAL_SPECIAL},
+        "additional_special_tokens": MISTRAL_SPECIAL,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "model_max_length": 1000000000000000019884624838656,
+        "processor_class": "PixtralProcessor",
+        "tokenizer_class": "LlamaTokenizerFast",
+    }
+    images = {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "PixtralImageProcessorFast",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "patch_size": 14,
+        "processor_class": "PixtralProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"longest_edge": 1540},
+    }
+    processor = {
+        "image_break_token": "[IMG_BREAK]",
+        "image_end_token": "[IMG_END]",
+        "image_token": "[IMG]",
+        "patch_size": 14,
+        "processor_class": "PixtralProcessor",
+        "spatial_merge_size": 2,
+    }
+    files = {
+        "tokenizer.json": _json(tokenizer),
+        "tokenizer_config.json": _json(config),
+        "special_tokens_map.json": _json(special),
+        "chat_template.json": _json({"chat_template": MISTRAL3_CHAT}),
+        "preprocessor_config.json": _json(images),
+        "processor_config.json": _json(processor),
+    }
+    return files, len(vocab)

@@ -15,6 +15,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "flex1": {"arch": "flex1", "name_or_path": "ostris/Flex.1-alpha"},
     "flex2": {"arch": "flex2", "name_or_path": "ostris/Flex.2-preview"},
     "flux2": {"arch": "flux2", "name_or_path": "black-forest-labs/FLUX.2-dev"},
+    "flux2_diffusers": {"arch": "flux2", "name_or_path": "black-forest-labs/FLUX.2-dev"},
     "flux2_klein_4b": {"arch": "flux2_klein_4b", "name_or_path": "black-forest-labs/FLUX.2-klein-base-4B"},
     "flux2_klein_9b": {"arch": "flux2_klein_9b", "name_or_path": "black-forest-labs/FLUX.2-klein-base-9B"},
     "chroma": {"arch": "chroma", "name_or_path": "lodestones/Chroma1-Base"},
@@ -55,6 +56,9 @@ MODELS: dict[str, dict[str, Any]] = {
     # The UI names Lightricks' single file, which the trainer converts to this very layout with full-size configs.
     "ltx2.3": {"arch": "ltx2.3", "name_or_path": "diffusers/LTX-2.3-Diffusers"},
 }
+TWINS = {"flux2_diffusers": "flux2"}
+"""Ids that the trainer does not know -> the id with whose LoRAs the trainer's goldens for them are recorded: the same
+model from other files, which must render the same pictures."""
 DDPM = {"sd15", "sdxl"}
 """Models whose UI default sampler and training schedule is ddpm; all others use flowmatch."""
 

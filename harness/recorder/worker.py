@@ -20,13 +20,15 @@ from harness import cases
 from harness.cases import Case
 from harness.environment import facts
 from harness.minihub.weights import uniform
-from harness.recorder import jobs, ltx2, patches_flux
+from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
 from harness.trace import Tracer
 
-PATCHES: dict[str, list[str]] = {**patches_flux.LINES}
+PATCHES: dict[str, list[str]] = {**patches_flux.LINES, **patches_flux2.PATCHES}
 """Model -> one line for each thing that the trainer hard-codes beyond hub ids and that had to be redirected."""
-APPLY: dict[str, Callable[[], None]] = {**patches_flux.APPLY}
+APPLY: dict[str, Callable[[], None]] = {**patches_flux.APPLY, **patches_flux2.APPLY}
 """Model -> what redirects it, once in a process."""
+ARGUMENTS: dict[str, dict[str, str]] = {**patches_flux2.ARGUMENTS}
+"""Model -> the names under which its trace keeps the inputs of the trainer's own network class."""
 
 
 class Done(Exception):
@@ -36,8 +38,8 @@ class Done(Exception):
 class Observer:
     """Watches one sampling event: keeps the first picture, its resolved settings, and the trace."""
 
-    def __init__(self) -> None:
-        self.tracer = Tracer()
+    def __init__(self, model: str = "") -> None:
+        self.tracer = Tracer(ARGUMENTS.get(model))
         self.frames: list[np.ndarray] | None = None
         self.audio: np.ndarray | None = None
         """float32 [channels, samples]"""
@@ -62,8 +64,7 @@ class Observer:
 
         encoders = sd.text_encoder if isinstance(sd.text_encoder, list) else [sd.text_encoder]
         roles = {f"text_encoder_{i}" if i > 1 else "text_encoder": e for i, e in enumerate(encoders, 1)}
-        # LTX-2 wraps its two autoencoders, and its pipelines call the one inside.
-        self.tracer.attach({**roles, **denoisers(sd), "vae": getattr(sd.vae, "vae", sd.vae)})
+        self.tracer.attach({**roles, **denoisers(sd), **decoder(sd)})
         DiffusionPipeline.register_modules, GenerateImageConfig.save_image = register_modules, save_image
         try:
             with ltx2.saving_replaced(lambda config, image: self._keep(config, image, sd)):
@@ -102,6 +103,14 @@ def denoisers(sd: Any) -> dict[str, Any]:
     if hasattr(sd.unet, "transformer_1"):
         return {"transformer": sd.unet.transformer_1, "transformer_2": sd.unet.transformer_2}
     return {"transformer": sd.unet}
+
+
+def decoder(sd: Any) -> dict[str, Any]:
+    """The autoencoder, or its decoder where the trainer's own class unpacks latents inside `decode` (FLUX.2). LTX-2
+    wraps two autoencoders, and its pipelines call the one inside."""
+    if hasattr(sd.vae, "inv_normalize"):
+        return {"vae_decoder": sd.vae.decoder}
+    return {"vae": getattr(sd.vae, "vae", sd.vae)}
 
 
 def fill(network: Any, model: str, lora_name: str) -> None:
@@ -174,7 +183,7 @@ def make_lora(case: Case, folder: Path) -> dict[str, Path]:
 
     def before_train_loop(process: Any, original: Callable[[], None]) -> None:
         original()
-        fill(process.network, case.model, lora.name)
+        fill(process.network, jobs.TWINS.get(case.model, case.model), lora.name)
         process.save()
         raise Done
 
@@ -239,7 +248,7 @@ def record(case: Case, folder: Path, out: Path) -> None:
     if case.lora is not None:
         made = folder / "loras" / case.model
         loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made)
-    observer = Observer()
+    observer = Observer(case.model)
     # Of two experts' files the trainer is given either, and finds the other by its name.
     render(case, next(iter(loras.values()), None), folder / "jobs" / case.id, observer)
     write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})

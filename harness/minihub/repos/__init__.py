@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, hidream, ltx2, lumina2, omnigen2, sd, wan, wan22, zimage
+from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, sd, wan, wan22, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -13,6 +13,10 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "flux_kontext": (flux.KONTEXT,),
     "chroma": (flux.CHROMA_BASE, flux.FLEX1),
     "flex2": (flux.FLEX2,),
+    "flux2_klein_4b": (flux2.KLEIN_4B, flux2.QWEN3_4B, flux2.FLUX2_VAE),
+    "flux2_klein_9b": (flux2.KLEIN_9B, flux2.QWEN3_8B, flux2.FLUX2_VAE),
+    "flux2": (flux2.FLUX2_DEV, flux2.MISTRAL),
+    "flux2_diffusers": (flux2.FLUX2_DEV, flux2.MISTRAL),
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
     "zimage": (zimage.ZIMAGE,),
     "zimage_deturbo": (zimage.ZIMAGE_DETURBO, zimage.ZIMAGE_TURBO),

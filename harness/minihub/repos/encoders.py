@@ -112,6 +112,55 @@ def qwen3(folder: str, vocab: int, *, layers: int = 4, shards: int = 3, dtype: s
     return Weights(folder, "transformers.Qwen3ForCausalLM", config, dtype, shards)
 
 
+def mistral3(folder: str, vocab: int, *, layers: int, shards: int = 2, dtype: str = "bfloat16") -> Weights:
+    """Mistral Small 3.1: a text model with a vision tower that FLUX.2 never shows a picture."""
+    text = {
+        "model_type": "mistral",
+        "attention_dropout": 0.0,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000000.0,
+        "sliding_window": None,
+        "use_cache": True,
+        "vocab_size": vocab,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "attention_dropout": 0.0,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "hidden_size": 16,
+        "image_size": 1540,
+        "initializer_range": 0.02,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_channels": 3,
+        "num_hidden_layers": 1,
+        "patch_size": 14,
+        "rope_theta": 10000.0,
+    }
+    config = {
+        "model_type": "mistral3",
+        "image_token_index": 10,
+        "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu",
+        "spatial_merge_size": 2,
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "vision_config": vision,
+        "vision_feature_layer": -1,
+    }
+    return Weights(folder, "transformers.Mistral3ForConditionalGeneration", config, dtype, shards)
+
+
 DECODER_RULES: tuple[Rule, ...] = ((r"decoder\.conv_out\.weight$", 0.6),)
 """Keeps decoded pictures away from black and white, where differences would be clipped."""
 

@@ -1,0 +1,71 @@
+"""FLUX.2: one model in two file layouts, and keys that are fused in LoRA files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import cases, goldens
+from harness.minihub import layout
+from harness.minihub.repo import Repo
+from harness.minihub.repos import flux2
+from harness.recorder import pins
+from pipelines.errors import RequestError
+from pipelines.lora import Target, _consecutive
+
+
+@pytest.mark.parametrize("case_id", [c.id for c in cases.load_all() if c.model == "flux2_diffusers"])
+def test_the_folders_are_held_to_the_samples_of_the_single_files(case_id: str) -> None:
+    name = case_id.split("/")[1]
+    case, twin = (cases.load(cases.CASES / model / f"{name}.yaml") for model in ("flux2_diffusers", "flux2"))
+    ours, theirs = (goldens.load(pins.newest(), c, None).artefacts for c in (case, twin))
+    assert case.sample == twin.sample
+    assert {k: ours[k]["sha256"] for k in ("picture", "latents")} == {
+        k: theirs[k]["sha256"] for k in ("picture", "latents")
+    }
+
+
+@pytest.mark.parametrize("repo", [flux2.KLEIN_4B, flux2.KLEIN_9B, flux2.FLUX2_DEV], ids=lambda repo: repo.id)
+def test_the_miniature_folders_have_the_tensors_of_the_real_classes(repo: Repo) -> None:
+    for weights in repo.weights:
+        if weights.values is not None:
+            made = {name: list(array.shape) for name, array in weights.values().items()}
+            assert made == layout.load(weights)
+
+
+@pytest.mark.parametrize("model", ["flux2_klein_4b", "flux2_klein_9b", "flux2"])
+def test_both_layouts_hold_the_same_weights(model: str) -> None:
+    import torch
+
+    from pipelines.families.flux2 import _files, _folders
+    from pipelines.settings import spec_of
+
+    spec = spec_of(model)
+    for single, folder in zip(_files(spec, spec.base), _folders(spec, spec.base), strict=True):
+        one, other = single.state_dict(), folder.state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
+
+
+def test_targets_of_a_fused_key_take_consecutive_rows() -> None:
+    shapes = {"t": {"q": (4, 8), "k": (2, 8), "v": (2, 8)}}
+    found = _consecutive([Target(n, component="t") for n in "qkv"], shapes)
+    assert [t.rows for t in found] == [slice(0, 4), slice(4, 6), slice(6, 8)]
+
+
+def test_the_schedule_is_the_trainers() -> None:
+    from pipelines.families.flux2 import schedule
+
+    mu = 0.5  # at 256 tokens
+    t = np.array([1, 0.75, 0.5, 0.25])
+    assert np.allclose(schedule(4, 256), np.exp(mu) / (np.exp(mu) + 1 / t - 1), rtol=1e-6)
+
+
+def test_a_reference_picture_that_the_trainer_refuses_is_refused(tmp_path: Path) -> None:
+    from pipelines.families.flux2 import _reference
+
+    path = tmp_path / "small.png"
+    Image.new("RGB", (63, 80)).save(path)
+    with pytest.raises(RequestError, match="63x80"):
+        _reference(str(path))
