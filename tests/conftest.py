@@ -5,12 +5,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pipelines
 from harness import cases, goldens, runner
 from harness.goldens import Golden
 from harness.minihub import factory
 from pipelines import Pipeline
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a busy machine is no failure
 
 
 @pytest.fixture(scope="session")

@@ -38,5 +38,5 @@ def test_a_picture_depends_on_its_request_alone(golden_of: Callable[[str], Golde
         case = cases.load(cases.CASES / f"{name}.yaml")
         frames = bench.render(bench.pipeline(case, golden_of(name)), bench.settings(case)).frames
         seen[name] = sha256(frames.tobytes()).hexdigest()
-    lines = elsewhere.communicate(timeout=120)[0].splitlines()
+    lines = elsewhere.communicate(timeout=300)[0].splitlines()
     assert [line.split() for line in lines] == [[name, seen[name]] for name in there]

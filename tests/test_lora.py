@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pipelines
+from harness import cases
+from harness.goldens import Golden
+from harness.runner import Bench
 from pipelines import MODELS, Cancelled, LoraError, Pipeline
-from pipelines.lora import Adapter
+from pipelines.adapter import Adapter
 from pipelines.settings import LoraMode
 
 PipelineOf = Callable[[str], Pipeline]
 LoraOf = Callable[[str], Path]
 
+CORE = ("sd15", "sdxl", "flux", "zimage_turbo", "wan21_1b")
+"""One model of each kind, for what the others would show no better."""
 MODES: tuple[LoraMode, ...] = ("merged", "live")
 TWO_LORAS = [("sd15/lora", "sd15/lora-conv"), ("sdxl/lora", "sdxl/lora-conv"), ("flux/lora", "flux/lora-live")]
+
+
+@pytest.fixture(scope="module")
+def unloaded() -> PipelineOf:
+    """Model id -> a pipeline whose weights no test of this module loads."""
+    return cache(pipelines.load)
 
 
 def pixels(pipeline: Pipeline, **fields: Any) -> bytes:
@@ -38,20 +50,32 @@ def levels(a: bytes, b: bytes) -> int:
 # ------------------------------------------------------------------------------------------------------- invariance
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench()
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_a_lora_comes_and_goes_without_a_trace(
-    model: str, mode: LoraMode, pipeline_of: PipelineOf, lora_of: LoraOf
-) -> None:
-    base = pipeline_of(model)
-    with_lora = base.with_lora(lora_of(f"{model}/lora"), mode=mode)
-    plain = pixels(base)
-    adapted = pixels(with_lora, multiplier=0.8)
-    assert levels(adapted, plain) > 8, "the LoRA changes nothing"
-    assert pixels(base) == plain, "taken out, it left something behind"
-    assert pixels(with_lora, multiplier=0.8) == adapted, "put in again, it is another picture"
-    assert pixels(with_lora, multiplier=0.0) == plain, "at multiplier 0 it still shows"
-    assert pixels(with_lora, multiplier=0.8) == adapted
+def test_a_lora_comes_and_goes_without_a_trace(model: str, bench: Bench, golden_of: Callable[[str], Golden]) -> None:
+    """Five stages, with the settings (and control images, and experts) of the model's own case."""
+    case = cases.load(cases.CASES / f"{model}/lora.yaml")
+    settings = replace(bench.settings(case), steps=max(2, MODELS[model].fewest_steps))
+    view = bench.pipeline(case, golden_of(case.id))
+    assert view.lora.coverage.applied == view.lora.coverage.keys
+
+    def rendered(pipeline: Pipeline, multiplier: float = 0.8) -> bytes:
+        return bench.render(pipeline, replace(settings, multiplier=multiplier)).frames.tobytes()
+
+    base = replace(view, lora=None)
+    plain = rendered(base)
+    for mode in MODES:
+        with_lora = replace(view, mode=mode)
+        adapted = rendered(with_lora)
+        assert levels(adapted, plain) > 8, "the LoRA changes nothing"
+        assert rendered(base) == plain, "taken out, it left something behind"
+        assert rendered(with_lora) == adapted, "put in again, it is another picture"
+        assert rendered(with_lora, 0.0) == plain, "at multiplier 0 it still shows"
+        assert rendered(with_lora) == adapted
 
 
 @pytest.mark.parametrize(("first", "second"), TWO_LORAS)
@@ -64,7 +88,7 @@ def test_two_loras_and_both_modes_do_not_mix(first: str, second: str, pipeline_o
     assert [pixels(variants[i]) for i in order] == [once[i] for i in order]
 
 
-@pytest.mark.parametrize("case", [*(f"{model}/lora" for model in MODELS), "sd15/lora-conv", "sdxl/lora-conv"])
+@pytest.mark.parametrize("case", [*(f"{model}/lora" for model in CORE), "sd15/lora-conv", "sdxl/lora-conv"])
 def test_merged_and_live_are_one_picture(case: str, pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
     base = pipeline_of(case.split("/")[0])
     merged, live = (pixels(base.with_lora(lora_of(case), mode=mode), multiplier=0.7) for mode in MODES)
@@ -78,7 +102,7 @@ def test_the_base_is_whole_after_a_merge_that_failed_half_way(
     with_lora = base.with_lora(lora_of("sd15/lora"), mode="merged")
     plain, adapted = pixels(base), pixels(with_lora)
     pixels(base)
-    merge, done = Adapter._merge, []
+    merge, done = Adapter._apply, []
 
     def runs_out_of_memory(*args: Any) -> None:
         done.append(args)
@@ -87,7 +111,7 @@ def test_the_base_is_whole_after_a_merge_that_failed_half_way(
         merge(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Adapter, "_merge", runs_out_of_memory)
+        patched.setattr(Adapter, "_apply", runs_out_of_memory)
         with pytest.raises(RuntimeError, match="out of memory"):
             pixels(with_lora)
     try:
@@ -154,10 +178,10 @@ def test_every_step_is_reported(pipeline_of: PipelineOf) -> None:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def test_coverage_counts_the_whole_file(lora_of: LoraOf) -> None:
+def test_coverage_counts_the_whole_file(unloaded: PipelineOf, lora_of: LoraOf) -> None:
     path = lora_of("sd15/lora-conv")  # linear rank 4 alpha 4, convolutions rank 2 alpha 1
     keys = load_file(path)
-    coverage = pipelines.load("sd15").with_lora(path).lora
+    coverage = unloaded("sd15").with_lora(path).lora
     assert coverage is not None
     assert coverage.coverage.as_dict() == {
         "keys": len(keys),
@@ -169,10 +193,10 @@ def test_coverage_counts_the_whole_file(lora_of: LoraOf) -> None:
     }
 
 
-@pytest.mark.parametrize("other", MODELS)
-@pytest.mark.parametrize("model", MODELS)
-def test_a_lora_fits_its_own_model_only(model: str, other: str, lora_of: LoraOf) -> None:
-    pipeline, path = pipelines.load(model), lora_of(f"{other}/lora")
+@pytest.mark.parametrize("other", CORE)
+@pytest.mark.parametrize("model", CORE)
+def test_a_lora_fits_its_own_model_only(model: str, other: str, unloaded: PipelineOf, lora_of: LoraOf) -> None:
+    pipeline, path = unloaded(model), lora_of(f"{other}/lora")
     if model == other:
         assert pipeline.with_lora(path).mode == MODELS[model].lora_mode
         return
@@ -221,10 +245,12 @@ EDITS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_file_that_does_not_fit_is_refused_before_weights_load(edit: str, lora_of: LoraOf, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_is_refused_before_weights_load(
+    edit: str, unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path
+) -> None:
     change, cause = EDITS[edit]
     path = edited(lora_of("sd15/lora"), tmp_path, change)
-    pipeline = pipelines.load("sd15")
+    pipeline = unloaded("sd15")
     with pytest.raises(LoraError) as error:
         pipeline.with_lora(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -244,12 +270,12 @@ def test_a_file_that_does_not_fit_is_refused_before_weights_load(edit: str, lora
     ids=["truncated", "cut in its header", "a web page", "empty", "missing"],
 )
 def test_a_damaged_file_is_refused_before_weights_load(
-    content: Callable[[bytes], bytes] | None, cause: str, lora_of: LoraOf, tmp_path: Path
+    content: Callable[[bytes], bytes] | None, cause: str, unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path
 ) -> None:
     path = tmp_path / "my.safetensors"
     if content is not None:
         path.write_bytes(content(lora_of("sd15/lora").read_bytes()))
-    pipeline = pipelines.load("sd15")
+    pipeline = unloaded("sd15")
     with pytest.raises(LoraError) as error:
         pipeline.with_lora(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -274,12 +300,12 @@ def test_a_lora_that_matches_in_part_needs_consent_and_says_what_is_left_out(
     assert receipt["lora"]["unmatched"] == [foreign]
 
 
-def test_consent_does_not_extend_to_a_file_of_which_nothing_matches(lora_of: LoraOf) -> None:
+def test_consent_does_not_extend_to_a_file_of_which_nothing_matches(unloaded: PipelineOf, lora_of: LoraOf) -> None:
     with pytest.raises(LoraError, match="0 of"):
-        pipelines.load("sd15").with_lora(lora_of("flux/lora"), allow_partial=True)
+        unloaded("sd15").with_lora(lora_of("flux/lora"), allow_partial=True)
 
 
-def test_one_change_said_twice_is_refused(lora_of: LoraOf, tmp_path: Path) -> None:
+def test_one_change_said_twice_is_refused(unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path) -> None:
     """Two spellings of one key: applying either would silently drop the other."""
 
     def say_again(tensors: dict[str, torch.Tensor]) -> None:
@@ -287,21 +313,21 @@ def test_one_change_said_twice_is_refused(lora_of: LoraOf, tmp_path: Path) -> No
         tensors[name.replace("lora_down", "lora_A")] = tensors[name] * 2
 
     with pytest.raises(LoraError, match="twice"):
-        pipelines.load("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, say_again))
+        unloaded("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, say_again))
 
 
-def test_a_file_without_alpha_has_scale_one(lora_of: LoraOf, tmp_path: Path) -> None:
+def test_a_file_without_alpha_has_scale_one(unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path) -> None:
     def drop_alphas(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if name.endswith("alpha")]:
             del tensors[name]
 
-    pipeline = pipelines.load("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, drop_alphas))
+    pipeline = unloaded("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, drop_alphas))
     assert pipeline.lora is not None
     assert pipeline.lora.coverage.scales == (1.0,)
 
 
-def test_a_pipeline_is_not_changed_by_giving_it_a_lora(lora_of: LoraOf) -> None:
-    base = pipelines.load("sd15")
+def test_a_pipeline_is_not_changed_by_giving_it_a_lora(unloaded: PipelineOf, lora_of: LoraOf) -> None:
+    base = unloaded("sd15")
     with_lora = base.with_lora(lora_of("sd15/lora"))
     assert base.lora is None
     assert with_lora.base is base.base

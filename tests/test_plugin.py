@@ -90,6 +90,8 @@ def lab(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Lab:
     monkeypatch.setenv("LORA_DRIFT_CACHE", str(hub))
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # the inner run is nobody's worker
+        monkeypatch.delenv(name, raising=False)
     lab = Lab(pytester, golden_of)
     monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
     monkeypatch.setattr(controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
