@@ -12,7 +12,7 @@ from harness.minihub.repo import Repo
 from harness.minihub.repos import flux2
 from harness.recorder import pins
 from pipelines.errors import RequestError
-from pipelines.lora import Target, _consecutive
+from pipelines.lora import Target, _stacked
 
 
 @pytest.mark.parametrize("case_id", [c.id for c in cases.load_all() if c.model == "flux2_diffusers"])
@@ -21,8 +21,8 @@ def test_the_folders_are_held_to_the_samples_of_the_single_files(case_id: str) -
     case, twin = (cases.load(cases.CASES / model / f"{name}.yaml") for model in ("flux2_diffusers", "flux2"))
     ours, theirs = (goldens.load(pins.newest(), c, None).artefacts for c in (case, twin))
     assert case.sample == twin.sample
-    assert {k: ours[k]["sha256"] for k in ("picture", "latents")} == {
-        k: theirs[k]["sha256"] for k in ("picture", "latents")
+    assert {k: ours[k].sha256 for k in ("picture", "latents")} == {
+        k: theirs[k].sha256 for k in ("picture", "latents")
     }
 
 
@@ -48,9 +48,9 @@ def test_both_layouts_hold_the_same_weights(model: str) -> None:
         assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
 
 
-def test_targets_of_a_fused_key_take_consecutive_rows() -> None:
+def test_targets_of_a_fused_key_take_stacked_rows() -> None:
     shapes = {"t": {"q": (4, 8), "k": (2, 8), "v": (2, 8)}}
-    found = _consecutive([Target(n, component="t") for n in "qkv"], shapes)
+    found = _stacked([Target(n, component="t") for n in "qkv"], shapes)
     assert [t.rows for t in found] == [slice(0, 4), slice(4, 6), slice(6, 8)]
 
 

@@ -246,9 +246,9 @@ def test_what_is_resolved_resolves_to_itself(spec: ModelSpec, text: str, flags: 
     request = Request(" ".join([text, *flags]), "noisy", width=side, height=side, seed=n, steps=n, num_frames=frames)
     once = resolve(spec, request)
     fields = once.as_dict()
-    for derived in ("negative_prompt_2", "asked_width", "asked_height"):
-        del fields[derived]
+    derived = ("negative_prompt_2", "asked_width", "asked_height")
+    for name in derived:
+        del fields[name]
     again = resolve(spec, Request(**{"negative": fields.pop("negative_prompt"), **fields}))
-    derived = {"negative_prompt_2": again.negative_prompt_2}
-    asked = {"asked_width": again.asked_width, "asked_height": again.asked_height}
-    assert again == replace(once, **derived, **asked)
+    changed: dict[str, Any] = {name: getattr(again, name) for name in derived}
+    assert again == replace(once, **changed)
