@@ -8,6 +8,7 @@ Real checkpoints were saved with the key names of that generation; newer librari
 
 import importlib
 import json
+import re
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -58,7 +59,15 @@ def read_from_class(weights: Weights) -> dict[str, str]:
             tensors.pop(tied, None)
     if name.endswith("5EncoderModel"):
         tensors.pop("encoder.embed_tokens.weight", None)
+    if name == "Qwen2_5_VLForConditionalGeneration":
+        # Checkpoints keep the names from before the language model got a prefix of its own (`model.visual`,
+        # `model.language_model` in the class, which maps them while loading and saving).
+        tensors = {re.sub(r"^model\.(visual|language_model)", _old_name, key): v for key, v in tensors.items()}
     return {key: "x".join(map(str, value.shape)) for key, value in sorted(tensors.items())}
+
+
+def _old_name(match: re.Match[str]) -> str:
+    return "visual" if match[1] == "visual" else "model"
 
 
 def main() -> None:

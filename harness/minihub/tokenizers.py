@@ -4,6 +4,7 @@ Nothing here imports a tokenizer library: the files are data, and every stack re
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -135,16 +136,27 @@ QWEN3_CHAT = (
 )
 
 
-def qwen(chat_template: str = QWEN3_CHAT) -> tuple[dict[str, str], int]:
-    """Qwen2Tokenizer files (byte-level BPE with chat tokens) and the vocabulary size."""
+def qwen(
+    chat_template: str = QWEN3_CHAT,
+    *,
+    words: Sequence[str] = (),
+    special: Sequence[str] = QWEN_SPECIAL,
+    plain: Sequence[str] = QWEN_PLAIN,
+) -> tuple[dict[str, str], int]:
+    """Qwen2Tokenizer files (byte-level BPE with chat tokens) and the vocabulary size.
+
+    `words` get a token of their own besides the usual ones; "Ġ" stands for a space before them, and words that begin
+    with it come first, so that no other merge breaks into them.
+    """
     characters = [byte_alphabet()[b] for b in range(256)]
-    words = [*("Ġ" + w for w in WORDS), "user", "assistant", "system"]
+    words = [*("Ġ" + w for w in WORDS), *(w for w in words if w[0] == "Ġ"), "user", "assistant", "system",
+             *(w for w in words if w[0] != "Ġ")]  # fmt: skip
     merges = _merges(words, "")
     tokens = list(dict.fromkeys([*characters, *(left + right for left, right in merges)]))
     vocab = {token: index for index, token in enumerate(tokens)}
-    extra = {token: len(vocab) + i for i, token in enumerate([*QWEN_SPECIAL, *QWEN_PLAIN])}
+    extra = {token: len(vocab) + i for i, token in enumerate([*special, *plain])}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [{"id": i, "content": t, **flags, "special": t in QWEN_SPECIAL} for t, i in extra.items()]
+    added = [{"id": i, "content": t, **flags, "special": t in special} for t, i in extra.items()]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     tokenizer = {
         "version": "1.0",
@@ -177,9 +189,9 @@ def qwen(chat_template: str = QWEN3_CHAT) -> tuple[dict[str, str], int]:
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(i): {"content": t, **flags, "special": t in QWEN_SPECIAL} for t, i in extra.items()
+            str(i): {"content": t, **flags, "special": t in special} for t, i in extra.items()
         },
-        "additional_special_tokens": QWEN_SPECIAL[1:],
+        "additional_special_tokens": list(special[1:]),
         "bos_token": None,
         "chat_template": chat_template,
         "clean_up_tokenization_spaces": False,
@@ -198,3 +210,32 @@ def qwen(chat_template: str = QWEN3_CHAT) -> tuple[dict[str, str], int]:
         "tokenizer_config.json": _json(config),
     }
     return files, len(vocab) + len(extra)
+
+
+QWEN_VL_SPECIAL = [
+    *QWEN_SPECIAL,
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+]
+QWEN_VL_PLAIN = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"]
+QWEN_IMAGE_WORDS = [
+    *("Ġ" + word for word in (
+        "image by detailing color shape size texture quantity text spatial relationships objects background key "
+        "features input then explain how user instruction should alter or modify Generate new that meets requirements "
+        "while maintaining consistency original where appropriate ("
+    ).split()),
+    *("Describe", "color", "'s", "),", "Picture"),
+]  # fmt: skip
+"""Words of the system prompts of Qwen-Image (34 tokens) and Qwen-Image-Edit (64), which the pipelines cut off by
+their number of tokens."""
+QWEN_VL_CHAT = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def qwen_vl() -> tuple[dict[str, str], int]:
+    """Qwen2Tokenizer files with Qwen2.5-VL's vision tokens, and the vocabulary size."""
+    return qwen(QWEN_VL_CHAT, words=QWEN_IMAGE_WORDS, special=QWEN_VL_SPECIAL, plain=QWEN_VL_PLAIN)

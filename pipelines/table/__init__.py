@@ -3,6 +3,6 @@
 from collections.abc import Mapping
 
 from pipelines.spec import ModelSpec
-from pipelines.table import flux, sd, wan, zimage
+from pipelines.table import flux, qwen, sd, wan, zimage
 
-MODELS: Mapping[str, ModelSpec] = {row.id: row for family in (sd, flux, zimage, wan) for row in family.ROWS}
+MODELS: Mapping[str, ModelSpec] = {row.id: row for family in (sd, flux, qwen, zimage, wan) for row in family.ROWS}
