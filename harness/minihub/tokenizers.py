@@ -188,9 +188,7 @@ def qwen(
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {
-            str(i): {"content": t, **flags, "special": t in special} for t, i in extra.items()
-        },
+        "added_tokens_decoder": {str(i): {"content": t, **flags, "special": t in special} for t, i in extra.items()},
         "additional_special_tokens": list(special[1:]),
         "bos_token": None,
         "chat_template": chat_template,
@@ -219,13 +217,12 @@ QWEN_VL_SPECIAL = [
 ]
 QWEN_VL_PLAIN = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"]
 QWEN_IMAGE_WORDS = [
-    *("Ġ" + word for word in (
-        "image by detailing color shape size texture quantity text spatial relationships objects background key "
-        "features input then explain how user instruction should alter or modify Generate new that meets requirements "
-        "while maintaining consistency original where appropriate ("
-    ).split()),
+    *("Ġimage", "Ġby", "Ġdetailing", "Ġcolor", "Ġshape", "Ġsize", "Ġtexture", "Ġquantity", "Ġtext", "Ġspatial"),
+    *("Ġrelationships", "Ġobjects", "Ġbackground", "Ġkey", "Ġfeatures", "Ġinput", "Ġthen", "Ġexplain", "Ġhow"),
+    *("Ġuser", "Ġinstruction", "Ġshould", "Ġalter", "Ġor", "Ġmodify", "ĠGenerate", "Ġnew", "Ġthat", "Ġmeets"),
+    *("Ġrequirements", "Ġwhile", "Ġmaintaining", "Ġconsistency", "Ġoriginal", "Ġwhere", "Ġappropriate", "Ġ("),
     *("Describe", "color", "'s", "),", "Picture"),
-]  # fmt: skip
+]
 """Words of the system prompts of Qwen-Image (34 tokens) and Qwen-Image-Edit (64), which the pipelines cut off by
 their number of tokens."""
 QWEN_VL_CHAT = (

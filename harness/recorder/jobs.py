@@ -88,10 +88,14 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     weights for the whole sampling event."""
     item = case.sample.model_dump(exclude_unset=True)
     rescale = item.pop("guidance_rescale", 0.0)
+    norm = (
+        {"do_cfg_norm": item.pop("do_cfg_norm")} if "do_cfg_norm" in item else {}
+    )  # it reads the section's field only
     samples = [item]
     if case.lora is not None and case.lora.mode == "live":
+        controls = {key: value for key, value in item.items() if key.startswith("ctrl_img")}
         samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 1,
-                        "network_multiplier": 0.0})  # fmt: skip
+                        "network_multiplier": 0.0, **controls})  # fmt: skip
     # num_frames > 1 at config level is what makes the trainer choose the animated format (SampleConfig).
     frames: dict[str, Any] = {key: item[key] for key in ("num_frames", "fps") if key in item}
     return {
@@ -100,6 +104,7 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
         "neg": "",
         "guidance_rescale": rescale,
         "format": "png",
+        **norm,
         **frames,
         "samples": samples,
     }
