@@ -103,6 +103,8 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     weights for the whole sampling event."""
     item = case.sample.model_dump(exclude_unset=True)
     rescale = item.pop("guidance_rescale", 0.0)
+    # Of this one the trainer reads the section's field only.
+    norm = {"do_cfg_norm": item.pop("do_cfg_norm")} if "do_cfg_norm" in item else {}
     samples = [item]
     if case.lora is not None and case.lora.mode == "live":
         controls = {name: path for name, path in item.items() if name.startswith("ctrl_img")}
@@ -116,6 +118,7 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
         "neg": "",
         "guidance_rescale": rescale,
         "format": "png",
+        **norm,
         **frames,
         "samples": samples,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipelines.spec import ModelSpec
-from pipelines.table import flux, flux2, hidream, ltx2, lumina2, omnigen2, sd, wan, zimage
+from pipelines.table import flux, flux2, hidream, ltx2, lumina2, omnigen2, qwen, sd, wan, zimage
 
-FAMILIES = (sd, flux, flux2, zimage, lumina2, omnigen2, hidream, wan, ltx2)
+FAMILIES = (sd, flux, flux2, qwen, zimage, lumina2, omnigen2, hidream, wan, ltx2)
 MODELS: Mapping[str, ModelSpec] = {row.id: row for family in FAMILIES for row in family.ROWS}

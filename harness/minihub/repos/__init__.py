@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, sd, wan, wan22, zimage
+from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, qwen, sd, wan, wan22, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -17,6 +17,11 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "flux2_klein_9b": (flux2.KLEIN_9B, flux2.QWEN3_8B, flux2.FLUX2_VAE),
     "flux2": (flux2.FLUX2_DEV, flux2.MISTRAL),
     "flux2_diffusers": (flux2.FLUX2_DEV, flux2.MISTRAL),
+    "qwen_image": (qwen.QWEN_IMAGE,),
+    "qwen_image_2512": (qwen.QWEN_IMAGE_2512,),
+    "qwen_image_edit": (qwen.QWEN_IMAGE_EDIT,),
+    "qwen_image_edit_plus": (qwen.QWEN_IMAGE_EDIT_2509,),
+    "qwen_image_edit_plus_2511": (qwen.QWEN_IMAGE_EDIT_2511,),
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
     "zimage": (zimage.ZIMAGE,),
     "zimage_deturbo": (zimage.ZIMAGE_DETURBO, zimage.ZIMAGE_TURBO),
