@@ -141,6 +141,8 @@ def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS)
         golden = Golden.model_validate(content)
     except (ValidationError, ValueError) as error:
         raise Corrupt(f"{_shown(path, root)} is not a golden of format {FORMAT}: {error}") from error
+    if golden.format != FORMAT:
+        raise Corrupt(f"{_shown(path, root)} has format {golden.format}; this version reads format {FORMAT} only")
     golden.__dict__["root"] = root
     if golden.seal != seal(content):
         raise Corrupt(f"{_shown(path, root)} was edited after recording (its seal does not fit). Restore it: git "

@@ -166,6 +166,7 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
+    _need(bench.device)
     limits = gates.load(case.tier, bench.device, bench.dtype)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     ours = bench.render(pipeline, settings)
@@ -200,6 +201,13 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
     else:
         result.verdict = "match"
+
+
+def _need(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"{device} was asked for, but there is no CUDA device here; run without `-m gpu`")
 
 
 def _shape(frames: np.ndarray) -> str:

@@ -170,6 +170,7 @@ def _read_one(
     tensors = _tensors(path)
     groups: dict[str, dict[str, torch.Tensor]] = {}
     places: dict[str, list[Target]] = {}
+    changed: dict[str, str] = {}
     unmatched = []
     # A file for a model with two experts names them in its keys, unless it was given as the file of one.
     resolve = _resolver(spec, shapes, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
@@ -177,10 +178,14 @@ def _read_one(
         name, part = _split(key)
         if name not in places:
             places[name] = resolve(name)
-        if part and places[name]:
-            groups.setdefault(name, {})[PARTS[part]] = tensor
-        else:
+        if not part or not places[name]:
             unmatched.append(key)
+            continue
+        module = places[name][0].module
+        group = groups.setdefault(name, {})
+        if PARTS[part] in group or changed.setdefault(module, name) != name:
+            raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key})")
+        group[PARTS[part]] = tensor
     if not groups or (unmatched and not allow_partial):
         raise LoraError(
             f"{path}: {len(tensors) - len(unmatched)} of {len(tensors)} keys belong to {spec.id} ({spec.title}); "
@@ -267,13 +272,23 @@ def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Ta
 def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target) -> LowRank:
     if "down" not in parts or "up" not in parts:
         raise LoraError(f"{path}: {name} has only {' and '.join(parts)}; the other half of the pair is missing")
-    rank = parts["down"].shape[0]
+    rank = parts["down"].shape[0] if parts["down"].dim() > 1 else 0
+    if rank == 0 or parts["up"].dim() < 2:
+        raise LoraError(f"{path}: {name} has shapes {tuple(parts['down'].shape)} and {tuple(parts['up'].shape)}: "
+                        "not a LoRA pair, or a LoRA for a model of another size")  # fmt: skip
     if parts["up"].shape[1] != rank:
         raise LoraError(f"{path}: {name} has rank {rank} in one half and {parts['up'].shape[1]} in the other")
     rows = target.rows or slice(None)
     magnitude = parts.get("magnitude")
-    scale = float(parts["alpha"]) / rank if "alpha" in parts else 1.0
+    scale = _alpha(path, name, parts) / rank if "alpha" in parts else 1.0
     return LowRank(parts["down"], parts["up"][rows], scale, None if magnitude is None else magnitude[rows])
+
+
+def _alpha(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> float:
+    numbers = parts["alpha"].flatten().tolist()
+    if len(numbers) != 1:
+        raise LoraError(f"{path}: the alpha of {name} is {len(numbers)} numbers instead of one")
+    return float(numbers[0])
 
 
 def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shape: tuple[int, ...]) -> Kron:
@@ -289,7 +304,7 @@ def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Targ
     if len(shape) == 4 and w2.dim() == 2 and not whole:  # w2 of a convolution is stored flattened
         w2 = w2.reshape(w2.shape[0], -1, *shape[2:])
     rank = next((parts[p].shape[1] for p in ("w1_a", "w2_a") if p in parts), 1)
-    scale = 1.0 if whole or "alpha" not in parts else float(parts["alpha"]) / rank
+    scale = 1.0 if whole or "alpha" not in parts else _alpha(path, name, parts) / rank
     rows = target.rows
     try:
         return Kron(w1, w2, scale, shape, rows)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,61 +54,67 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
     """
     frames, suffix, media = output.frames, path.suffix.lower(), output.media
     check_path(path, len(frames))
-    sound = None if media.audio is None else path.with_suffix(".wav")
-    if sound is not None:
-        _atomically(sound, lambda part: _write_wav(media.audio, media.sample_rate, part))
-    if suffix in VIDEOS and len(frames) > 1:
-        _atomically(path, lambda part: _write_video(frames, part, VIDEOS[suffix], output.settings.fps, sound))
-        if sound is not None:
-            sound.unlink()  # it is in the video now
+    is_video = suffix in VIDEOS and len(frames) > 1
+    receipt = json.dumps(output.receipt, indent=2, ensure_ascii=False) + "\n"
+    files: dict[Path, Callable[[Path], object]] = {}
+    if is_video:
+        files[path] = lambda part: _write_video(output, part, VIDEOS[suffix])
     elif len(frames) > 1:
         # As toolkit/config_modules.py save_image does.
-        options = {"save_all": True, "append_images": frames[1:], "duration": 1000 // output.settings.fps, "loop": 0}
-        _atomically(path, lambda part: frames[0].save(part, "WEBP", quality=quality or 80, **options))
+        more = {"save_all": True, "append_images": frames[1:], "duration": 1000 // output.settings.fps, "loop": 0}
+        files[path] = lambda part: frames[0].save(part, "WEBP", quality=quality or 80, **more)
     else:
         options = {} if suffix == ".png" else {"quality": quality or (75 if suffix != ".webp" else 80)}
-        _atomically(path, lambda part: frames[0].save(part, PICTURES[suffix], **options))
-    receipt = json.dumps(output.receipt, indent=2, ensure_ascii=False) + "\n"
-    _atomically(path.with_name(path.name + ".json"), lambda part: part.write_text(receipt, encoding="utf-8"))
+        files[path] = lambda part: frames[0].save(part, PICTURES[suffix], **options)
+    if media.audio is not None and not is_video:
+        files[path.with_suffix(".wav")] = lambda part: _write_wav(media, part)
+    files[path.with_name(path.name + ".json")] = lambda part: part.write_text(receipt, encoding="utf-8")
+    _atomically(files)
     return path
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+def _atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write all files beside their places, then move them there: all or none."""
+    parts = {path: path.with_name(f".{path.stem}.part{path.suffix}") for path in files}
     try:
-        write(part)
-        part.replace(path)
+        for path, part in parts.items():
+            files[path](part)
+        for path, part in parts.items():
+            part.replace(path)
     except OSError as error:
-        raise RequestError(f"output {path}: could not be written ({error.strerror or error}); nothing was left behind"
-                           ) from error  # fmt: skip
+        raise RequestError(f"output {next(iter(files))}: could not be written ({error.strerror or error}); nothing was "
+                           "left behind") from error  # fmt: skip
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
-def _write_wav(audio: Any, sample_rate: int, path: Path) -> None:
-    """float32 [channels, samples] as a WAV of 32-bit floats."""
-    channels = len(audio)
-    data = audio.T.astype("<f4").tobytes()
-    ieee_float, width = 3, 4
-    form = struct.pack("<HHIIHH", ieee_float, channels, sample_rate, sample_rate * channels * width, channels * width,
-                       8 * width)  # fmt: skip
+def _write_wav(media: Media, path: Path) -> None:
+    """The sound as a WAV of 32-bit floats."""
+    channels = len(media.audio)
+    data = media.audio.T.astype("<f4").tobytes()
+    ieee_float, width, rate = 3, 4, media.sample_rate
+    form = struct.pack("<HHIIHH", ieee_float, channels, rate, rate * channels * width, channels * width, 8 * width)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
 
 
-def _write_video(frames: list[Image.Image], path: Path, codec: str, fps: int, sound: Path | None) -> None:
+def _write_video(output: Output, path: Path, codec: str) -> None:
+    """Through ffmpeg itself: `imageio_ffmpeg.write_frames` does not look at its exit code (a full disk goes unseen)."""
     import imageio_ffmpeg
 
     # bgr0 holds RGB exactly; yuv420p is what players expect of H.264.
-    pixels = "bgr0" if codec == "ffv1" else "yuv420p"
-    options = {"codec": codec, "pix_fmt_out": pixels, "macro_block_size": 1, "ffmpeg_log_level": "error"}
-    if codec == "ffv1":
-        options["quality"] = None
-        options["output_params"] = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-level", "3"]
-    if sound is not None:
-        options |= {"audio_path": str(sound), "audio_codec": "pcm_f32le" if codec == "ffv1" else "aac"}
-    writer = imageio_ffmpeg.write_frames(str(path), frames[0].size, fps=fps, **options)
-    writer.send(None)
-    for frame in frames:
-        writer.send(frame.convert("RGB").tobytes())
-    writer.close()
+    exact = ["-pix_fmt", "bgr0", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-level", "3"]
+    width, height = output.frames[0].size
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", str(output.settings.fps), "-i", "-"]
+    with tempfile.TemporaryDirectory() as scratch:
+        if output.media.audio is not None:
+            sound = Path(scratch, "sound.wav")
+            _write_wav(output.media, sound)
+            command += ["-i", str(sound), "-c:a", "pcm_f32le" if codec == "ffv1" else "aac"]
+        command += ["-c:v", codec, *(exact if codec == "ffv1" else ["-crf", "25", "-pix_fmt", "yuv420p"])]
+        pixels = b"".join(frame.convert("RGB").tobytes() for frame in output.frames)
+        done = subprocess.run([*command, str(path)], input=pixels, capture_output=True)
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace").strip().partition("\n")[0] or "ffmpeg was killed")

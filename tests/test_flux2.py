@@ -21,9 +21,7 @@ def test_the_folders_are_held_to_the_samples_of_the_single_files(case_id: str) -
     case, twin = (cases.load(cases.CASES / model / f"{name}.yaml") for model in ("flux2_diffusers", "flux2"))
     ours, theirs = (goldens.load(pins.newest(), c, None).artefacts for c in (case, twin))
     assert case.sample == twin.sample
-    assert {k: ours[k].sha256 for k in ("picture", "latents")} == {
-        k: theirs[k].sha256 for k in ("picture", "latents")
-    }
+    assert {k: ours[k].sha256 for k in ("picture", "latents")} == {k: theirs[k].sha256 for k in ("picture", "latents")}
 
 
 @pytest.mark.parametrize("repo", [flux2.KLEIN_4B, flux2.KLEIN_9B, flux2.FLUX2_DEV], ids=lambda repo: repo.id)

@@ -60,7 +60,10 @@ def test_a_lora_comes_and_goes_without_a_trace(model: str, bench: Bench, golden_
     """Five stages, with the settings (and control images, and experts) of the model's own case."""
     case = cases.load(cases.CASES / f"{model}/lora.yaml")
     settings = replace(bench.settings(case), steps=max(2, MODELS[model].fewest_steps))
-    view = bench.pipeline(case, golden_of(case.id))
+    golden = golden_of(case.id)
+    view = bench.pipeline(case, golden)
+    first = bench.render(view, bench.settings(case)).frames  # of a fresh load, as in every `lora-drift sample`
+    assert levels(first.tobytes(), golden.frames().tobytes()) <= 1, "the first render is another one"
     assert view.lora.coverage.applied == view.lora.coverage.keys
 
     def rendered(pipeline: Pipeline, multiplier: float = 0.8) -> bytes:

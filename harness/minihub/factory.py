@@ -159,7 +159,7 @@ def _differences(home: Path) -> Iterator[str]:
         if repo_id not in REPOS or repo_id not in manifest:
             yield f"{repo_id}: only in {'the manifest' if repo_id in manifest else 'the factory'}"
             continue
-        if not _repo_folder(home, repo_id).is_dir():
+        if not (_repo_folder(home, repo_id) / "refs" / "main").is_file():
             yield f"{repo_id}: missing"
             continue
         found = _hashes(snapshot(home, repo_id))
