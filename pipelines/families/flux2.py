@@ -54,7 +54,9 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     references = [_reference(path) for path in settings.control]
     call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt)
-    if hasattr(pipe, "do_classifier_free_guidance"):  # klein; dev takes the scale as an input and no negative prompt
+    # klein only: dev takes the scale as an input and no negative prompt. Asked of the class, because the property of an
+    # instance fails, and so seems absent, until the pipeline was called once.
+    if hasattr(type(pipe), "do_classifier_free_guidance"):
         call["negative_prompt_embeds"], _ = pipe.encode_prompt(settings.negative_prompt)
     tokens = (settings.width // 16) * (settings.height // 16)
     output = pipe(
