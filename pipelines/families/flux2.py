@@ -153,7 +153,9 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     from diffusers import Flux2Transformer2DModel
 
     with torch.device("meta"):
-        model = Flux2Transformer2DModel(**_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec))))
+        model: Any = Flux2Transformer2DModel(
+            **_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec)))
+        )
     return {"transformer": dict(module_shapes(model))}
 
 
@@ -182,14 +184,14 @@ def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
 
     path = _file(base, spec.extra["transformer"], spec)
     with torch.device("meta"):
-        transformer = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.extra["vae"]).is_file()
     path = _file(base if beside else spec.components.get("vae", base), spec.extra["vae"], spec)
-    vae = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
