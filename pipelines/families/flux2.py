@@ -54,7 +54,9 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     references = [_reference(path) for path in settings.control]
     call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt)
-    if hasattr(pipe, "do_classifier_free_guidance"):  # klein; dev takes the scale as an input and no negative prompt
+    # klein only: dev takes the scale as an input and no negative prompt. Asked of the class, because the property of an
+    # instance fails, and so seems absent, until the pipeline was called once.
+    if hasattr(type(pipe), "do_classifier_free_guidance"):
         call["negative_prompt_embeds"], _ = pipe.encode_prompt(settings.negative_prompt)
     tokens = (settings.width // 16) * (settings.height // 16)
     output = pipe(
@@ -151,7 +153,9 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     from diffusers import Flux2Transformer2DModel
 
     with torch.device("meta"):
-        model = Flux2Transformer2DModel(**_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec))))
+        model: Any = Flux2Transformer2DModel(
+            **_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec)))
+        )
     return {"transformer": dict(module_shapes(model))}
 
 
@@ -180,14 +184,14 @@ def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
 
     path = _file(base, spec.extra["transformer"], spec)
     with torch.device("meta"):
-        transformer = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.extra["vae"]).is_file()
     path = _file(base if beside else spec.components.get("vae", base), spec.extra["vae"], spec)
-    vae = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
