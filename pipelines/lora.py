@@ -181,7 +181,7 @@ def _read_one(
         if not part or not places[name]:
             unmatched.append(key)
             continue
-        module = places[name][0].module
+        module = f"{places[name][0].component}.{places[name][0].module}"
         group = groups.setdefault(name, {})
         if PARTS[part] in group or changed.setdefault(module, name) != name:
             raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key})")
