@@ -114,6 +114,9 @@ class Case(_Strict):
     trainer_model: dict[str, Any] = Field(default_factory=dict)
     """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
     sample: Sample
+    controls: tuple[str, ...] = ()
+    """Names of the negative controls to render (harness/controls.py); none named: all. For cases that take seconds a
+    render and whose siblings render all."""
 
     @model_validator(mode="after")
     def _multiplier_needs_lora(self) -> "Case":
@@ -134,8 +137,8 @@ class Case(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of what the picture depends on: everything said but `about` (a new optional field changes nothing)."""
-        content = self.model_dump(mode="json", exclude={"about"}, exclude_defaults=True, by_alias=True)
+        """Hash of what the picture depends on: all but `about` and `controls` (a new optional field changes nothing)."""
+        content = self.model_dump(mode="json", exclude={"about", "controls"}, exclude_defaults=True, by_alias=True)
         for name, value in content["sample"].items():
             if name.startswith("ctrl_img"):  # the picture counts, not where it lies
                 content["sample"][name] = sha256(Path(value).read_bytes()).hexdigest()

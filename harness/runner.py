@@ -189,9 +189,10 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         measured.append(metrics.audio(golden.audio(), ours.audio))
     result.metrics = gates.apply(measured, limits)
     outside = [m for m in result.metrics if not m.within]
-    result.controls = [
-        _control(name, golden, bench.render(p, s), limits) for name, p, s in controls.controls(pipeline, settings)
-    ]
+    wanted = [c for c in controls.controls(pipeline, settings) if not case.controls or c[0] in case.controls]
+    if len(wanted) < max(1, len(case.controls)):
+        raise ValueError(f"controls: {', '.join(case.controls)}: not all of these apply to {case.id}")
+    result.controls = [_control(name, golden, bench.render(p, s), limits) for name, p, s in wanted]
     blind = [c.name for c in result.controls if not c.caught]
     if outside:
         result.verdict = "drift"

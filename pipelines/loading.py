@@ -94,8 +94,13 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
 def _check_kind(spec: ModelSpec, base: str) -> None:
     """Refuse a base whose model_index.json names another pipeline: an SDXL model for sd15, say."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    local = Path(base, "model_index.json") if Path(base).is_dir() else try_to_load_from_cache(base, "model_index.json")
+    try:
+        is_folder = Path(base).is_dir()
+        local = Path(base, "model_index.json") if is_folder else try_to_load_from_cache(base, "model_index.json")
+    except HFValidationError:  # neither a folder nor a hub id: said when its files are looked for
+        return
     if base == spec.base or not isinstance(local, str | Path) or not Path(local).is_file():
         return
     found = json.loads(Path(local).read_text(encoding="utf-8")).get("_class_name")

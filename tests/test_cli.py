@@ -91,7 +91,7 @@ def test_a_sample_is_a_picture_and_its_receipt_twice_the_same(tmp_path: Path, lo
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
     receipt = json.loads(written[0][1])
     assert receipt["settings"]["seed"] == 7
-    assert receipt["lora"]["sha256"].startswith(lora_of("sd15/lora").stem)
+    assert list(receipt["lora"]["files"]) == [lora_of("sd15/lora").name]
     assert receipt["lora"]["applied"] == receipt["lora"]["keys"] == 144
     assert receipt["verified_by"]["case"] == "sd15/lora"
 
@@ -138,16 +138,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a LoRA of another model": ({"args": ("--lora", "FLUX")}, "Is it a LoRA for another model?"),
     "a truncated LoRA": ({"args": ("--lora", "TRUNCATED")}, "It may be truncated or a web page"),
     "no such LoRA": ({"args": ("--lora", "nowhere.safetensors")}, "nowhere.safetensors: no such LoRA file"),
-    "two LoRAs": ({"args": ("--lora", "SD15", "--lora", "SD15")}, "--lora was given 2 times"),
-    "a LoRA for an expert": ({"args": ("--lora", "high=SD15")}, "sd15 has one denoiser"),
+    "two LoRAs": ({"args": ("--lora", "SD15", "--lora", "SD15")}, "--lora: give one FILE"),
+    "a LoRA for an expert": ({"args": ("--lora", "high=SD15")}, "sd15 has no expert 'high'"),
     "an unknown model": ({"model": "sd16"}, "the models are: sd15, sdxl"),
     "a refused size": ({"model": "wan21_1b", "side": 104, "output": "out.mkv"}, "use 96x64 or 112x64"),
     "no size": ({"side": 0}, "size 0x64: give positive numbers"),
-    "no such control image": ({"args": ("--control", "nowhere.png")}, "--control nowhere.png: no such image file"),
-    "a control image": ({"args": ("--control", "TRUNCATED")}, "sd15 takes no control image"),
+    "no such control image": (
+        {"model": "flux_kontext", "args": ("--control", "nowhere.png")},
+        "nowhere.png: no such file",
+    ),
+    "a control image": ({"args": ("--control", "TRUNCATED")}, "sd15 takes none"),
     "a base not on the hub": ({"args": ("--base", "no/such")}, "base 'no/such': found no unet/config.json there"),
     "a base not on disk": ({"args": ("--base", "./no such folder")}, "found no unet/config.json there"),
-    "a base of another kind": ({"args": ("--base", MODELS["flux"].base)}, "found no unet/config.json there"),
+    "a base of another kind": ({"args": ("--base", MODELS["flux"].base)}, "is a FluxPipeline, but sd15"),
     "a base of a near kind": ({"args": ("--base", MODELS["sdxl"].base)}, f"base '{MODELS['sdxl'].base}'"),
     "an unknown suffix": ({"output": "out.bmp"}, "use .jpeg, .jpg, .png, .webp"),
     "a picture as video": ({"output": "out.mkv"}, "cannot write one picture as .mkv"),
@@ -288,7 +291,7 @@ def test_check_exits_with_0_only_when_every_case_ran_and_passed(
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are flux/base"),
+        (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are chroma/base"),
         (("--model", "sd16"), "no such case or model: sd16"),
         (("--case", "sd15/base", "--model", "flux"), "no case belongs to both"),
         (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {runner.newest_tag()}"),

@@ -190,6 +190,7 @@ def test_coverage_counts_the_whole_file(unloaded: PipelineOf, lora_of: LoraOf) -
         "keys": len(keys),
         "applied": len(keys),
         "modules": len(keys) // 3,
+        "kinds": ("lora",),
         "ranks": (2, 4),
         "scales": (0.5, 1.0),
         "unmatched": [],
@@ -236,7 +237,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "no up half": (lambda t: t.pop(key(t, "lora_up.weight")), "the other half of the pair is missing"),
     "no down half": (lambda t: t.pop(key(t, "lora_down.weight")), "the other half of the pair is missing"),
     "another width": (lambda t: shorten(t, "lora_down.weight"), "a LoRA for a model of another size"),
-    "another rank": (lambda t: shorten(t, "lora_up.weight"), "a LoRA for a model of another size"),
+    "another rank": (lambda t: shorten(t, "lora_up.weight"), "in one half and 3 in the other"),
     "a number for a matrix": (lambda t: t.update({key(t, "lora_up.weight"): torch.tensor(1.0)}), "shapes"),
     "a number for the other": (lambda t: t.update({key(t, "lora_down.weight"): torch.tensor(1.0)}), "shapes"),
     "rank 0": (empty_the_first_pair, ""),
@@ -292,7 +293,7 @@ def test_a_lora_that_matches_in_part_needs_consent_and_says_what_is_left_out(
     foreign = "lora_te_layers_0.lora_up.weight"
     path = edited(lora_of("sd15/lora"), tmp_path, lambda t: t.update({foreign: torch.ones(1)}))
     base = pipeline_of("sd15")
-    with pytest.raises(LoraError, match="allow_partial"):
+    with pytest.raises(LoraError, match="allow-partial"):
         base.with_lora(path)
     partial = base.with_lora(path, allow_partial=True)
     assert partial.lora is not None
