@@ -137,7 +137,7 @@ class Case(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of what the picture depends on: all but `about` and `controls` (a new optional field changes nothing)."""
+        """Hash of what the picture depends on: all but `about` and `controls` (new fields change nothing)."""
         content = self.model_dump(mode="json", exclude={"about", "controls"}, exclude_defaults=True, by_alias=True)
         for name, value in content["sample"].items():
             if name.startswith("ctrl_img"):  # the picture counts, not where it lies
