@@ -262,7 +262,12 @@ def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Ta
     shape = shapes[target.component or ""][target.module]
     change = _kron(path, name, parts, target, shape) if any(p.startswith("w") for p in parts) else _low_rank(
         path, name, parts, target)  # fmt: skip
-    found = tuple(change.weight().shape)
+    try:
+        found = tuple(change.weight().shape)
+    except RuntimeError as error:  # factors that do not multiply, or not to the weight's size
+        sizes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
+        raise LoraError(f"{path}: {name} has parts of sizes {sizes}, but {target.module} has {shape}: "
+                        "a LoRA for a model of another size") from error  # fmt: skip
     if found != shape:
         raise LoraError(f"{path}: {name} changes a weight of shape {found}, but {target.module} has {shape}: "
                         "a LoRA for a model of another size")  # fmt: skip
@@ -305,11 +310,7 @@ def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Targ
         w2 = w2.reshape(w2.shape[0], -1, *shape[2:])
     rank = next((parts[p].shape[1] for p in ("w1_a", "w2_a") if p in parts), 1)
     scale = 1.0 if whole or "alpha" not in parts else _alpha(path, name, parts) / rank
-    rows = target.rows
-    try:
-        return Kron(w1, w2, scale, shape, rows)
-    except RuntimeError as error:
-        raise LoraError(f"{path}: {name} has factors of sizes {tuple(w1.shape)} and {tuple(w2.shape)}") from error
+    return Kron(w1, w2, scale, shape, target.rows)
 
 
 def module_shapes(denoiser: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
