@@ -32,8 +32,8 @@ def run(
     Raises:
         CaseError, PinError: an unknown case, model or tag, or a broken case file.
     """
-    tag = pins.row(tag)["tag"] if tag else pins.newest()
-    paths = _paths(only_models, only_cases)
+    tag = pins.row(tag).tag if tag else pins.newest()
+    paths = _paths(only_models, only_cases, tag)
     with tempfile.TemporaryDirectory() as scratch:
         file = json_file or Path(scratch) / "results.jsonl"
         command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
@@ -53,21 +53,21 @@ def run(
     return 0 if complete and code == 0 else 1
 
 
-def _paths(only_models: list[str], only_cases: list[str]) -> list[Path]:
+def _paths(only_models: list[str], only_cases: list[str], tag: str) -> list[Path]:
     """Files of the chosen cases; every case file is read first, so that a typo shows before anything runs."""
-    known = {c.id: cases.CASES / f"{c.id}.yaml" for c in cases.load_all()}
-    models = {i.split("/")[0] for i in known}
+    known = {c.id: c for c in cases.load_all()}
+    models = {c.model for c in known.values()}
     unknown = [i for i in only_cases if i not in known] + [m for m in only_models if m not in models]
     if unknown:
         raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     chosen = [
-        path
-        for name, path in known.items()
-        if (not only_cases or name in only_cases) and (not only_models or name.split("/")[0] in only_models)
+        case
+        for case in known.values()
+        if (not only_cases or case.id in only_cases) and (not only_models or case.model in only_models)
     ]
     if not chosen:
         raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
-    return chosen
+    return [cases.CASES / f"{case.id}.yaml" for case in pins.known_at(tag, chosen)]
 
 
 def show(found: list[Result]) -> None:

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from harness import runner
 from harness.cli import app
 from harness.minihub import factory
+from harness.recorder import pins
 from harness.results import Result as DriftResult
 from harness.results import Verdict, read
 from pipelines import MODELS, Pipeline, RequestError
@@ -294,7 +294,7 @@ def test_check_exits_with_0_only_when_every_case_ran_and_passed(
         (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are chroma/base"),
         (("--model", "sd16"), "no such case or model: sd16"),
         (("--case", "sd15/base", "--model", "flux"), "no case belongs to both"),
-        (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {runner.newest_tag()}"),
+        (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {pins.rows()[0].tag}"),
     ],
 )
 def test_check_of_something_unknown_runs_nothing(args: tuple[str, ...], cause: str) -> None:

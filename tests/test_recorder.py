@@ -70,7 +70,7 @@ def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         "diffusers": git(diffusers, "rev-parse", "HEAD"),
         "transformers": version("transformers"),
     }
-    monkeypatch.setattr(pins, "rows", lambda: [row])
+    monkeypatch.setattr(pins, "rows", lambda: [pins.Row.model_validate(row)])
     return row
 
 

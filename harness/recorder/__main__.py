@@ -52,7 +52,9 @@ def chosen(args: argparse.Namespace) -> list[Case]:
         found = [c for c in found if c.model in args.model]
     if args.case:
         found = [c for c in found if c.id in args.case]
-    return [c for c in found if c.training is not None] if args.job_like else found
+    if args.job_like:
+        found = [c for c in found if c.training is not None]
+    return pins.known_at(args.tag, found)
 
 
 def groups(todo: list[Case]) -> list[list[Case]]:

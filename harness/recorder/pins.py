@@ -7,6 +7,9 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ConfigDict
+
+from harness.cases import Case
 
 TAGS = Path(__file__).parent.parent / "tags.yaml"
 
@@ -15,22 +18,47 @@ class PinError(Exception):
     """The checkout or the environment is not what the tag pins."""
 
 
+class Row(BaseModel):
+    """A row of tags.yaml: one trainer version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tag: str
+    version: str
+    commit: str
+    diffusers: str
+    transformers: str
+    lacks: tuple[str, ...] = ()
+    """Models that this version does not know yet: nothing to record, nothing to check."""
+
+
 @cache
-def rows() -> list[dict[str, str]]:
+def rows() -> list[Row]:
     """The rows of tags.yaml, oldest first."""
-    loaded: list[dict[str, str]] = yaml.safe_load(TAGS.read_text(encoding="utf-8"))
-    return loaded
+    return [Row.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
 
 
-def row(tag: str) -> dict[str, str]:
+def row(tag: str) -> Row:
     for entry in rows():
-        if entry["tag"] == tag:
+        if entry.tag == tag:
             return entry
-    raise PinError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r['tag'] for r in rows())}")
+    raise PinError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r.tag for r in rows())}")
 
 
 def newest() -> str:
-    return rows()[-1]["tag"]
+    return rows()[-1].tag
+
+
+def known_at(tag: str, cases: list[Case]) -> list[Case]:
+    """Those of `cases` whose model the trainer of `tag` has.
+
+    Raises:
+        PinError: none is left.
+    """
+    found = [case for case in cases if case.model not in row(tag).lacks]
+    if cases and not found:
+        raise PinError(f"the trainer of {tag} does not know {', '.join(sorted({c.model for c in cases}))} yet")
+    return found
 
 
 def _git(folder: Path, *args: str) -> str:
@@ -77,17 +105,17 @@ def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
         PinError: says what differs and how to mend it.
     """
     pins = row(tag)
-    _check_checkout("trainer", trainer, pins["commit"])
+    _check_checkout("trainer", trainer, pins.commit)
     declared: dict[str, str] = {}
     exec((trainer / "version.py").read_text(), declared)  # the trainer's own one-line version file
-    if declared.get("VERSION") != pins["version"]:
-        raise PinError(f"trainer version.py says {declared.get('VERSION')}, tags.yaml says {pins['version']}")
-    proof = _check_installed_diffusers(diffusers, pins["diffusers"])
-    if version("transformers") != pins["transformers"]:
-        raise PinError(f"transformers {version('transformers')} is installed, the trainer pins {pins['transformers']}")
+    if declared.get("VERSION") != pins.version:
+        raise PinError(f"trainer version.py says {declared.get('VERSION')}, tags.yaml says {pins.version}")
+    proof = _check_installed_diffusers(diffusers, pins.diffusers)
+    if version("transformers") != pins.transformers:
+        raise PinError(f"transformers {version('transformers')} is installed, the trainer pins {pins.transformers}")
     return {
-        "version": pins["version"],
-        "commit": pins["commit"],
-        "diffusers_commit": pins["diffusers"],
+        "version": pins.version,
+        "commit": pins.commit,
+        "diffusers_commit": pins.diffusers,
         "diffusers_proof": proof,
     }

@@ -26,8 +26,8 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
     content["artefacts"] = {}
     for name, source in artefacts.items():
         data = source.read_bytes()
-        if name.startswith("lora") and before is not None:
-            data = _same_lora(root / json.loads(before)["artefacts"].get(name, {}).get("file", ""), data)
+        if name.startswith("lora"):
+            data = _same_lora(root, content["case"], name, data)
         digest = sha256(data).hexdigest()
         file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
         if not dry and (not (root / file).is_file() or (root / file).read_bytes() != data):
@@ -42,16 +42,22 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
     return "new" if before is None else "CHANGED: " + ", ".join(_changed(json.loads(before), content))
 
 
-def _same_lora(stored: Path, data: bytes) -> bytes:
-    """The stored file's bytes if they say the same as `data`: the safetensors library, through which the trainer
-    saves, writes metadata in a random order."""
-    old = stored.read_bytes() if stored.is_file() else b""
-    return old if old and _parts(old) == _parts(data) else data
+def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
+    """The bytes of this case's LoRA as stored before, at any tag, if that file says the same as `data`: the safetensors
+    library, through which the trainer saves, writes metadata in a random order, and the trainer adds its version."""
+    for golden in sorted(root.glob(f"v*/{case}.json")):
+        artefact = json.loads(golden.read_text(encoding="utf-8"))["artefacts"].get(name)
+        stored = (root / artefact["file"]).read_bytes() if artefact and (root / artefact["file"]).is_file() else b""
+        if stored and _parts(stored) == _parts(data):
+            return stored
+    return data
 
 
 def _parts(data: bytes) -> tuple[Any, bytes]:
     size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
+    header = json.loads(data[8 : 8 + size])
+    header.get("__metadata__", {}).pop("software", None)
+    return header, data[8 + size :]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
