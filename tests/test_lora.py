@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import pipelines
 from harness import cases
 from harness.goldens import Golden
-from harness.runner import Bench
+from harness.runner import Bench, encodings_kept
 from pipelines import MODELS, Cancelled, LoraError, Pipeline
 from pipelines.adapter import Adapter
 from pipelines.settings import LoraMode
@@ -56,8 +56,11 @@ def bench() -> Bench:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_lora_comes_and_goes_without_a_trace(model: str, bench: Bench, golden_of: Callable[[str], Golden]) -> None:
-    """Five stages, with the settings (and control images, and experts) of the model's own case."""
+def test_a_lora_comes_and_goes_without_a_trace(
+    model: str, bench: Bench, golden_of: Callable[[str], Golden], tmp_path: Path
+) -> None:
+    """Five stages and a switch to another LoRA and back, with the settings (and control images, and experts) of the
+    model's own case."""
     case = cases.load(cases.CASES / f"{model}/lora.yaml")
     settings = replace(bench.settings(case), steps=max(2, MODELS[model].fewest_steps))
     golden = golden_of(case.id)
@@ -70,15 +73,29 @@ def test_a_lora_comes_and_goes_without_a_trace(model: str, bench: Bench, golden_
         return bench.render(pipeline, replace(settings, multiplier=multiplier)).frames.tobytes()
 
     base = replace(view, lora=None)
-    plain = rendered(base)
-    for mode in MODES:
-        with_lora = replace(view, mode=mode)
-        adapted = rendered(with_lora)
-        assert levels(adapted, plain) > 8, "the LoRA changes nothing"
-        assert rendered(base) == plain, "taken out, it left something behind"
-        assert rendered(with_lora) == adapted, "put in again, it is another picture"
-        assert rendered(with_lora, 0.0) == plain, "at multiplier 0 it still shows"
-        assert rendered(with_lora) == adapted
+    other = base.with_lora(**negated(golden, tmp_path))
+    with encodings_kept(base.base.pipe.vae):
+        plain = rendered(base)
+        for mode in MODES:
+            with_lora = replace(view, mode=mode)
+            adapted = rendered(with_lora)
+            assert levels(adapted, plain) > 8, "the LoRA changes nothing"
+            assert rendered(base) == plain, "taken out, it left something behind"
+            assert rendered(with_lora) == adapted, "put in again, it is another picture"
+            assert rendered(with_lora, 0.0) == plain, "at multiplier 0 it still shows"
+            assert levels(rendered(replace(other, mode=mode)), adapted) > 8, "another LoRA is the same picture"
+            assert rendered(with_lora) == adapted, "the other LoRA left something behind"
+
+
+def negated(golden: Golden, folder: Path) -> dict[str, Path]:
+    """Another LoRA for the same model: the golden's, with every change turned round."""
+    made = {}
+    for artefact, argument in (("lora", "path"), ("lora_high", "high"), ("lora_low", "low")):
+        if artefact in golden.artefacts:
+            made[argument] = folder / f"{artefact}.safetensors"
+            tensors = load_file(golden.path(artefact))
+            save_file({k: -v if "lora_B" in k or "lora_up" in k else v for k, v in tensors.items()}, made[argument])
+    return made
 
 
 @pytest.mark.parametrize(("first", "second"), TWO_LORAS)
