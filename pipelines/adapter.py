@@ -33,7 +33,8 @@ class Adapter:
 
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
         """Make `lora` the one that is applied; None restores the base model."""
-        state = None if lora is None else (lora.sha256, multiplier, mode)
+        # The same file may be given to the one expert or to the other.
+        state = None if lora is None else (lora.sha256, {d.component for d in lora.deltas}, multiplier, mode)
         if state == self._state:
             return
         self._restore()

@@ -216,6 +216,9 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if not tensors:
         raise LoraError(f"{path}: holds no tensors")
+    broken = next((key for key, tensor in tensors.items() if not tensor.float().isfinite().all()), None)
+    if broken is not None:
+        raise LoraError(f"{path}: {broken} holds NaN or infinity; the training diverged: take an earlier checkpoint")
     return tensors
 
 

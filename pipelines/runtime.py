@@ -141,6 +141,8 @@ class Pipeline:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
         import torch
 
+        if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
+            self.base.family.check(self.spec, self.base.repo, settings)
         pipe = self.base.pipe
         self.base.adapter.set(self.lora, settings.multiplier, self.mode)
         pipe.scheduler = loading.scheduler(self.spec.scheduler)

@@ -4,6 +4,7 @@ Follows `preprocess_config` (toolkit/config.py), `inject_trigger_into_prompt` (t
 `GenerateImageConfig` (toolkit/config_modules.py).
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -218,6 +219,9 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("steps", settings.steps, f"give {spec.fewest_steps} to 1000 (the schedules have a thousand)")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
+    for name in ("guidance_scale", "guidance_rescale", "multiplier"):
+        if not math.isfinite(getattr(settings, name)):
+            refuse(name, getattr(settings, name), "give a number")
     if spec.kind != "video" and settings.num_frames != 1:
         refuse("frames", settings.num_frames, f"{spec.id} makes pictures; leave it out")
     if settings.num_frames < 1 or settings.fps < 1:

@@ -16,8 +16,10 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from harness.cases import ASSETS
 from harness.cli import app
 from harness.minihub import factory
 from harness.recorder import pins
@@ -127,11 +129,17 @@ def test_a_matroska_video_holds_the_frames_losslessly(tmp_path: Path, pipeline_o
 # ---------------------------------------------------------------------------------------------------- wrong requests
 
 
-@pytest.fixture
-def truncated(tmp_path_factory: pytest.TempPathFactory, lora_of: LoraOf) -> Path:
-    path = tmp_path_factory.mktemp("loras") / "truncated.safetensors"
-    path.write_bytes(lora_of("sd15/lora").read_bytes()[:5000])
-    return path
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory, lora_of: LoraOf) -> Path:
+    """A folder of files that are of no use."""
+    folder = tmp_path_factory.mktemp("damaged")
+    whole = lora_of("sd15/lora")
+    (folder / "truncated.safetensors").write_bytes(whole.read_bytes()[:5000])
+    tensors = load_file(whole)
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, folder / "diverged.safetensors")
+    Image.new("RGB", (40, 40)).save(folder / "small.png")
+    return folder
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -158,6 +166,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such folder": ({"output": "nowhere/out.png"}, "does not exist; create it first"),
     "a bad prompt flag": ({"prompt": "a fox --w wide"}, "prompt flag --w: 'wide' is not an int"),
     "too many steps": ({"prompt": "a fox --steps 1001"}, "steps 1001"),
+    "too few steps": ({"model": "qwen_image", "prompt": "a fox --steps 1"}, "steps 1: give 2 to 1000"),
+    "no number": ({"prompt": "a fox --m nan"}, "multiplier nan: give a number"),
+    "a LoRA that diverged": ({"args": ("--lora", "DIVERGED")}, "holds NaN or infinity"),
+    "a control image for another slot": (
+        {"model": "flex2", "args": ("--control", "WIDE")},
+        "does not fit it",
+    ),
+    "a reference picture that is too small": (
+        {"model": "flux2_klein_4b", "args": ("--control", "SMALL")},
+        "FLUX.2 takes pictures of at least 64 pixels",
+    ),
+    "a picture of too many tokens": (
+        {"model": "hidream_e1", "prompt": "a fox --w 4096", "args": ("--control", "SMALL")},
+        "choose at most",
+    ),
     "frames of a picture": ({"args": ("--frames", 5)}, "frames 5: sd15 makes pictures"),
     "an unknown mode": ({"args": ("--lora-mode", "fused")}, "use merged or live"),
     "an unknown dtype": ({"args": ("--dtype", "float16")}, "use float32 or bfloat16"),
@@ -167,10 +190,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_request_ends_in_one_paragraph_and_leaves_nothing(
-    wrong: str, tmp_path: Path, truncated: Path, lora_of: LoraOf
+    wrong: str, tmp_path: Path, damaged: Path, lora_of: LoraOf
 ) -> None:
     request, cause = WRONG[wrong]
-    files = {"FLUX": lora_of("flux/lora"), "SD15": lora_of("sd15/lora"), "TRUNCATED": truncated}
+    files = {
+        "FLUX": lora_of("flux/lora"),
+        "SD15": lora_of("sd15/lora"),
+        "TRUNCATED": damaged / "truncated.safetensors",
+        "DIVERGED": damaged / "diverged.safetensors",
+        "SMALL": damaged / "small.png",
+        "WIDE": ASSETS / "wide.png",
+    }
     fields = {"output": "out.png", **request}
     args = [re.sub("[A-Z0-9]{4,}$", lambda name: str(files[name[0]]), str(arg)) for arg in fields.pop("args", ())]
     done = sample(*args, **{**fields, "output": tmp_path / fields["output"]})

@@ -1,17 +1,13 @@
 """FLUX.2: one model in two file layouts, and keys that are fused in LoRA files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from harness import cases, goldens, runner
 from harness.minihub import layout
 from harness.minihub.repo import Repo
 from harness.minihub.repos import flux2
 from harness.recorder import pins
-from pipelines.errors import RequestError
 from pipelines.lora import Target, _stacked
 
 
@@ -69,12 +65,3 @@ def test_the_first_render_reads_the_negative_prompt() -> None:
     assert case.sample.neg
     ours = bench.render(bench.pipeline(case, golden), bench.settings(case)).latents
     assert np.linalg.norm(ours - golden.latents()) <= 8e-6 * np.linalg.norm(ours)
-
-
-def test_a_reference_picture_that_the_trainer_refuses_is_refused(tmp_path: Path) -> None:
-    from pipelines.families.flux2 import _reference
-
-    path = tmp_path / "small.png"
-    Image.new("RGB", (63, 80)).save(path)
-    with pytest.raises(RequestError, match="63x80"):
-        _reference(str(path))

@@ -108,6 +108,16 @@ def test_two_loras_and_both_modes_do_not_mix(first: str, second: str, pipeline_o
     assert [pixels(variants[i]) for i in order] == [once[i] for i in order]
 
 
+def test_one_file_for_either_expert_is_two_pictures(
+    pipeline_of: PipelineOf, golden_of: Callable[[str], Golden]
+) -> None:
+    base = pipeline_of("wan22_14b_t2v")
+    path = golden_of("wan22_14b_t2v/lora").path("lora_high")
+    high, low = pixels(base.with_lora(high=path)), pixels(base.with_lora(low=path))
+    assert levels(high, low) > 8
+    assert pixels(base.with_lora(high=path)) == high
+
+
 @pytest.mark.parametrize("case", [*(f"{model}/lora" for model in CORE), "sd15/lora-conv", "sdxl/lora-conv"])
 def test_merged_and_live_are_one_picture(case: str, pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
     base = pipeline_of(case.split("/")[0])

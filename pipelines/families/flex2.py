@@ -23,6 +23,16 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     return loading.pipeline(spec, base, dtype)
 
 
+def check(_spec: ModelSpec, _base: str, settings: Settings) -> None:
+    """Refuse a control image that does not fit its slot."""
+    for path in settings.control:
+        if settings.ctrl_idx != (CONTROL if inpaint_alpha(path) is None else INPAINT):
+            raise RequestError(
+                f"control image {path}: ctrl_idx {settings.ctrl_idx} does not fit it. Inpainting (0) takes a picture "
+                "with an alpha channel and `.inpaint.` in its file name, control (1) any other"
+            )
+
+
 def render(pipe: Any, settings: Settings, generator: Any, **call: Any) -> Media:
     import torch
 
@@ -61,21 +71,12 @@ def render(pipe: Any, settings: Settings, generator: Any, **call: Any) -> Media:
 
 
 def control_latents(pipe: Any, settings: Settings, generator: Any) -> "torch.Tensor":
-    """Packed latents of the control image [1, tokens, 64], with an alpha channel followed by its mask (4 more).
-
-    Raises:
-        RequestError: image and slot do not fit each other.
-    """
+    """Packed latents of the control image [1, tokens, 64], with an alpha channel followed by its mask (4 more)."""
     import torch
     from torch.nn import functional
 
     path = settings.control[0]
     alpha = inpaint_alpha(path)
-    if settings.ctrl_idx != (CONTROL if alpha is None else INPAINT):
-        raise RequestError(
-            f"control image {path}: ctrl_idx {settings.ctrl_idx} does not fit it. Inpainting (0) takes a picture with "
-            "an alpha channel and `.inpaint.` in its file name, control (1) any other"
-        )
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(images.rgb(path), height=settings.height, width=settings.width)
     # Contiguous, as FluxControlPipeline.prepare_image leaves it: torch normalises the other layout less precisely.

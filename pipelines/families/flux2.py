@@ -23,7 +23,6 @@ from pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 Sizes = Mapping[str, Sequence[int]]
 """Tensor name -> shape of a single file."""
@@ -51,8 +50,17 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     return pipe
 
 
+def check(_spec: ModelSpec, _base: str, settings: Settings) -> None:
+    """Refuse a reference picture that the trainer refuses too (src/sampling.py `cap_min_pixels`)."""
+    for path in settings.control:
+        width, height = images.rgb(path).size
+        if min(width, height) < 64 or max(width, height) > 8 * min(width, height):
+            raise RequestError(f"control image {path}: it is {width}x{height}; FLUX.2 takes pictures of at least 64 "
+                               "pixels a side, at most 8 times as long as wide")  # fmt: skip
+
+
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
-    references = [_reference(path) for path in settings.control]
+    references = [images.rgb(path) for path in settings.control]  # cropped to multiples of 16, as the trainer does
     call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt)
     # klein only: dev takes the scale as an input and no negative prompt. Asked of the class, because the property of an
     # instance fails, and so seems absent, until the pipeline was called once.
@@ -69,20 +77,6 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         **call,
     )
     return Media(list(output.images))
-
-
-def _reference(path: str) -> Image.Image:
-    """A reference picture, which the pipeline crops to multiples of 16 as the trainer does.
-
-    Raises:
-        RequestError: the trainer refuses it too (src/sampling.py `cap_min_pixels`).
-    """
-    image = images.rgb(path)
-    width, height = image.size
-    if min(width, height) < 64 or max(width, height) > 8 * min(width, height):
-        raise RequestError(f"control image {path}: it is {width}x{height}; FLUX.2 takes pictures of at least 64 pixels "
-                           "a side, at most 8 times as long as wide")  # fmt: skip
-    return image
 
 
 def schedule(steps: int, tokens: int) -> list[float]:

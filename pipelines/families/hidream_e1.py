@@ -3,6 +3,7 @@
 The denoiser sees the noisy picture and the control image side by side, and predicts both; the right half is dropped.
 """
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,10 +36,27 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     return hidream.load(replace(spec, pipeline="HiDreamImagePipeline"), base, dtype)
 
 
+def check(spec: ModelSpec, base: str, settings: Settings) -> None:
+    """Refuse a size at which the trainer stops too: more tokens than the padding has room for.
+
+    The transformer pads whatever is not square to as many tokens as its config says; what is square it takes at any
+    size.
+    """
+    from diffusers import HiDreamImageTransformer2DModel
+
+    config = HiDreamImageTransformer2DModel.load_config(base, subfolder="transformer")
+    most = math.prod(config["max_resolution"]) // config["patch_size"] ** 2
+    width, height = 2 * settings.width // 16, settings.height // 16
+    if width != height and width * height > most:
+        raise RequestError(
+            f"size {settings.width}x{settings.height}: picture and control image make {width * height} tokens and this "
+            f"model takes {most}, in the trainer too; choose at most {most // 2 * 256} pixels"
+        )
+
+
 def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_end: Any) -> Media:
     import torch
 
-    _check_size(pipe.transformer, settings)
     guided = settings.guidance_scale > 1
     embeds = _encode(pipe, settings, guided)
     control = _control_latents(pipe, settings)
@@ -69,21 +87,6 @@ def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_en
     scaled = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     decoded = pipe.vae.decode(scaled, return_dict=False)[0]
     return Media(list(pipe.image_processor.postprocess(decoded, output_type="pil")))
-
-
-def _check_size(transformer: Any, settings: Settings) -> None:
-    """Refuse a size at which the trainer stops too: more tokens than the padding has room for.
-
-    The transformer pads whatever is not square to `max_seq` tokens, which its config decides; what is square it takes
-    at any size.
-    """
-    width, height = 2 * settings.width // 16, settings.height // 16
-    if width != height and width * height > transformer.max_seq:
-        raise RequestError(
-            f"size {settings.width}x{settings.height}: picture and control image make {width * height} tokens and this "
-            f"model takes {transformer.max_seq}, in the trainer too; choose at most "
-            f"{transformer.max_seq // 2 * 256} pixels"
-        )
 
 
 def _encode(pipe: Any, settings: Settings, guided: bool) -> Embeds:
