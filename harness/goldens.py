@@ -1,11 +1,14 @@
 """Goldens: what the trainer rendered, sealed so that no later edit goes unseen.
 
 A golden is a JSON file `goldens/<tag>/<model>/<case>.json` that names its artefacts by content
-(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once.
+(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once. What is not a
+picture lies there as `<name>.xz`, half as large.
 Everything here only reads; `harness.recorder` is the only writer.
 """
 
 import json
+import lzma
+import os
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.cases import ROOT, Case
+from harness.minihub import factory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,10 +79,27 @@ class Golden(BaseModel):
     def root(self) -> Path:
         return GOLDENS
 
+    def stored(self, name: str) -> Path:
+        """The file under goldens/ that holds an artefact."""
+        return stored(self.root, self.artefacts[name].file)
+
+    def data(self, name: str) -> bytes:
+        """One artefact: "picture" (PNG; the frames of a video one below the other), "latents", "trace", "lora" (or
+        "lora_high" and "lora_low"), "audio"."""
+        path = self.stored(name)
+        return unpacked(path) if path.suffix == ".xz" else path.read_bytes()
+
     def path(self, name: str) -> Path:
-        """File of one artefact: "picture" (PNG; the frames of a video one below the other), "latents",
-        "trace", "lora" (or "lora_high" and "lora_low"), "audio"."""
-        return self.root / self.artefacts[name].file
+        """A file with the artefact's own bytes: unpacked into the cache, where it is not kept as it is."""
+        if self.stored(name).suffix != ".xz":
+            return self.stored(name)
+        data, path = (
+            self.data(name),
+            factory.default_home().parent.parent / "unpacked" / Path(self.artefacts[name].file).name,
+        )
+        if not path.is_file() or path.read_bytes() != data:
+            write_atomically(path, data)
+        return path
 
     def frames(self) -> "np.ndarray":
         """uint8 [frames, height, width, 3]."""
@@ -92,15 +113,40 @@ class Golden(BaseModel):
 
     def latents(self) -> "np.ndarray":
         """float32: what the trainer gave to its VAE decoder."""
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        return load_file(self.path("latents"))["latents"]
+        return load(self.data("latents"))["latents"]
 
     def audio(self) -> "np.ndarray":
         """float32 [channels, samples]"""
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        return load_file(self.path("audio"))["audio"]
+        return load(self.data("audio"))["audio"]
+
+
+def stored(root: Path, file: str) -> Path:
+    """Where the artefact that a golden calls `file` lies."""
+    return root / (file if file.endswith(".png") else f"{file}.xz")
+
+
+def unpacked(path: Path) -> bytes:
+    """What an .xz file holds.
+
+    Raises:
+        LZMAError: it is damaged, cut short, or has something behind its end (which `lzma.decompress` would overlook).
+    """
+    unpacker = lzma.LZMADecompressor()
+    data = unpacker.decompress(path.read_bytes())
+    if not unpacker.eof or unpacker.unused_data:
+        raise lzma.LZMAError("bytes are missing" if not unpacker.eof else "there are bytes behind its end")
+    return data
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    scratch.write_bytes(data)
+    scratch.replace(path)
 
 
 def seal(content: dict[str, Any]) -> str:
@@ -162,12 +208,15 @@ def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS)
 
 
 def _check_artefact(golden: Golden, name: str, artefact: Artefact) -> None:
-    path = golden.path(name)
+    path = golden.stored(name)
     shown = _shown(path, golden.root)
     restore = f"Restore it: git checkout -- {shown}"
     if not path.is_file():
         raise Corrupt(f"{shown}, the {name} of {golden.case}, was deleted. {restore}")
-    data = path.read_bytes()
+    try:
+        data = golden.data(name)
+    except lzma.LZMAError as error:
+        raise Corrupt(f"{shown}, the {name} of {golden.case}, cannot be unpacked ({error}). {restore}") from error
     if sha256(data).hexdigest() != artefact.sha256:
         size = f"{len(data)} bytes, recorded {artefact.bytes}" if len(data) != artefact.bytes else "same size"
         raise Corrupt(f"{shown}, the {name} of {golden.case}, has other bytes than were recorded ({size}). {restore}")

@@ -4,6 +4,7 @@ Everything here happens to a copy of one model's goldens.
 """
 
 import json
+import lzma
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -85,7 +86,7 @@ def test_a_copy_of_a_golden_loads_whole(root: Path) -> None:
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_a_deleted_artefact_is_named(artefact: str, root: Path) -> None:
-    path = load(root).path(artefact)
+    path = load(root).stored(artefact)
     path.unlink()
     message = refused(root, Corrupt)
     assert f"goldens/objects/{MODEL}/{path.name}, the {artefact} of sd15/lora, was deleted" in message
@@ -103,19 +104,25 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_a_damaged_artefact_is_named(artefact: str, damage: str, root: Path) -> None:
-    path = load(root).path(artefact)
+    path = load(root).stored(artefact)
     recorded = path.read_bytes()
     damaged = DAMAGES[damage](recorded)
     path.write_bytes(damaged)
     same_size = len(damaged) == len(recorded)
     size = "same size" if same_size else f"{len(damaged)} bytes, recorded {len(recorded)}"
-    message = refused(root, Corrupt)
-    assert f"{path.name}, the {artefact} of sd15/lora, has other bytes than were recorded ({size})" in message
+    why = f"has other bytes than were recorded ({size})" if artefact == "picture" else "cannot be unpacked ("
+    assert f"{path.name}, the {artefact} of sd15/lora, {why}" in refused(root, Corrupt)
+
+
+def test_other_bytes_packed_without_damage_are_noticed(root: Path) -> None:
+    golden = load(root)
+    golden.stored("latents").write_bytes(lzma.compress(golden.data("latents") + b"!"))
+    assert "latents of sd15/lora, has other bytes than were recorded (" in refused(root, Corrupt)
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_artefacts_swapped_between_two_goldens_are_noticed_in_both(artefact: str, root: Path) -> None:
-    first, second = (load(root, name).path(artefact) for name in ("lora", "lora-conv"))
+    first, second = (load(root, name).stored(artefact) for name in ("lora", "lora-conv"))
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
     second.write_bytes(one)
@@ -253,13 +260,15 @@ def test_every_case_has_a_golden_that_loads() -> None:
 
 def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
     used = {
-        artefact["file"]
+        goldens.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
         for path in goldens.GOLDENS.glob("v*/*/*.json")
         for artefact in json.loads(path.read_text())["artefacts"].values()
     }
-    stored = [path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()]
-    assert {path.relative_to(goldens.GOLDENS).as_posix() for path in stored} == used
-    assert all(path.stem == sha256(path.read_bytes()).hexdigest()[:16] for path in stored)
+    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used)
+    for path, recorded in used.items():
+        data = goldens.unpacked(path) if path.suffix == ".xz" else path.read_bytes()
+        assert sha256(data).hexdigest() == recorded
+        assert path.name.startswith(recorded[:16])
 
 
 def test_tags_are_ordered_by_number(tmp_path: Path) -> None:

@@ -1,28 +1,22 @@
 """The only writer of goldens."""
 
 import json
+import lzma
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from harness.goldens import GOLDENS, golden_path, seal
+from harness.goldens import GOLDENS, golden_path, seal, stored, unpacked, write_atomically
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_bytes(data)
-    scratch.replace(path)
-
-
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
     model = content["case"].split("/")[0]
-    path = golden_path(content["tag"], content["case"], root)
-    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    sealed = golden_path(content["tag"], content["case"], root)
+    before = sealed.read_text(encoding="utf-8") if sealed.is_file() else None
     content["artefacts"] = {}
     for name, source in artefacts.items():
         data = source.read_bytes()
@@ -30,15 +24,17 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
             data = _same_lora(root, content["case"], name, data)
         digest = sha256(data).hexdigest()
         file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
-        if not dry and (not (root / file).is_file() or (root / file).read_bytes() != data):
-            write_atomically(root / file, data)
+        packed = data if SUFFIXES[name] == ".png" else lzma.compress(data)
+        path = stored(root, file)
+        if not dry and (not path.is_file() or path.read_bytes() != packed):
+            write_atomically(path, packed)
         content["artefacts"][name] = {"file": file, "sha256": digest, "bytes": len(data)}
     content["seal"] = seal(content)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if before == text:
         return "same bytes"
     if not dry:
-        write_atomically(path, text.encode())
+        write_atomically(sealed, text.encode())
     return "new" if before is None else "CHANGED: " + ", ".join(_changed(json.loads(before), content))
 
 
@@ -47,9 +43,10 @@ def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
     library, through which the trainer saves, writes metadata in a random order, and the trainer adds its version."""
     for golden in sorted(root.glob(f"v*/{case}.json")):
         artefact = json.loads(golden.read_text(encoding="utf-8"))["artefacts"].get(name)
-        stored = (root / artefact["file"]).read_bytes() if artefact and (root / artefact["file"]).is_file() else b""
-        if stored and _parts(stored) == _parts(data):
-            return stored
+        path = artefact and stored(root, artefact["file"])
+        before = unpacked(path) if path and path.is_file() else b""
+        if before and _parts(before) == _parts(data):
+            return before
     return data
 
 
@@ -71,8 +68,8 @@ def prune(root: Path = GOLDENS) -> int:
     """Delete artefacts that no golden of any tag names; returns how many."""
     used = set()
     for path in root.glob("v*/*/*.json"):
-        used |= {a["file"] for a in json.loads(path.read_text(encoding="utf-8"))["artefacts"].values()}
-    stale = [p for p in root.glob("objects/*/*") if p.relative_to(root).as_posix() not in used]
+        used |= {stored(root, a["file"]) for a in json.loads(path.read_text(encoding="utf-8"))["artefacts"].values()}
+    stale = [p for p in root.glob("objects/*/*") if p not in used]
     for path in stale:
         path.unlink()
     return len(stale)
