@@ -71,6 +71,7 @@ def sample(
     lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
     base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version to reproduce (default: the newest)")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
@@ -86,10 +87,12 @@ def sample(
         import pipelines
         from harness import coverage, runner
         from harness.quiet import quiet
+        from harness.recorder import pins
         from pipelines.output import check_path
         from pipelines.settings import Request, resolve, spec_of
 
-        spec = spec_of(model)
+        toolkit = pins.row(tag or pins.newest()).version
+        spec = spec_of(model, toolkit)
         settings = resolve(
             spec,
             Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
@@ -104,7 +107,7 @@ def sample(
             runner.use_minihub()
         if as_json or mini or not sys.stderr.isatty():
             quiet()
-        pipeline = pipelines.load(model, base=base, device=device, dtype=dtype)
+        pipeline = pipelines.load(model, base=base, device=device, dtype=dtype, toolkit=toolkit)
         if files:
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
         with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:

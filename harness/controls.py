@@ -6,12 +6,12 @@ from dataclasses import replace
 from harness.cases import ASSETS
 from pipelines import Pipeline
 from pipelines.settings import Settings
+from pipelines.spec import GUIDED_ABOVE
 
 
 def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
     """Does this model read the negative prompt at this guidance?"""
-    threshold = {"cfg": 1.0, "cfg_above_zero": 0.0, "embedded": float("inf")}[pipeline.spec.guidance]
-    return settings.guidance_scale > threshold
+    return settings.guidance_scale > GUIDED_ABOVE[pipeline.spec.guidance]
 
 
 def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
@@ -23,7 +23,7 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
     if settings.steps > 1:
         yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
-    if pipeline.spec.guidance != "cfg" or settings.guidance_scale > 1:
+    if pipeline.spec.guidance == "embedded" or settings.guidance_scale + 0.5 > GUIDED_ABOVE[pipeline.spec.guidance]:
         yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
     if settings.control:
         flipped = (*settings.control[1:], settings.control[0])

@@ -18,7 +18,7 @@ def covering_case(pipeline: Any, reports: Path = ROOT / "reports") -> dict[str, 
     if pipeline.base.repo != pipeline.spec.base:
         return None
     mode = pipeline.mode if pipeline.lora else None
-    tag = pins.newest()
+    tag = next(row.tag for row in pins.rows() if row.version == pipeline.spec.toolkit)
     summary = reports / tag / "summary.json"
     verdicts = {c["case"]: c["verdict"] for c in json.loads(summary.read_text())["cases"]} if summary.is_file() else {}
     for case in cases.load_all():

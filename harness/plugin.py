@@ -127,9 +127,8 @@ class CaseItem(pytest.Item):
             runner.use_minihub()
         bench = self.config.stash.get(BENCH, None)
         if bench is None:
-            bench = self.config.stash[BENCH] = runner.Bench(self.device)
-        tag = self.config.getoption("--drift-tag") or runner.newest_tag()
-        self.result = runner.check(bench, self.case, tag, self.config.getoption("--drift-out").resolve())
+            bench = self.config.stash[BENCH] = runner.Bench(self.device, tag=self.config.getoption("--drift-tag"))
+        self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())
         measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
         self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
         if self.result.verdict not in PASSING:

@@ -60,9 +60,15 @@ class Rendered:
 class Bench:
     """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
 
-    def __init__(self, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(self, device: str = "cpu", dtype: str = "float32", tag: str | None = None) -> None:
         self.device, self.dtype = device, dtype
+        self.tag = tag or newest_tag()
         self._loaded: Any = None
+
+    @property
+    def toolkit(self) -> str:
+        """The trainer version whose behaviour is rendered."""
+        return pins.row(self.tag).version
 
     def pipeline(self, case: Case, golden: Golden) -> Any:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
@@ -70,19 +76,18 @@ class Bench:
 
         if self._loaded is None or self._loaded.spec.id != case.model:
             self._loaded = None  # let the old model go before the next one loads
-            self._loaded = pipelines.load(case.model, device=self.device, dtype=self.dtype)
+            self._loaded = pipelines.load(case.model, device=self.device, dtype=self.dtype, toolkit=self.toolkit)
         if case.lora is None:
             return self._loaded
         names = {"lora": "path", "lora_high": "high", "lora_low": "low"}
         files = {names[a]: golden.path(a) for a in golden.artefacts if a in names}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
 
-    @staticmethod
-    def settings(case: Case) -> Any:
+    def settings(self, case: Case) -> Any:
         """The case's resolved settings, by our rules."""
         from pipelines.settings import Request, resolve, spec_of
 
-        sample, spec = case.sample, spec_of(case.model)
+        sample, spec = case.sample, spec_of(case.model, self.toolkit)
         return resolve(
             spec,
             Request(
@@ -122,7 +127,7 @@ class Bench:
         return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
 
 
-def check(bench: Bench, case: Case, tag: str, out: Path) -> Result:
+def check(bench: Bench, case: Case, out: Path) -> Result:
     """Check one case; never raises for what a case can get wrong, the verdict says it.
 
     Pictures of the run are written to `out`.
@@ -131,7 +136,7 @@ def check(bench: Bench, case: Case, tag: str, out: Path) -> Result:
     result = Result(
         case=case.id,
         model=case.model,
-        tag=tag,
+        tag=bench.tag,
         tier=case.tier,
         device=bench.device,
         dtype=bench.dtype,
@@ -140,7 +145,7 @@ def check(bench: Bench, case: Case, tag: str, out: Path) -> Result:
         environment=facts(bench.device, bench.dtype),
     )
     try:
-        golden = goldens.load(tag, case, factory.manifest_sha256(case.model) if case.tier == "mini" else None)
+        golden = goldens.load(bench.tag, case, factory.manifest_sha256(case.model) if case.tier == "mini" else None)
         _describe(result, golden)
         _compare(result, bench, case, golden, out)
     except GoldenError as error:

@@ -24,7 +24,7 @@ from pipelines.errors import Cancelled, RequestError
 from pipelines.lora import Lora, Shapes, read
 from pipelines.output import Media
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
-from pipelines.spec import TRAINER, ModelSpec
+from pipelines.spec import TOOLKITS, ModelSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -164,7 +164,7 @@ class Pipeline:
         lora = self.lora
         return {
             "model": self.spec.id,
-            "reproduces": TRAINER,
+            "reproduces": f"ostris/ai-toolkit {self.spec.toolkit}",
             "base": {repo: loading.revision(repo) for repo in (self.base.repo, *self.spec.components.values())},
             "lora": None
             if lora is None
@@ -182,17 +182,25 @@ class Pipeline:
         }
 
 
-def load(model: str, *, base: str | None = None, device: str = "cpu", dtype: str | None = None) -> Pipeline:
+def load(
+    model: str,
+    *,
+    base: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    toolkit: str = TOOLKITS[-1],
+) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
 
     Args:
+        toolkit: version of the trainer whose samples to reproduce, a member of `pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
 
     Raises:
-        RequestError: unknown model or dtype, or a package that this model needs is missing.
+        RequestError: unknown model, dtype or trainer version, or a package that this model needs is missing.
     """
-    spec = spec_of(model)
+    spec = spec_of(model, toolkit)
     missing = [package for package in spec.requires if find_spec(package) is None]
     if missing:
         raise RequestError(f"{spec.id} needs packages that are not installed: pip install {' '.join(missing)}")

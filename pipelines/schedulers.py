@@ -29,6 +29,22 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu)
 
 
+class FlowUniPCFromBelowOne(UniPCMultistepScheduler):
+    """UniPC over even steps that begin at 0.999 and end at 0, as Diffusers laid them out before #12109 (0.37): now they
+    begin at 1 and end at 0.001."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        steps = num_inference_steps or len(sigmas or ())
+        even = np.flip(1.0 - np.linspace(1, 1 / self.config.num_train_timesteps, steps + 1))
+        super().set_timesteps(device=device, sigmas=even[:-1].copy())
+
+
 class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
     """UniPC over even steps between the ends of a schedule that is already shifted by 3, shifted again by `flow_shift`.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipelines import images
 from pipelines.errors import RequestError
-from pipelines.spec import ModelSpec
+from pipelines.spec import TOOLKITS, ModelSpec
 from pipelines.table import MODELS
 
 LoraMode = Literal["merged", "live"]
@@ -93,11 +93,20 @@ class Settings:
         return asdict(self)
 
 
-def spec_of(model: str) -> ModelSpec:
-    """The table row of `model`, or a RequestError that lists the ids."""
+def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
+    """The table row of `model` as it was at a trainer version.
+
+    Raises:
+        RequestError: no such model or version, or that version does not have the model; lists what there is.
+    """
     if model not in MODELS:
         raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
-    return MODELS[model]
+    if toolkit not in TOOLKITS:
+        raise RequestError(f"unknown trainer version {toolkit!r}; the versions are: {', '.join(TOOLKITS)}")
+    spec = MODELS[model]
+    if TOOLKITS.index(toolkit) < TOOLKITS.index(spec.since):
+        raise RequestError(f"trainer {toolkit} does not know {model} yet; the first that does is {spec.since}")
+    return spec.at(toolkit)
 
 
 def resolve(spec: ModelSpec, request: Request) -> Settings:

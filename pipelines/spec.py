@@ -1,14 +1,24 @@
 """What one row of the table of models says: everything that changes a model's picture.
 
 The rows are in `pipelines/table/`, a module per family. A row is read top to bottom in the order of a render; its
-numbers are the trainer's, not the model card's. `lora-drift models` is generated from the rows.
+numbers are the trainer's, not the model card's, and those of its newest version; `earlier` says what was otherwise
+before. `lora-drift models` is generated from the rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-TRAINER = "ostris/ai-toolkit 0.7.29"
+TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
+"""Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
+Guidance = Literal["cfg", "cfg_above_zero", "cfg_above_one", "embedded"]
+GUIDED_ABOVE: Mapping[Guidance, float] = {
+    "cfg": 1.0,
+    "cfg_above_zero": 0.0,
+    "cfg_above_one": 1.0,
+    "embedded": float("inf"),
+}
+"""Above which guidance scale the negative prompt is read."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,18 @@ class Scheduler:
 
     cls: str
     config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What trainer versions before one did otherwise."""
+
+    before: str
+    """Member of `TOOLKITS`."""
+    why: str
+    """What changed, where, and what it does to the picture."""
+    fields: Mapping[str, Any]
+    """The row's fields as they were."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +67,9 @@ class ModelSpec:
     steps: int
     guidance_scale: float
     """Width to guidance_scale: defaults, as the trainer's UI writes them."""
-    guidance: Literal["cfg", "cfg_above_zero", "embedded"]
-    """cfg: two passes above 1. cfg_above_zero: two passes above 0, `pos + g (pos - neg)`. embedded: one pass, the scale
-    is an input and the negative prompt is ignored."""
+    guidance: Guidance
+    """cfg: two passes above 1. cfg_above_zero, cfg_above_one: two passes above that, `pos + g (pos - neg)`. embedded:
+    one pass, the scale is an input and the negative prompt is ignored."""
     max_sequence_length: int
     """Text tokens, where the family's code takes it from here."""
     components: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +97,20 @@ class ModelSpec:
     """What a stranger would take for a mistake of ours: the trainer does it, so we do."""
     source: tuple[str, ...] = ()
     """Trainer files that this row and its family module follow."""
+    since: str = TOOLKITS[0]
+    """First of `TOOLKITS` that has the model."""
+    earlier: tuple[Earlier, ...] = ()
+    toolkit: str = TOOLKITS[-1]
+    """The version that this row describes (see `at`)."""
+
+    def at(self, toolkit: str) -> "ModelSpec":
+        """The row as it was at another trainer version (a member of `TOOLKITS`, not older than `since`)."""
+        age = TOOLKITS.index
+        spec = replace(self, toolkit=toolkit)
+        for change in self.earlier:
+            if age(toolkit) < age(change.before):
+                spec = replace(spec, **change.fields)
+        return spec
 
 
 LEGACY = ("toolkit/stable_diffusion_model.py", "toolkit/sampler.py", "toolkit/train_tools.py")

@@ -53,7 +53,7 @@ def warm(golden_of: Callable[[str], Golden], tmp_path_factory: pytest.TempPathFa
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(goldens, "load", partial(goldens.load, root=folder))
         case = cases.load(cases.CASES / f"{CASE}.yaml")
-        assert runner.check(runner.Bench(), case, TAG, folder / "out").verdict == "drift"
+        assert runner.check(runner.Bench(), case, folder / "out").verdict == "drift"
 
 
 class Lab:
@@ -237,9 +237,11 @@ UNRENDERED = """
 from harness import runner
 from harness.results import Result
 
-def check(bench, case, tag, out):
+def check(bench, case, out):
     verdict = "drift" if case.id == "flux/lora" else "match"
-    return Result(case=case.id, model=case.model, tag=tag, tier="mini", device="cpu", dtype="float32", verdict=verdict)
+    return Result(
+        case=case.id, model=case.model, tag=bench.tag, tier="mini", device="cpu", dtype="float32", verdict=verdict
+    )
 
 runner.check = check
 """

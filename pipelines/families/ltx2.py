@@ -31,6 +31,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 
 
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+    _shift_by_tokens(pipe.scheduler, settings)
     embeds, mask = _embeddings(pipe, settings.prompt)
     negative_embeds, negative_mask = _embeddings(pipe, settings.negative_prompt)
     runner = pipe
@@ -56,6 +57,18 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     if settings.num_frames == 1:
         return Media(list(frames[0]))
     return Media(list(frames[0]), sound[0].float().cpu().numpy(), pipe.vocoder.config.output_sampling_rate)
+
+
+def _shift_by_tokens(scheduler: Any, settings: Settings) -> None:
+    """Settle how far the schedule is shifted: linear in the number of latent tokens, between the row's two shifts.
+
+    Diffusers releases differ in whether they count tokens; with both shifts equal they agree.
+    """
+    config = scheduler.config
+    tokens = ((settings.num_frames - 1) // 8 + 1) * (settings.height // 32) * (settings.width // 32)
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    shift = tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
+    scheduler.register_to_config(base_shift=shift, max_shift=shift)
 
 
 def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:

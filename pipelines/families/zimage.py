@@ -7,10 +7,16 @@ from typing import Any
 from pipelines import loading
 from pipelines.output import Media
 from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from pipelines.spec import GUIDED_ABOVE, ModelSpec
 
 
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+    pipe = _load(spec, base, dtype)
+    pipe.guided_above = GUIDED_ABOVE[spec.guidance]
+    return pipe
+
+
+def _load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     home = spec.components.get("text_encoder", base)
     if home == base or (Path(base) / "text_encoder").is_dir():
         return loading.pipeline(spec, base, dtype)
@@ -22,13 +28,14 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 
 
 def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+    guidance_scale = settings.guidance_scale if settings.guidance_scale > pipe.guided_above else 0.0
     output = pipe(
         prompt=settings.prompt,
         negative_prompt=settings.negative_prompt,
         width=settings.width,
         height=settings.height,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=guidance_scale,
         max_sequence_length=512,
         **call,
     )

@@ -41,6 +41,7 @@ def klein(size: str, encoder: str) -> ModelSpec:
     return ModelSpec(
         id=f"flux2_klein_{size.lower()}",
         title=f"FLUX.2 klein base {size}",
+        since="0.7.20",
         pipeline="Flux2KleinPipeline",
         base=f"black-forest-labs/FLUX.2-klein-base-{size}",
         components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Scheduler
 
 LTX2_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",
     {
         "base_image_seq_len": 1024,
-        # The trainer says 0.95, but the pinned Diffusers takes every video for one of `max_image_seq_len` tokens, which
-        # means `max_shift` whatever the size. Newer Diffusers counts the tokens; equal shifts bring it to the same.
+        # The trainer says 0.95, but the Diffusers that it pins takes every video for one of `max_image_seq_len` tokens,
+        # which means `max_shift` whatever the size.
         "base_shift": 2.05,
         "max_image_seq_len": 4096,
         "max_shift": 2.05,
@@ -90,6 +90,16 @@ ROWS = (
         title="LTX-2",
         base="Lightricks/LTX-2",
         extra=LTX2_GUIDANCE,
+        earlier=(
+            Earlier(
+                before="0.7.29",
+                why="The schedule was shifted by the number of latent tokens (LTX2Pipeline before Diffusers #12934): a "
+                "small video was shifted less.",
+                fields={
+                    "scheduler": Scheduler(LTX2_SCHEDULER.cls, {**LTX2_SCHEDULER.config, "base_shift": 0.95}),
+                },
+            ),
+        ),
         quirks=(
             *QUIRKS,
             "By default the trainer looks for Gemma in folders that google's repository lacks, so its jobs need "
@@ -100,6 +110,7 @@ ROWS = (
     ModelSpec(
         id="ltx2.3",
         title="LTX-2.3",
+        since="0.7.29",
         base="diffusers/LTX-2.3-Diffusers",
         components={
             "text_encoder": "google/gemma-3-12b-it-qat-q4_0-unquantized",

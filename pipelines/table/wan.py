@@ -1,24 +1,40 @@
 """Wan 2.1 and 2.2."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Scheduler
 
-WAN_SCHEDULER = Scheduler(
-    "UniPCMultistepScheduler",
-    {
-        "flow_shift": 3.0,
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "num_train_timesteps": 1000,
-        "predict_x0": True,
-        "prediction_type": "flow_prediction",
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "timestep_spacing": "linspace",
-        "use_flow_sigmas": True,
-    },
-)
+UNIPC_CONFIG: Mapping[str, Any] = {
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "predict_x0": True,
+    "prediction_type": "flow_prediction",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "timestep_spacing": "linspace",
+    "use_flow_sigmas": True,
+}
+
+
+def unipc(flow_shift: float) -> dict[str, Any]:
+    """The fields of a row that say how UniPC lays out its steps."""
+    config = {**UNIPC_CONFIG, "flow_shift": flow_shift}
+    return {
+        "scheduler": Scheduler("UniPCMultistepScheduler", config),
+        "earlier": (
+            Earlier(
+                before="0.7.29",
+                why="UniPC's steps went from 0.999 to 0 before the shift, not from 1 to 0.001: so the Diffusers of "
+                "those versions laid them out (UniPCMultistepScheduler, Diffusers #12109).",
+                fields={"scheduler": Scheduler("FlowUniPCFromBelowOne", config)},
+            ),
+        ),
+    }
+
+
 UNIPC = (
     "Trainer versions before 0.11 sample Wan with UniPC; the saved flow_shift of other Wan repositories "
     "(5.0) is not used."
@@ -44,7 +60,7 @@ WAN21_1B = ModelSpec(
     components={"text_encoder": "ai-toolkit/umt5_xxl_encoder", "tokenizer": "ai-toolkit/umt5_xxl_encoder"},
     denoisers={"": "transformer"},
     lora_prefixes=("diffusion_model.", "transformer."),
-    scheduler=WAN_SCHEDULER,
+    **unipc(flow_shift=3.0),
     size_divisor=16,
     size_rule="refuse",
     width=1024,
@@ -139,7 +155,7 @@ WAN22_5B = replace(
     id="wan22_5b",
     title="Wan 2.2 TI2V 5B",
     base="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-    scheduler=Scheduler("UniPCMultistepScheduler", {**WAN_SCHEDULER.config, "flow_shift": 5.0}),
+    **unipc(flow_shift=5.0),
     size_divisor=32,
     size_rule="floor",
     width=768,

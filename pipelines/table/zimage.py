@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Scheduler
 
 ZIMAGE_SCHEDULER = Scheduler(
     "FlowMatchEulerToZero", {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}
@@ -39,6 +39,14 @@ BASE = ModelSpec(
         SIZE,
     ),
     source=("extensions_built_in/diffusion_models/z_image/z_image.py",),
+    earlier=(
+        Earlier(
+            before="0.7.29",
+            why="Guidance ran for g > 1 only: the Diffusers of those versions had the threshold at 1 "
+            "(ZImagePipeline, Diffusers #13183). At Turbo's default of 1 the negative prompt was not read.",
+            fields={"guidance": "cfg_above_one"},
+        ),
+    ),
 )
 
 ROWS = (
