@@ -46,7 +46,7 @@ def run(
         if report and found:
             # A run of a part must not replace the committed summary of the whole.
             part = ROOT / "build" / "report" if only_models or only_cases else None
-            print(f"report: {write_report(file, part)}")
+            print(f"report: {write_reports([file], part)[0]}")
     if code not in (0, 1):
         return code
     complete = len(found) == len(paths) and all(r.verdict in PASSING for r in found)
@@ -92,12 +92,26 @@ def show(found: list[Result]) -> None:
     console.print(", ".join(f"{counts[v]} {v}" for v in COLOURS if counts[v]) or "nothing ran")
 
 
-def write_report(file: Path, out: Path | None) -> Path:
-    """Render the report of a results file; returns the path of index.html."""
+def measured(case: str, files: list[Path] | None, tag: str | None, device: str) -> list[Result]:
+    """Results of `files`; without any, of a check of this one case, here and now."""
+    if files:
+        return [r for r in results.merge(files) if tag in (None, r.tag)]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "results.jsonl"
+        run([], [case], tag=tag, device=device, jobs=1, json_file=file, report=False, verbose=False)
+        return results.read(file) if file.is_file() else []
+
+
+def write_reports(files: list[Path], out: Path | None, since: Path | None = None) -> list[Path]:
+    """Render the report of each tag in these result files; returns the paths of their index.html.
+
+    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`.
+    """
     from harness.report.render import render
 
-    found = results.read(file)
+    found = results.merge(files)
     if not found:
-        raise ValueError(f"{file}: holds no results")
-    tag = found[0].tag
-    return render(found, tag, out or REPORTS / tag, ROOT)
+        raise ValueError(f"{', '.join(map(str, files))}: holds no results")
+    tags = sorted({r.tag for r in found})
+    folders = {tag: out if out and len(tags) == 1 else (out or REPORTS) / tag for tag in tags}
+    return [render([r for r in found if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in tags]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +22,8 @@ app = typer.Typer(
 )
 minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache that the mini cases run on.")
 app.add_typer(minihub_app, name="minihub")
+known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
+app.add_typer(known_app, name="known")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]
@@ -193,17 +196,55 @@ def check(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="a file that `check --json` or `pytest --drift-json` wrote")],
-    out: Annotated[Path | None, typer.Option(help="folder (default: reports/<tag>)")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="files of `check --json` or `pytest --drift-json`")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder (default: reports/<tag>)")] = None,
+    since: Annotated[
+        Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
+    ] = None,
+    index: Annotated[bool, typer.Option("--index", help="the overview of all summaries instead")] = False,
 ) -> None:
-    """Render the HTML report again from a results file."""
+    """Render the report from result files, without rendering a picture again. Files of several machines are merged.
+
+    Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
+    the overview of every summary.json under reports/: a column a tag or release, a row a model.
+    """
     with user_errors():
         from harness import checking
 
         try:
-            typer.echo(checking.write_report(results, out))
+            if index:
+                from harness.report import overview
+
+                typer.echo(overview.render(checking.REPORTS, out or checking.REPORTS))
+            elif not results:
+                fail("report: name one or more result files, or give --index")
+            else:
+                for page in checking.write_reports(results, out, since):
+                    typer.echo(page)
         except (OSError, ValueError) as error:
             fail(error)
+
+
+@known_app.command("add")
+def known_add(
+    case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora")],
+    cause: Annotated[str, typer.Option(help="why it drifts, in words that the next reader understands")],
+    expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it is drift again")],
+    results: Annotated[list[Path] | None, typer.Option(help="take the size from here, instead of checking now")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
+    with user_errors():
+        from harness import checking, known
+
+        try:
+            entry = known.add(checking.measured(case, results, tag, device), case, cause, expires.date())
+        except (OSError, ValueError) as error:
+            fail(error)
+    typer.echo(f"{case} is a known drift of up to {entry.pixel_max:g}/255 until {entry.expires}: {known.KNOWN}")
 
 
 # ------------------------------------------------------------------------------------------------------ information

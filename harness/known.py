@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from harness.cases import CASES, CaseError
-from harness.results import Result
+from harness.results import Excuse, Result
 
 KNOWN = CASES / "known.yaml"
 SLACK = 1.1
@@ -30,6 +30,10 @@ class Known(BaseModel):
     latents_rel_l2: float
     expires: date
 
+    def covers(self, result: Result) -> bool:
+        """Is it about this case, tag and device?"""
+        return self.case == result.case and self.tag in (None, result.tag) and self.device in (None, result.device)
+
 
 @cache
 def entries(path: Path = KNOWN) -> list[Known]:
@@ -43,21 +47,62 @@ def entries(path: Path = KNOWN) -> list[Known]:
 
 
 def judge(result: Result, today: date | None = None, path: Path = KNOWN) -> Result:
-    """Turn a drift that is listed and unexpired into `known`."""
-    if result.verdict != "drift" or not result.metrics:
-        return result
-    measured = {m.name: m.value or 0.0 for m in result.metrics}
+    """Turn a drift that is listed and unexpired into `known`; say so where an entry expired or is no longer needed."""
+    today = today or date.today()
     for entry in entries(path):
-        if (
-            entry.case == result.case
-            and entry.tag in (None, result.tag)
-            and entry.device in (None, result.device)
-            and measured["pixel_max"] <= entry.pixel_max * SLACK
-            and measured["latents_rel_l2"] <= entry.latents_rel_l2 * SLACK
-        ):
-            if (today or date.today()) > entry.expires:
+        if not entry.covers(result) or (result.verdict == "drift" and not _within(entry, result)):
+            continue
+        excuse = Excuse(cause=entry.cause, expires=entry.expires, expired=today > entry.expires)
+        if result.verdict == "match":
+            result.excuse = excuse
+        elif result.verdict == "drift":
+            result.excuse = excuse
+            if excuse.expired:
                 result.message += f". Listed as known, but the entry expired on {entry.expires}: {entry.cause}"
             else:
                 result.verdict = "known"
                 result.message = f"{entry.cause} (known until {entry.expires}; {result.message})"
     return result
+
+
+def add(found: list[Result], case: str, cause: str, expires: date, path: Path | None = None) -> Known:
+    """Append an entry for the drift that `found` measured; its size is copied from there, never typed.
+
+    Raises:
+        CaseError: the case was not checked or did not drift, the cause is empty, or the date has passed.
+    """
+    path = path or KNOWN
+    drifts = [r for r in found if r.case == case and r.verdict == "drift" and r.metrics]
+    if not drifts:
+        seen = sorted({f"{r.case} ({r.verdict})" for r in found if r.case == case})
+        raise CaseError(
+            f"{case}: {', '.join(seen) or 'not among these results'}; only a drift whose size was measured can be "
+            f"listed. Run `lora-drift check --case {case} --json FILE` and give that file as --results"
+        )
+    if not cause.strip():
+        raise CaseError("--cause is empty: say what causes the drift, in words that its next reader understands")
+    if expires <= date.today():
+        raise CaseError(f"--expires {expires} has passed: an entry lasts until a date by which the drift is mended")
+    worst = max(drifts, key=lambda r: _size(r)["pixel_max"])
+    if any(entry.covers(worst) for entry in entries(path)):
+        raise CaseError(f"{path.name} already lists {case}; edit or remove that entry")
+    entry = Known(case=case, tag=worst.tag, device=worst.device, cause=cause.strip(), expires=expires, **_size(worst))
+    text = path.read_text(encoding="utf-8") if path.is_file() else HEAD
+    lines = yaml.safe_dump([entry.model_dump()], sort_keys=False, allow_unicode=True, width=118)
+    path.write_text(text + lines, encoding="utf-8")
+    entries.cache_clear()
+    return entry
+
+
+HEAD = "# Drifts that are explained but not mended; `lora-drift known add` writes them. See CONTRIBUTING.md.\n"
+
+
+def _within(entry: Known, result: Result) -> bool:
+    """A drift of shape has no size and is never within one."""
+    size = _size(result)
+    return len(size) == 2 and all(size[name] <= getattr(entry, name) * SLACK for name in size)
+
+
+def _size(result: Result) -> dict[str, float]:
+    measured = {m.name: m.value or 0.0 for m in result.metrics}
+    return {name: measured[name] for name in ("pixel_max", "latents_rel_l2") if name in measured}

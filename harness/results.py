@@ -1,5 +1,6 @@
 """What one checked case yields: one JSON object a line in `--drift-json FILE`, and the report's only input."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,16 @@ class Divergence(BaseModel):
     gate: float
 
 
+class Excuse(BaseModel):
+    """The entry of `cases/known.yaml` that covers a case, whatever became of its verdict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cause: str
+    expires: date
+    expired: bool
+
+
 class Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -73,6 +84,9 @@ class Result(BaseModel):
     message: str = ""
     """One paragraph for the reader: what is wrong and what to do. Empty for a match."""
     about: str = ""
+    lora: str = ""
+    """Type of the LoRA's network ("lora", "dora", "lokr"); empty without one."""
+    excuse: Excuse | None = None
     seconds: float = 0.0
     metrics: list[Metric] = []
     controls: list[Control] = []
@@ -92,6 +106,12 @@ class Result(BaseModel):
     """PNG (the frames of a video one below the other); a path relative to the repository."""
     output_picture: str | None = None
     """PNG of this run in the same form; a path relative to the repository."""
+
+
+def merge(paths: list[Path]) -> list[Result]:
+    """Results of several files, by tag and case. Of a case that ran twice on one device, the last result counts."""
+    found = {(r.tag, r.case, r.tier, r.device, r.dtype): r for path in paths for r in read(path)}
+    return [found[key] for key in sorted(found)]
 
 
 def read(path: Path) -> list[Result]:

@@ -142,6 +142,7 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         dtype=bench.dtype,
         verdict="error",
         about=case.about,
+        lora=case.lora.network.type if case.lora else "",
         environment=facts(bench.device, bench.dtype),
     )
     try:

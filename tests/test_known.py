@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from harness import known
 from harness.cases import CaseError
+from harness.cli import app
 from harness.results import Metric, Result, Verdict
 
 EXPIRY = date(2030, 6, 30)
@@ -110,3 +112,61 @@ def test_a_mistake_in_the_file_is_named(file: Path, entry: dict[str, Any]) -> No
 
 def test_the_committed_entries_can_be_read() -> None:
     assert all(entry.cause for entry in known.entries())
+
+
+def drifted(**fields: Any) -> Result:
+    metrics = [Metric(name="pixel_max", value=7), Metric(name="latents_rel_l2", value=0.005)]
+    return Result(**{
+        "case": "flux/lora", "model": "flux", "tag": "v1", "tier": "mini", "device": "cpu", "dtype": "float32",
+        "verdict": "drift", "message": "beyond the gate", "metrics": metrics, **fields,
+    })  # fmt: skip
+
+
+def test_an_entry_is_added_with_its_measured_size_and_then_counts(file: Path) -> None:
+    cause = 'a "quoted": cause # with *YAML* &all\nover it'
+    added = known.add([drifted()], "flux/lora", cause, EXPIRY, file)
+    assert (added.pixel_max, added.latents_rel_l2, added.tag, added.device) == (7, 0.005, "v1", "cpu")
+    result = known.judge(drifted(), EXPIRY, file)
+    assert result.verdict == "known"
+    assert result.excuse is not None and (result.excuse.cause, result.excuse.expires) == (cause, EXPIRY)
+    known.add([drifted(case="sd15/base")], "sd15/base", "another", EXPIRY, file)
+    assert [entry.case for entry in known.entries(file)] == ["flux/lora", "sd15/base"]
+
+
+@pytest.mark.parametrize(
+    ("result", "cause", "expires", "message"),
+    [
+        (drifted(case="flux/base"), "c", EXPIRY, "not among these results"),
+        (drifted(verdict="match"), "c", EXPIRY, r"flux/lora \(match\); only a drift"),
+        (drifted(metrics=[]), "c", EXPIRY, "only a drift whose size was measured"),
+        (drifted(), " ", EXPIRY, "--cause is empty"),
+        (drifted(), "c", date(2020, 1, 1), "--expires 2020-01-01 has passed"),
+    ],
+)
+def test_what_cannot_be_excused_is_refused(file: Path, result: Result, cause: str, expires: date, message: str) -> None:
+    with pytest.raises(CaseError, match=message):
+        known.add([result], "flux/lora", cause, expires, file)
+    assert not file.exists()
+
+
+def test_a_case_is_not_listed_twice(file: Path) -> None:
+    known.add([drifted()], "flux/lora", "why", EXPIRY, file)
+    with pytest.raises(CaseError, match="already lists flux/lora"):
+        known.add([drifted()], "flux/lora", "why", EXPIRY, file)
+
+
+def test_an_entry_that_is_no_longer_needed_is_noticed(file: Path) -> None:
+    result = judged(file, ENTRY, verdict="match")
+    assert result.verdict == "match" and result.excuse is not None
+
+
+def test_the_command_takes_the_size_from_results(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "KNOWN", file)
+    shard = tmp_path / "r.jsonl"
+    shard.write_text(drifted().model_dump_json() + "\n")
+    command = ["known", "add", "flux/lora", "--cause", "release X", "--expires", "2030-06-30", "--results", str(shard)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "flux/lora is a known drift of up to 7/255 until 2030-06-30" in done.output
+    again = CliRunner().invoke(app, [*command[:3], "--cause", "x", "--expires", "soon", "--results", str(shard)])
+    assert again.exit_code == 2

@@ -1,96 +1,35 @@
-"""Writes a tag's report: `index.html` for people, `summary.json` and `summary.md` for git."""
+"""Writes a tag's report: index.html for people, summary.json and .md for git, comment.md and junit.xml for CI."""
 
-import json
-import re
-import shlex
+import io
+import shutil
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from harness.cases import ROOT
 from harness.report import scale, summary
-from harness.report.pictures import Comparison, compare
-from harness.results import PASSING, Metric, Result, Verdict
+from harness.report.changes import Change, changes
+from harness.report.details import View, as_script_data, commands, details, flatten, index_line, text, views
+from harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip
+from harness.results import PASSING, Result, Verdict
 
-HERE = Path(__file__).parent
-
-
-class Row(NamedTuple):
-    """One line of a side-by-side table."""
-
-    key: str
-    golden: str
-    ours: str
-    differs: bool
-
-
-class Stage(NamedTuple):
-    """Consecutive boundaries of the trace that belong together: boundary -> relative error."""
-
-    name: str
-    errors: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class CaseView:
-    """One result as the template shows it."""
-
-    result: Result
-    anchor: str
-    base: Path
-
-    @property
-    def passing(self) -> bool:
-        return self.result.verdict in PASSING
-
-    def metric(self, name: str) -> Metric | None:
-        return next((metric for metric in self.result.metrics if metric.name == name), None)
-
-    def pictures(self) -> Comparison:
-        """Reads and encodes the files on every call; the template calls it once and lets go of the arrays."""
-        golden, output = self.result.golden_picture, self.result.output_picture
-        return compare(ROOT / golden if golden else None, self.base / output if output else None, self.result.frames)
-
-    @property
-    def caught(self) -> int:
-        return sum(control.caught for control in self.result.controls)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """The trace cut where the first part of the boundary's name changes: lora, encode, step0, step1, ..."""
-        groups = groupby(self.result.trace.items(), key=lambda item: item[0].split("/")[0])
-        return [Stage(name, dict(items)) for name, items in groups]
-
-    @property
-    def settings(self) -> list[Row]:
-        return side_by_side(self.result.golden_settings, self.result.settings)
-
-    @property
-    def environment(self) -> list[Row]:
-        return side_by_side(self.result.golden_environment, self.result.environment)
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        return {key: text(value) for key, value in flatten(self.result.provenance).items()}
-
-    @property
-    def commands(self) -> dict[str, str]:
-        """What it does -> the command, safe to paste into a shell."""
-        case, model, tag = (shlex.quote(text) for text in (self.result.case, self.result.model, self.result.tag))
-        path = shlex.quote(f"cases/{self.result.case}.yaml")
-        return {
-            "Check this case": f"pytest {path} --drift-tag {tag}",
-            "Check the model": f"lora-drift check --model {model} --tag {tag}",
-            "Record it again": f"python -m harness.recorder --trainer DIR --tag {tag} --case {case}",
-        }
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("query", "dom", "store", "list", "viewer", "case", "main")
+INLINE_CASES = 1000
+"""With more cases than this, details and pictures of all go to files beside the page, which stays quick to open."""
+CASES_A_FILE = 100
+CARDS = 6
+"""Failing cases that the first screen shows."""
+THUMBNAIL = 160
+SQUARES = 24
+"""A model with more cases than this is counted instead of drawn."""
 
 
 class ModelView(NamedTuple):
@@ -98,13 +37,42 @@ class ModelView(NamedTuple):
 
     name: str
     worst: Verdict
-    cases: list[CaseView]
+    counts: dict[Verdict, int]
+    cases: list[View]
 
 
-def render(results: list[Result], tag: str, out_dir: Path, base: Path) -> Path:
-    """Write `index.html`, `summary.json` and `summary.md` to `out_dir` and return the page's path.
+class Card(NamedTuple):
+    """A failing case on the first screen, with small pictures: title -> data URI."""
 
-    `base` is the folder of the results file, to which `output_picture` is relative.
+    view: View
+    thumbnails: dict[str, str]
+
+
+class Static(NamedTuple):
+    """What the page holds of a case itself, for its script and for readers without one."""
+
+    view: View
+    pictures: Comparison
+    strips: dict[str, Strip]
+    """Name -> picture that is stored here (and not with an earlier case, or in a file)."""
+    data: Markup
+
+
+def render(
+    results: list[Result],
+    tag: str,
+    out_dir: Path,
+    base: Path,
+    *,
+    since: Path | None = None,
+    budget: int = INLINE_BUDGET,
+) -> Path:
+    """Write all files of the report to `out_dir` and return the page's path.
+
+    Args:
+        base: folder to which `output_picture` is relative.
+        since: summary.json of the run to compare with, in place of the committed one.
+        budget: characters of pictures that the page may hold.
 
     Raises:
         ValueError: a result is of another tag.
@@ -112,35 +80,129 @@ def render(results: list[Result], tag: str, out_dir: Path, base: Path) -> Path:
     if strangers := sorted({result.tag for result in results} - {tag}):
         raise ValueError(f"results of {', '.join(strangers)} in the report of {tag}: render each tag by itself")
     out_dir.mkdir(parents=True, exist_ok=True)
-    content = summary.summarise(results, tag)
-    (out_dir / "summary.json").write_text(summary.as_json(content), encoding="utf-8")
-    (out_dir / "summary.md").write_text(summary.as_markdown(content), encoding="utf-8")
-    page = out_dir / "index.html"
-    page.write_text(_page(results, tag, base), encoding="utf-8")
-    return page
+    frame, changed = summary.table(results), changes(results, tag, since)
+    page = _Page(results, out_dir / "data", base, changed, budget)
+    files = {
+        "summary.json": summary.as_json(summary.summarise(frame, tag)),
+        "summary.md": summary.as_markdown(frame, tag),
+        "comment.md": summary.as_comment(frame, tag, changed),
+        "junit.xml": summary.as_junit(frame, tag),
+        "index.html": page.html(tag),
+    }
+    for name, content in files.items():
+        (out_dir / name).write_text(content, encoding="utf-8")
+    return out_dir / "index.html"
 
 
-def side_by_side(golden: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Row]:
-    """Union of both sides' keys, what differs first. A key that only one side has is shown, but is no difference."""
-    left, right = flatten(golden), flatten(ours)
-    differing = {key for key in left.keys() & right.keys() if left[key] != right[key]}
-    keys = sorted(left | right, key=lambda key: (key not in differing, key))
-    return [Row(key, text(left.get(key)), text(right.get(key)), key in differing) for key in keys]
+class _Page:
+    """The page and the files beside it."""
+
+    def __init__(self, results: list[Result], data: Path, base: Path, changed: list[Change], budget: int) -> None:
+        self.data, self.base, self.budget, self.changes = data, base, budget, changed
+        shutil.rmtree(data, ignore_errors=True)  # of an earlier report
+        self.views = views(scale.worst_first(results), _changed_cases(changed))
+        self.album = Album()
+        self.placed: set[str] = set()
+        """Keys of pictures that are in the page or in a file already."""
+        self.beside = len(results) > INLINE_CASES
+
+    def html(self, tag: str) -> str:
+        counts = Counter(view.result.verdict for view in self.views)
+        index = [index_line(view, self._file(i)) for i, view in enumerate(self.views)]
+        static = [] if self.beside else [self._static(view) for view in self.views]
+        if self.beside:
+            self._write_details()
+        script = "\n".join((PAGE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+        return environment().get_template("report.html.j2").render(
+            tag=tag,
+            views=self.views,
+            counts={verdict: counts[verdict] for verdict in scale.ORDER if counts[verdict]},
+            failing=[view for view in self.views if not view.passing],
+            cards=[self._card(view) for view in self.views[:CARDS] if not view.passing],
+            excuses=[view for view in self.views if view.result.excuse],
+            models=_models(self.views),
+            changes=self.changes,
+            environment=_common([view.result.environment for view in self.views]),
+            static=static,
+            index=Markup(as_script_data(index)),
+            commands=commands,
+            style=style("base", "report", "viewer"),
+            script=Markup(script),
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        )  # fmt: skip
+
+    def _file(self, position: int) -> str:
+        return f"cases-{position // CASES_A_FILE:03}" if self.beside else ""
+
+    def _pictures(self, view: View) -> Comparison:
+        golden, output = view.result.golden_picture, view.result.output_picture
+        return Comparison(
+            self.album.strip(ROOT / golden if golden else None),
+            self.album.strip(self.base / output if output else None),
+            view.result.frames,
+        )
+
+    def _card(self, view: View) -> Card:
+        shown = self._pictures(view)
+        strips = {"golden": shown.golden, "output": shown.output}
+        if shown.comparable and shown.largest:
+            strips["difference"] = shown.difference
+        return Card(
+            view, {name: _thumbnail(strip, shown.frames) for name, strip in strips.items() if strip.pixels is not None}
+        )
+
+    def _static(self, view: View) -> Static:
+        shown = self._pictures(view)
+        told = {**_told(view, shown), "output": shown.output.key}
+        strips = {"golden": shown.golden, "output": shown.output}
+        if view.passing and shown.comparable:
+            told |= {"output": shown.change.key, "change": True}
+            strips["output"] = shown.change
+        kept = {name: strip for name, strip in strips.items() if self._place(strip)}
+        return Static(view, shown, kept, Markup(as_script_data(details(view, told))))
+
+    def _place(self, strip: Strip) -> bool:
+        """Is it to be written into the page? If not, it is there already, or goes to a file now."""
+        if not strip.key or strip.key in self.placed:
+            return False
+        self.placed.add(strip.key)
+        self.budget -= len(strip.data) * 4 // 3
+        if self.budget >= 0:
+            return True
+        self._write(strip.key, "pictures", {strip.key: strip.uri})
+        return False
+
+    def _write_details(self) -> None:
+        """Files of many cases' details, and one of each picture."""
+        self.budget = 0
+        for start in range(0, len(self.views), CASES_A_FILE):
+            told = {}
+            for view in self.views[start : start + CASES_A_FILE]:
+                shown = self._pictures(view)
+                for strip in (shown.golden, shown.output):
+                    self._place(strip)
+                told[view.anchor] = details(view, {**_told(view, shown), "output": shown.output.key})
+            self._write(self._file(start), "cases", told)
+
+    def _write(self, name: str, kind: str, values: dict[str, Any]) -> None:
+        self.data.mkdir(exist_ok=True)
+        content = f'loraDrift("{kind}",{as_script_data(values)});\n'
+        (self.data / f"{name}.js").write_text(content, encoding="utf-8")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; everything that is not a mapping is a leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+def environment() -> Environment:
+    """Templates, with everything escaped that is not marked as safe."""
+    found = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    numbers = {"shown": scale.shown, "label": scale.label}
+    found.filters |= {**numbers, "code_spans": code_spans}
+    found.globals |= {"standing": scale.standing, "SQUARES": SQUARES, "PASSING": PASSING}
+    return found
 
 
-def text(value: Any) -> str:
-    """Strings as they are, None as a dash, anything else as JSON."""
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def style(*names: str) -> Markup:
+    return Markup("\n".join((PAGE / f"{name}.css").read_text(encoding="utf-8") for name in names))
 
 
 def code_spans(text: str) -> Markup:
@@ -149,64 +211,53 @@ def code_spans(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _page(results: list[Result], tag: str, base: Path) -> str:
-    cases = _views(scale.worst_first(results), base)
-    counts = Counter(result.verdict for result in results)
-    script = (HERE / "report.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    numbers = {"shown": scale.shown, "label": scale.label, "on_bar": scale.on_bar, "on_trace": scale.on_trace}
-    environment.filters |= {**numbers, "code_spans": code_spans}
-    environment.tests |= {"perfect": scale.perfect}
-    return environment.get_template("report.html.j2").render(
-        tag=tag,
-        cases=cases,
-        models=_models(cases),
-        counts={verdict: counts[verdict] for verdict in scale.ORDER if counts[verdict]},
-        firsts=_first_of_each(cases),
-        failing=sum(not case.passing for case in cases),
-        environment=_common([result.environment for result in results]),
-        standing=scale.standing,
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-    )
+def _told(view: View, shown: Comparison) -> dict[str, Any]:
+    return {
+        "golden": shown.golden.key,
+        "change": False,
+        "frames": view.result.frames,
+        "fps": view.result.fps,
+        "problems": [shown.golden.problem, shown.output.problem],
+    }
 
 
-def _views(results: list[Result], base: Path) -> list[CaseView]:
-    """Anchors are `case-<model>-<case>`; a case that ran twice (on two devices, say) gets `.2`."""
-    seen: Counter[str] = Counter()
-    views = []
-    for result in results:
-        anchor = "case-" + re.sub(r"[^\w.-]+", "-", result.case)
-        seen[anchor] += 1
-        views.append(CaseView(result, anchor if seen[anchor] == 1 else f"{anchor}.{seen[anchor]}", base))
-    return views
+def _thumbnail(strip: Strip, frames: int) -> str:
+    """The first frame, small."""
+    assert strip.pixels is not None
+    image = Image.fromarray(strip.pixels[: strip.pixels.shape[0] // frames])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Strip(buffer.getvalue()).uri
 
 
-def _models(cases: list[CaseView]) -> list[ModelView]:
+def _changed_cases(found: Iterable[Change]) -> dict[str, str]:
+    """Case -> what became of it since the earlier runs; what broke says most, and is therefore said last."""
+    changed: dict[str, str] = {}
+    for change in found:
+        words = {"further off": change.worse, "new": change.added, "mended": change.mended, "broken": change.broken}
+        for word, cases in words.items():
+            changed |= dict.fromkeys(cases, word)
+    return changed
+
+
+def _models(found: list[View]) -> list[ModelView]:
     """By each model's worst verdict, then by name, so that a quiet morning looks like the last one."""
-    grouped: dict[str, list[CaseView]] = {}
-    for case in cases:
-        grouped.setdefault(case.result.model, []).append(case)
-    models = [ModelView(name, group[0].result.verdict, sorted(group, key=_anchor)) for name, group in grouped.items()]
+    grouped: dict[str, list[View]] = {}
+    for view in found:
+        grouped.setdefault(view.result.model, []).append(view)
+    models = []
+    for name, group in grouped.items():
+        counts = Counter(view.result.verdict for view in group)
+        ordered: dict[Verdict, int] = {verdict: counts[verdict] for verdict in scale.ORDER if counts[verdict]}
+        models.append(ModelView(name, next(iter(ordered)), ordered, sorted(group, key=lambda view: view.anchor)))
     return sorted(models, key=lambda model: (scale.ORDER.index(model.worst), model.name))
-
-
-def _anchor(case: CaseView) -> str:
-    return case.anchor
-
-
-def _first_of_each(cases: list[CaseView]) -> dict[Verdict, str]:
-    """Verdict -> anchor of its worst case."""
-    return {case.result.verdict: case.anchor for case in reversed(cases)}
 
 
 def _common(environments: list[dict[str, Any]]) -> dict[str, str]:
     """The runs' environment: a key on which they disagree shows every value."""
     values: dict[str, set[str]] = {}
-    for environment in environments:
-        for key, value in flatten(environment).items():
+    for found in environments:
+        for key, value in flatten(found).items():
             values.setdefault(key, set()).add(text(value))
     return {key: " / ".join(sorted(found)) for key, found in sorted(values.items())}

@@ -1,0 +1,98 @@
+"""What changed since an earlier summary: the committed one of the same tag, and the previous tag's."""
+
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cases import ROOT
+from harness.recorder import pins
+from harness.results import PASSING, Result
+
+REPORTS = ROOT / "reports"
+WORSE = 2.0
+"""Latents whose error grew by this factor are worth a word even within their gate."""
+
+
+class Change(NamedTuple):
+    """The difference to one earlier summary, as case names."""
+
+    since: str
+    broken: list[str]
+    """Passed then, and does not now."""
+    mended: list[str]
+    added: list[str]
+    gone: list[str]
+    """Only cases of models that this run checked: a run of one model removes nothing."""
+    worse: list[str]
+    """Still passes, but its latents are further off by a factor of `WORSE`."""
+
+    @property
+    def sentence(self) -> str:
+        named = [
+            f"{len(cases)} {word} ({', '.join(cases[:4])}{', ...' if len(cases) > 4 else ''})"
+            for word, cases in zip(("broken", "mended", "new", "gone", "further off"), self[1:], strict=True)
+            if cases
+        ]
+        return "; ".join(named) or "no verdict changed"
+
+
+def changes(results: list[Result], tag: str, since: Path | None = None) -> list[Change]:
+    """Against `since` (a summary.json) or the summary that git has of this tag; and against the previous tag's."""
+    found = []
+    if since is not None:
+        found.append(("the previous run", json.loads(since.read_text(encoding="utf-8"))))
+    elif (committed := _committed(tag)) is not None:
+        found.append(("the committed run", committed))
+    if (previous := _previous_tag(tag)) is not None:
+        found.append((previous["tag"], previous))
+    return [compare(results, name, summary) for name, summary in found]
+
+
+def compare(results: Iterable[Result], since: str, summary: dict[str, Any]) -> Change:
+    """The difference of `results` to an earlier summary; cases are told apart by name, tier, device and dtype."""
+    now = {(r.case, r.tier, r.device, r.dtype): r for r in results}
+    then = {(c["case"], c["tier"], c["device"], c["dtype"]): c for c in summary["cases"]}
+    models = {r.model for r in now.values()}
+    change = Change(since, [], [], [], [], [])
+    for key, result in sorted(now.items()):
+        if key not in then:
+            change.added.append(result.case)
+            continue
+        passed, passes = then[key]["verdict"] in PASSING, result.verdict in PASSING
+        if passed and not passes:
+            change.broken.append(result.case)
+        elif passes and not passed:
+            change.mended.append(result.case)
+        elif passes and _grew(result, then[key]):
+            change.worse.append(result.case)
+    change.gone.extend(c["case"] for key, c in sorted(then.items()) if key not in now and c["model"] in models)
+    return change
+
+
+def _grew(result: Result, then: dict[str, Any]) -> bool:
+    """Are the latents further off than then, and by more than legal repeats differ?"""
+    now = next((m for m in result.metrics if m.name == "latents_rel_l2"), None)
+    before = then["metrics"].get("latents_rel_l2", {}).get("value")
+    if now is None or now.value is None or before is None:
+        return False
+    return now.value > WORSE * max(before, now.floor or 0.0)
+
+
+def _committed(tag: str) -> dict[str, Any] | None:
+    """The summary at HEAD: rendering a report twice must not compare it with itself."""
+    command = ["git", "-C", str(ROOT), "show", f"HEAD:reports/{tag}/summary.json"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, or nothing committed for this tag
+        return None
+    return json.loads(shown.stdout)
+
+
+def _previous_tag(tag: str) -> dict[str, Any] | None:
+    """Summary of the newest older tag that has one."""
+    tags = [row.tag for row in pins.rows()]
+    older = tags[: tags.index(tag)] if tag in tags else []
+    files = [REPORTS / name / "summary.json" for name in reversed(older)]
+    return next((json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()), None)

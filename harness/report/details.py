@@ -1,0 +1,217 @@
+"""What the page's script is told about a case: a line of the list, and the details that it opens.
+
+Everything is plain JSON; numbers that are shown come as text, rounded here, so that page and summaries agree.
+"""
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, NamedTuple
+
+from harness.report import scale
+from harness.report.blame import Blame, blame, golden_settings, step
+from harness.results import PASSING, Metric, Result
+from pipelines import MODELS
+
+
+class Row(NamedTuple):
+    """One line of a side-by-side table."""
+
+    key: str
+    golden: str
+    ours: str
+    differs: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """One result as the page shows it."""
+
+    result: Result
+    anchor: str
+    changed: str
+    """"broken", "mended", "new", "further off" since an earlier run, or empty."""
+
+    @property
+    def passing(self) -> bool:
+        return self.result.verdict in PASSING
+
+    @property
+    def short_name(self) -> str:
+        return self.result.case.split("/")[-1]
+
+    @property
+    def blame(self) -> Blame:
+        return blame(self.result)
+
+    def metric(self, name: str) -> Metric | None:
+        return next((metric for metric in self.result.metrics if metric.name == name), None)
+
+
+def views(results: list[Result], changed: Mapping[str, str]) -> list[View]:
+    """Anchors are `case-<model>-<case>`; a case that ran twice (on two devices, say) gets `.2`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for result in results:
+        anchor = "case-" + re.sub(r"[^\w.-]+", "-", result.case)
+        seen[anchor] += 1
+        name = anchor if seen[anchor] == 1 else f"{anchor}.{seen[anchor]}"
+        found.append(View(result, name, changed.get(result.case, "")))
+    return found
+
+
+def index_line(view: View, file: str) -> list[Any]:
+    """The list's fields, in the order in which main.js reads them. `file`: where the details are, "" for the page."""
+    result, why = view.result, view.blame
+    metrics = {m.name: m for m in result.metrics}
+    listed = [metrics.get(name) for name in ("pixel_max", "latents_rel_l2", "ssim", "flip")]
+    values = [m.value if m is not None and m.value is not None and isfinite(m.value) else None for m in listed]
+    return [
+        view.anchor,
+        result.case,
+        result.model,
+        result.verdict,
+        MODELS[result.model].kind if result.model in MODELS else "",
+        " ".join(filter(None, (result.lora, result.settings.get("lora_mode")))) or "none",
+        *_where(view),
+        why.part,
+        "" if result.verdict == "match" else why.cause,
+        result.about,
+        view.changed,
+        result.tier,
+        result.device,
+        result.dtype,
+        step(result),
+        *values,
+        sum(control.caught for control in result.controls),
+        len(result.controls),
+        result.seconds,
+        result.frames,
+        [None if m is None or v is None else scale.shown(v, m) for m, v in zip(listed, values, strict=True)],
+        " ".join(
+            short for short, m in zip(("max", "l2"), listed, strict=False) if m and scale.standing(m) == "outside"
+        ),
+        file,
+    ]
+
+
+def details(view: View, pictures: dict[str, Any]) -> dict[str, Any]:
+    """What case.js shows; `pictures` says where the pictures are (see render.py)."""
+    result, why = view.result, view.blame
+    first = result.first_divergence
+    return {
+        "case": result.case,
+        "tier": result.tier,
+        "device": result.device,
+        "dtype": result.dtype,
+        "verdict": result.verdict,
+        "about": result.about,
+        "message": result.message,
+        "cause": why.cause,
+        "seconds": result.seconds,
+        "began": first and {"boundary": first.boundary, "words": why.began, "error": first.error, "gate": first.gate},
+        "excuse": result.excuse and result.excuse.model_dump(mode="json"),
+        "pictures": pictures,
+        "metrics": [_metric(m) for m in result.metrics],
+        "controls": [[c.name, c.pixel_max, c.latents_rel_l2, c.caught] for c in result.controls],
+        "trace": result.trace,
+        "traceGate": first.gate if first else None,
+        "settings": side_by_side(golden_settings(result), result.settings),
+        "environment": side_by_side(result.golden_environment, result.environment),
+        "provenance": {key: text(value) for key, value in flatten(result.provenance).items()},
+        "commands": list(commands(result).items()),
+    }
+
+
+def commands(result: Result) -> dict[str, str]:
+    """What it does -> the command, safe to paste into a shell."""
+    case, tag = shlex.quote(result.case), shlex.quote(result.tag)
+    path = shlex.quote(f"cases/{result.case}.yaml")
+    device = "" if result.device == "cpu" else f" --drift-device {shlex.quote(result.device)}"
+    found = {"Reproduce": f"pytest {path} --drift-tag {tag}{device}"}
+    if _has_command("diagnose") and result.output_picture:
+        found["Diagnose"] = f"lora-drift diagnose --case {case} --image {shlex.quote(result.output_picture)}"
+    found["Check the model"] = f"lora-drift check --model {shlex.quote(result.model)} --tag {tag}"
+    found["Record the golden again"] = (
+        f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}"
+    )
+    if result.verdict == "drift" and result.metrics:
+        found["List as a known drift"] = f"lora-drift known add {case} --cause WHY --expires YYYY-MM-DD --tag {tag}"
+    return found
+
+
+def side_by_side(golden: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Row]:
+    """Union of both sides' keys, what differs first. A key that only one side has is shown, but is no difference."""
+    left, right = flatten(golden), flatten(ours)
+    differing = {key for key in left.keys() & right.keys() if left[key] != right[key]}
+    keys = sorted(left | right, key=lambda key: (key not in differing, key))
+    return [Row(key, text(left.get(key)), text(right.get(key)), key in differing) for key in keys]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; everything that is not a mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def text(value: Any) -> str:
+    """Strings as they are, None as a dash, anything else as JSON."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def as_script_data(value: Any) -> str:
+    """JSON that can stand inside a <script> element: nothing in it can close the element or open a comment."""
+    # A score that is not a number is shown as none at all; JSON has no NaN.
+    plain = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _where(view: View) -> tuple[str, str]:
+    """(all that `at:` finds, what the list shows)"""
+    first = view.result.first_divergence
+    return (f"{first.boundary} {view.blame.began}", first.boundary) if first else ("", "")
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    state = scale.standing(metric)
+    unit = metric.unit if metric.unit.startswith("/") else f" {metric.unit}"
+    has_bar = metric.gate is not None and state != "unknown"
+    floor = metric.floor
+    if metric.value is not None:
+        value = scale.shown(metric.value, metric) + unit.rstrip()
+    else:
+        value = "–" if state == "unknown" else metric.note
+    return {
+        "label": scale.label(metric),
+        "state": state,
+        "value": value,
+        "gate": "–"
+        if metric.gate is None
+        else f"{'≤' if metric.better == 'lower' else '≥'} {scale.shown(metric.gate, metric)}",
+        "floor": "–" if floor is None else scale.shown(floor, metric),
+        "bar": round(scale.on_bar(metric, metric.value) if metric.value is not None else 0, 1) if has_bar else None,
+        "floorAt": round(scale.on_bar(metric, floor), 1) if has_bar and floor is not None else None,
+        "note": metric.note or ("not evaluated" if state == "unknown" else ""),
+    }
+
+
+def _has_command(name: str) -> bool:
+    from harness.cli import app
+
+    return any(command.callback and command.callback.__name__ == name for command in app.registered_commands)

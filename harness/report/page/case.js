@@ -1,0 +1,169 @@
+// Everything about one case, made from its details when it is opened.
+
+const TRACE_FLOOR = 1e-8; // below the rounding of float32; the other end is 1, an error as large as the signal
+
+/** [the element, the viewer or null] */
+async function caseView(row, details) {
+  const d = details;
+  const facts = [d.tier, d.device, d.dtype, d.pictures.frames > 1 && `${d.pictures.frames} frames`, `${d.seconds.toFixed(1)} s`];
+  const heading = make("h2", { tabindex: -1, id: "case-title" }, d.case);
+  const view = make("article", { class: `case ${d.verdict}`, "aria-labelledby": "case-title" },
+    make("header", {}, chip(d.verdict), heading, make("span", { class: "meta" }, facts.filter(Boolean).join(" · "))),
+    make("p", { class: "about" }, d.about),
+    began(d),
+    excuse(d),
+  );
+  const pictures = await picturesOf(d.pictures);
+  let viewer = null;
+  if (pictures.golden || pictures.output) {
+    viewer = new Viewer(pictures, d.pictures.frames, d.pictures.fps);
+    view.append(viewer.root);
+  } else {
+    view.append(make("p", { class: "none" }, `Golden: ${pictures.problems.golden}. Output: ${pictures.problems.output}.`));
+  }
+  view.append(
+    make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, traceStrip(d), d.controls.length && controlTable(d.controls))),
+    beside("Settings", d.settings, d.verdict === "drift"),
+    beside("Environment", d.environment, false),
+    provenance(d.provenance),
+    commands(d.commands),
+  );
+  return [view, viewer];
+}
+
+function began(d) {
+  if (d.verdict === "match") return "";
+  const rows = [];
+  if (d.began) {
+    const size = d.began.error === null ? "absent or of another shape" : `error ${short(d.began.error)}, gate ${short(d.began.gate)}`;
+    rows.push(["Began at", make("span", {}, make("b", {}, d.began.words), " ", make("code", {}, d.began.boundary), ` (${size})`)]);
+  }
+  if (d.cause && d.cause !== d.message) rows.push(["Likely cause", make("span", {}, ...withCode(d.cause))]);
+  rows.push(["Verdict", make("span", {}, ...withCode(d.message || d.verdict))]);
+  return make("dl", { class: `message ${d.verdict}` }, ...rows.map(([title, value]) => make("div", {}, make("dt", {}, title), make("dd", {}, value))));
+}
+
+function excuse(d) {
+  if (!d.excuse) return "";
+  const what = d.verdict === "match"
+    ? "Listed as a known drift, but it matches: remove the entry from cases/known.yaml. "
+    : d.excuse.expired ? `The known drift expired on ${d.excuse.expires}. ` : `Known drift, until ${d.excuse.expires}. `;
+  return make("p", { class: `excuse ${d.excuse.expired ? "outside" : ""}` }, what, make("span", {}, `Cause: ${d.excuse.cause}`));
+}
+
+function metricTable(metrics) {
+  const table = make("table", { class: "metrics" },
+    make("caption", {}, "Metrics ", make("small", {}, "log scale, three decades either side of the gate; solid line: gate, dotted: floor, the spread of legal repeats")),
+    make("thead", {}, make("tr", {}, ...["metric", "distance", "value", "gate", "floor"].map((t, i) => make("th", { scope: "col", class: i > 1 ? "num" : i ? "wide" : "" }, t)))),
+  );
+  const body = make("tbody");
+  for (const m of metrics) {
+    const bar = m.bar === null ? make("span", { class: "none" }, m.state === "unknown" ? m.note : "no gate, shown only") : bars(m);
+    const value = make("td", { class: "num" }, make("b", {}, m.value), m.state === "outside" && make("span", { class: "outside" }, " outside"));
+    const head = make("th", { scope: "row" }, m.label, m.note && m.state !== "unknown" && make("small", {}, m.note));
+    body.append(make("tr", { class: m.state }, head, make("td", { class: "wide" }, bar), value, make("td", { class: "num" }, m.gate), make("td", { class: "num" }, m.floor)));
+  }
+  table.append(body);
+  return table;
+}
+
+function bars(m) {
+  const fill = make("span", { class: "fill" });
+  fill.style.width = `${m.bar}%`;
+  const bar = make("span", { class: "bar" }, fill);
+  if (m.floorAt !== null) {
+    const floor = make("span", { class: "floor" });
+    floor.style.left = `${m.floorAt}%`;
+    bar.append(floor);
+  }
+  bar.append(make("span", { class: "gate" }));
+  return bar;
+}
+
+function controlTable(controls) {
+  const rows = controls.map(([name, pixels, latents, caught]) => make("tr", {},
+    make("th", { scope: "row" }, name),
+    make("td", { class: "num" }, short(pixels)),
+    make("td", { class: "num" }, short(latents)),
+    make("td", {}, make("span", { class: caught ? "within" : "outside" }, caught ? "caught" : "not caught"))));
+  return make("table", { class: "controls" },
+    make("caption", {}, "Negative controls ", make("small", {}, "deliberate changes that must leave the gate")),
+    make("thead", {}, make("tr", {}, ...["change", "pixel max", "latents rel L2", "caught"].map((t, i) => make("th", { scope: "col", class: i === 1 || i === 2 ? "num" : "" }, t)))),
+    make("tbody", {}, ...rows));
+}
+
+/** One column a boundary in the order of the run, grouped by step; the line is the gate. */
+function traceStrip(d) {
+  const entries = Object.entries(d.trace);
+  if (!entries.length) return "";
+  const off = entries.filter(([, error]) => error !== 0).length;
+  const note = d.began ? `first leaves the golden at ${d.began.boundary}` : off ? `no boundary leaves its gate; ${entries.length - off} of ${entries.length} are equal` : `all ${entries.length} boundaries are equal`;
+  const section = make("section", { class: "trace" }, make("h3", {}, "Trace ", make("small", {}, `relative error at ${entries.length} boundaries, log scale 1e-8 to 1: ${note}`)));
+  const strip = make("div", { class: "strip", role: "img", "aria-label": `Trace: ${note}` });
+  strip.style.setProperty("--gate", `${onTrace(d.traceGate)}%`);
+  let stage = null;
+  let left = false;
+  for (const [boundary, error] of entries) {
+    const name = boundary.split("/")[0];
+    if (stage?.name !== name) {
+      const columns = make("div", { class: "errors" });
+      const element = make("div", { class: "stage" }, columns, make("small", {}, name));
+      stage = { name, columns, element };
+      strip.append(element);
+    }
+    const first = d.began?.boundary === boundary;
+    left ||= first;
+    const column = make("i", { class: first ? "first" : left ? "after" : "", title: `${boundary}: ${short(error)}` });
+    column.style.setProperty("--v", `${onTrace(error)}%`);
+    stage.columns.append(column);
+    stage.element.style.flexGrow = Math.min(stage.columns.childElementCount, 12);
+  }
+  section.append(strip);
+  if (off) {
+    const rows = entries.filter(([, error]) => error !== 0).map(([boundary, error]) => make("tr", { class: d.began?.boundary === boundary ? "outside" : "" },
+      make("th", { scope: "row" }, make("code", {}, boundary)), make("td", { class: "num" }, short(error))));
+    const table = make("table", { class: "boundaries" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "boundary"), make("th", { scope: "col", class: "num" }, "relative error"))), make("tbody", {}, ...rows));
+    section.append(make("details", {}, make("summary", {}, `${off} of ${entries.length} boundaries have an error`), table));
+  }
+  return section;
+}
+
+function onTrace(error) {
+  if (error === null) return 100;
+  return error <= TRACE_FLOOR ? 0 : Math.min(100 * (1 - Math.log(error) / Math.log(TRACE_FLOOR)), 100);
+}
+
+function beside(title, rows, open) {
+  const differing = rows.filter((row) => row[3]).length;
+  const note = differing ? make("b", { class: "differs" }, `${differing} of ${rows.length} differ`) : rows.length ? `${rows.length} rows, none differs` : "not recorded";
+  const lines = rows.map(([key, golden, ours, differs]) => make("tr", { class: differs ? "differs" : "" },
+    make("th", { scope: "row" }, key), make("td", {}, golden), make("td", {}, ours, differs && make("span", { class: "sr" }, " (differs)"))));
+  return make("details", { class: "beside", open: open && differing > 0 },
+    make("summary", {}, `${title} `, make("small", {}, note)),
+    rows.length && make("table", {}, make("thead", {}, make("tr", {}, ...[title.toLowerCase(), "golden", "this run"].map((t) => make("th", { scope: "col" }, t)))), make("tbody", {}, ...lines)));
+}
+
+function provenance(facts) {
+  const rows = Object.entries(facts).map(([key, value]) => make("div", {}, make("dt", {}, key), make("dd", {}, value)));
+  return make("details", { class: "beside" }, make("summary", {}, "Provenance of the golden ", !rows.length && make("small", {}, "not recorded")), make("dl", { class: "facts" }, ...rows));
+}
+
+function commands(list) {
+  const rows = list.map(([purpose, command]) => {
+    const code = make("code", {}, command);
+    const copy = make("button", { type: "button", class: "copy", "aria-label": `Copy: ${purpose}` }, "Copy");
+    copy.addEventListener("click", async () => {
+      await copyText(code);
+      copy.textContent = "Copied";
+      setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+    });
+    return make("div", {}, make("dt", {}, purpose), make("dd", {}, code, copy));
+  });
+  return make("section", { class: "commands" }, make("h3", {}, "Commands"), make("dl", {}, ...rows));
+}
+
+/** A page from a disk may lack the clipboard; the text is then selected, ready for Ctrl+C. */
+async function copyText(element) {
+  getSelection().selectAllChildren(element);
+  if (navigator.clipboard) await navigator.clipboard.writeText(element.textContent).catch(() => document.execCommand("copy"));
+}
