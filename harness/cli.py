@@ -251,10 +251,28 @@ def known_add(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """List the models and everything that changes their pictures."""
+def models(
+    model: Annotated[str | None, typer.Argument(help="show this model's page of the catalogue")] = None,
+    as_json: Json = False,
+    write: Annotated[Path | None, typer.Option(help="write the catalogue to this folder (docs/models)")] = None,
+) -> None:
+    """List the models and everything that changes their pictures; or show one of them with its verified status."""
     from pipelines import MODELS
 
+    if write is not None:
+        from harness import catalogue
+
+        with user_errors():
+            changed = catalogue.write(write)
+        typer.echo("\n".join(map(str, changed)) or f"{write} is up to date")
+        return
+    if model is not None:
+        with user_errors():
+            from pipelines.settings import spec_of
+
+            spec_of(model)
+        show_model(model, as_json)
+        return
     if as_json:
         typer.echo(json.dumps({name: asdict(spec) for name, spec in MODELS.items()}, indent=2))
         return
@@ -268,6 +286,20 @@ def models(as_json: Json = False) -> None:
                       str(spec.steps), f"{spec.guidance_scale:g} {spec.guidance}", spec.scheduler.cls,
                       spec.lora_mode)  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def show_model(model: str, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from harness import catalogue
+    from pipelines import MODELS
+
+    if as_json:
+        typer.echo(json.dumps(asdict(MODELS[model]), indent=2))
+    else:
+        text = catalogue.page(model).split("-->\n", 1)[1]
+        Console(width=None if sys.stdout.isatty() else 120).print(Markdown(text))
 
 
 @app.command()

@@ -1,0 +1,107 @@
+"""The catalogue says what the committed data say, and nothing older."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from harness import cases, catalogue
+from harness.catalogue import Catalogue
+from harness.cli import app
+from harness.recorder import pins
+from pipelines import MODELS
+
+DOCS = cases.ROOT / "docs" / "models"
+NEWEST = pins.newest()
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    """One case of flux, checked at the newest tag."""
+    control = {"one step fewer": {"pixel_max": 31, "caught": True}, "seed + 1": {"pixel_max": 200, "caught": True}}
+    case = {"case": "flux/base", "model": "flux", "verdict": "match", "controls": control,
+            "metrics": {"pixel_max": {"value": 1, "gate": 1}, "latents_rel_l2": {"value": 1e-6}}}  # fmt: skip
+    folder = tmp_path / "reports" / NEWEST
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"tag": NEWEST, "cases": [case]}))
+    return folder.parent
+
+
+def run(*args: object) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_no_page_is_stale() -> None:
+    written = {path.name: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
+    wanted = catalogue.pages()
+    stale = sorted(name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name))
+    assert stale == [], "write them again: lora-drift models --write docs/models"
+
+
+def test_every_model_has_a_page_that_the_index_links() -> None:
+    index = catalogue.pages()["README.md"]
+    assert all(f"[{model}]({model}.md)" in index for model in MODELS)
+
+
+def test_a_model_without_results_is_unverified(reports: Path) -> None:
+    page = catalogue.pages(Catalogue(reports))["sd15.md"]
+    assert f"[{NEWEST}]" in page and "| unverified | – | – |" in page
+    assert "cases match" not in page and "Not measured." in page
+
+
+def test_a_page_tells_status_and_sensitivity_as_measured(reports: Path) -> None:
+    page = catalogue.pages(Catalogue(reports))["flux.md"]
+    assert "| 1 of 1 cases match | 1/255 | 1e-06 |" in page
+    assert "| one step fewer | 31/255 | 1 of 1 |" in page
+    assert page.index("one step fewer") < page.index("seed + 1"), "the weakest first"
+
+
+def test_a_drift_is_no_match(reports: Path) -> None:
+    file = reports / NEWEST / "summary.json"
+    file.write_text(file.read_text().replace('"match"', '"drift"'))
+    assert "| 0 of 1 cases pass (drift) |" in catalogue.pages(Catalogue(reports))["flux.md"]
+
+
+def test_a_model_that_an_older_trainer_lacks_is_not_unverified_there() -> None:
+    assert "the trainer does not have it yet" in catalogue.pages()["ltx2.3.md"]
+
+
+def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None:
+    assert "realistic deviations" not in catalogue.pages(Catalogue(reports))["flux.md"]
+    rows = [
+        {"model": "flux", "variation": "shift dropped", "caught_by": "flux/base"},
+        {"model": "flux", "variation": "alpha ignored", "caught_by": None},
+        {"model": "flux", "variation": "no change at all", "caught_by": None, "equivalent": True},
+        {"model": "sd15", "variation": "shift dropped", "caught_by": "sd15/base"},
+    ]
+    (reports / "mutation.json").write_text(json.dumps(rows))
+    pages = catalogue.pages(Catalogue(reports))
+    assert "Of 2 realistic deviations (`lora-drift mutate`), the cases catch 1; not alpha ignored." in pages["flux.md"]
+    assert "Of 1 realistic deviations (`lora-drift mutate`), the cases catch 1." in pages["sd15.md"]
+
+
+def test_pages_are_written_once_and_those_of_models_that_are_gone_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone.md").write_text("an old model")
+    first = run("models", "--write", tmp_path)
+    assert first.exit_code == 0 and len(first.output.split()) == len(MODELS) + 2
+    assert not (tmp_path / "gone.md").exists()
+    assert run("models", "--write", tmp_path).output == f"{tmp_path} is up to date\n"
+
+
+def test_the_terminal_shows_the_same_page() -> None:
+    shown = run("models", "flux_kontext")
+    assert shown.exit_code == 0
+    for text in ("FLUX.1 Kontext dev", "cases match", "another control image", "lora-drift check --model flux_kontext"):
+        assert text in shown.output
+    unknown = run("models", "flux9")
+    assert unknown.exit_code == 2 and "flux9" in unknown.output
+
+
+def test_links_of_a_page_lead_to_files() -> None:
+    for name in ("flux.md", "wan22_14b_i2v.md", "README.md"):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        links = [part.split(")")[0] for part in text.split("](")[1:]]
+        local = [link for link in links if not link.startswith("https://")]
+        assert local and all((DOCS / link).is_file() for link in local)
