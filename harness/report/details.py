@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from harness.report import scale
 from harness.report.blame import Blame, blame, golden_settings, step
 from harness.results import PASSING, Metric, Result
 from pipelines import MODELS
+
+DATA = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+TEXT = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class Row(NamedTuple):
@@ -44,7 +48,7 @@ class View:
     def short_name(self) -> str:
         return self.result.case.split("/")[-1]
 
-    @property
+    @cached_property
     def blame(self) -> Blame:
         return blame(self.result)
 
@@ -164,13 +168,17 @@ def text(value: Any) -> str:
     """Strings as they are, None as a dash, anything else as JSON."""
     if value is None:
         return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    return repr(value) if type(value) in (int, float) else TEXT(value)  # by far the most, and slow to encode
 
 
 def as_script_data(value: Any) -> str:
     """JSON that can stand inside a <script> element: nothing in it can close the element or open a comment."""
-    # A score that is not a number is shown as none at all; JSON has no NaN.
-    plain = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        plain = DATA(value)
+    except ValueError:  # JSON has no NaN and no infinity; only few results have one, and looking for it takes long
+        plain = DATA(_finite(value))
     return plain.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

@@ -81,10 +81,11 @@ def render(
         raise ValueError(f"results of {', '.join(strangers)} in the report of {tag}: render each tag by itself")
     out_dir.mkdir(parents=True, exist_ok=True)
     frame, changed = summary.table(results), changes(results, tag, since)
+    content = summary.summarise(frame, tag)
     page = _Page(results, out_dir / "data", base, changed, budget)
     files = {
-        "summary.json": summary.as_json(summary.summarise(frame, tag)),
-        "summary.md": summary.as_markdown(frame, tag),
+        "summary.json": summary.as_json(content),
+        "summary.md": summary.as_markdown(content),
         "comment.md": summary.as_comment(frame, tag, changed),
         "junit.xml": summary.as_junit(frame, tag),
         "index.html": page.html(tag),

@@ -36,7 +36,7 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
                 "tier": result.tier,
                 "device": result.device,
                 "dtype": result.dtype,
-                "verdict": pd.Categorical([result.verdict], ORDER, ordered=True)[0],
+                "verdict": result.verdict,
                 "pixel_max": values.get("pixel_max"),
                 "latents_rel_l2": values.get("latents_rel_l2"),
                 "ssim": values.get("ssim"),
@@ -88,17 +88,17 @@ def as_json(summary: dict[str, Any]) -> str:
     return f'{_line(head)[:-1]}, "cases": [\n  {lines}\n]}}\n'
 
 
-def as_markdown(frame: pd.DataFrame, tag: str) -> str:
+def as_markdown(summary: dict[str, Any]) -> str:
     """summary.md: the counts and one table row for each case."""
     head = ("case", "tier", "device", "verdict", "pixel max", "latents rel L2", "SSIM", "FLIP", "controls caught")
-    rows = [_row(case) for case in (_case(result) for result in (frame["result"] if len(frame) else ()))]
+    rows = [_row(case) for case in summary["cases"]]
     gates = "Values are `value (gate)`; a value without parentheses has no gate."
-    return f"# {_cell(tag)}\n\n{_sentence(frame)}\n\n{_table(head, rows)}\n\n{gates}\n"
+    return f"# {_cell(summary['tag'])}\n\n{_sentence(summary['verdicts'])}\n\n{_table(head, rows)}\n\n{gates}\n"
 
 
 def as_comment(frame: pd.DataFrame, tag: str, changes: list[Change]) -> str:
     """comment.md, for a pull request: what needs attention, what changed, and the models."""
-    parts = [f"### lora-drift {_cell(tag)}: {_sentence(frame)}"]
+    parts = [f"### lora-drift {_cell(tag)}: {_sentence(counts(frame))}"]
     if len(frame):
         failing = frame[~frame["verdict"].isin(list(PASSING))].sort_values("verdict")
         rows = [
@@ -148,8 +148,8 @@ def _xml(text: str) -> str:
                    for c in text)  # fmt: skip
 
 
-def _sentence(frame: pd.DataFrame) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts(frame).items()) or "nothing was checked"
+def _sentence(verdicts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "nothing was checked"
 
 
 def _models(frame: pd.DataFrame) -> str:
