@@ -444,10 +444,10 @@ def test_light_and_dark_can_be_chosen(reader: Reader, report: Path) -> None:
     page = reader.open(report, color_scheme="light")
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
-    page.get_by_role("button", name="Light / dark").click()
+    page.get_by_role("button", name="Theme").click()
     dark = page.evaluate(background)
     assert light != dark
-    page.get_by_role("button", name="Light / dark").click()
+    page.get_by_role("button", name="Theme").click()
     assert page.evaluate(background) == light
 
 
