@@ -94,7 +94,7 @@ def measure(name: str, shards: list[Path], out: Path) -> None:
     found = results.merge(shards)
     page = render(found, found[0].tag, out, ROOT)
     cpu, wall = time.process_time() - started, time.perf_counter() - wall
-    beside = sum(file.stat().st_size for file in out.rglob("data/*"))
+    beside = sum(file.stat().st_size for file in out.rglob("report-files/*"))
     sizes = f"page {page.stat().st_size / 1e6:.1f} MB, beside it {beside / 1e6:.1f} MB"
     print(f"{name}: {len(found)} cases, {cpu:.1f} s of processor ({wall:.1f} s), {sizes}; {browse(page)}", flush=True)
 

@@ -74,7 +74,7 @@ def add(found: list[Result], case: str, cause: str, expires: date, path: Path | 
     path = path or KNOWN
     drifts = [r for r in found if r.case == case and r.verdict == "drift" and r.metrics]
     if not drifts:
-        seen = sorted({f"{r.case} ({r.verdict})" for r in found if r.case == case})
+        seen = sorted({r.verdict for r in found if r.case == case})
         raise CaseError(
             f"{case}: {', '.join(seen) or 'not among these results'}; only a drift whose size was measured can be "
             f"listed. Run `lora-drift check --case {case} --json FILE` and give that file as --results"

@@ -137,7 +137,7 @@ def test_an_entry_is_added_with_its_measured_size_and_then_counts(file: Path) ->
     ("result", "cause", "expires", "message"),
     [
         (drifted(case="flux/base"), "c", EXPIRY, "not among these results"),
-        (drifted(verdict="match"), "c", EXPIRY, r"flux/lora \(match\); only a drift"),
+        (drifted(verdict="match"), "c", EXPIRY, "flux/lora: match; only a drift"),
         (drifted(metrics=[]), "c", EXPIRY, "only a drift whose size was measured"),
         (drifted(), " ", EXPIRY, "--cause is empty"),
         (drifted(), "c", date(2020, 1, 1), "--expires 2020-01-01 has passed"),

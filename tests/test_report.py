@@ -203,11 +203,13 @@ def test_pictures_beyond_the_budget_go_to_files_beside_the_page(tmp_path: Path) 
     [inside] = shown.all("data-key")
     told = details(shown)["pictures"]
     assert inside == told["golden"]
-    [file] = (tmp_path / "data").iterdir()
+    beside = tmp_path / "report-files"
+    [file] = beside.iterdir()
     assert file.name == f"{told['output']}.js"
     assert file.read_text().startswith('loraDrift("pictures",{"' + told["output"] + '":"data:image/png;base64,')
+    (beside / "mine.txt").write_text("not the report's")
     render([one], TAG, tmp_path, tmp_path)
-    assert not (tmp_path / "data").exists(), "files of an earlier report do not stay"
+    assert [path.name for path in beside.iterdir()] == ["mine.txt"], "files of an earlier report do not stay"
 
 
 def test_other_sizes_and_absent_or_broken_pictures_become_a_message(tmp_path: Path) -> None:

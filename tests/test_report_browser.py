@@ -163,6 +163,7 @@ def test_the_first_screen_names_model_boundary_and_cause(reader: Reader, injecte
     expect(case_of(page)).to_be_visible()
     shot(page, "report-case.png")
     dark = reader.open(injected, "#case-sd15-lora", color_scheme="dark", viewport={"width": 1280, "height": 1000})
+    expect(case_of(dark)).to_be_visible()
     dark.keyboard.press("5")
     expect(dark.locator(".pane figcaption b")).to_have_text("heat map")
     shot(dark, "report-dark.png")
@@ -467,13 +468,15 @@ def test_many_cases_load_their_details_and_pictures_when_opened(
     many = [result(f"m/c{i:05}", "match", **shown) for i in range(INLINE_CASES + 1)]
     page_file = render(many, "v1", tmp_path, tmp_path)
     assert page_file.stat().st_size < 2_000_000
-    assert len(list((tmp_path / "data").iterdir())) == INLINE_CASES // 100 + 1 + 2
+    assert len(list((tmp_path / "report-files").iterdir())) == INLINE_CASES // 100 + 1 + 2
     page = reader.open(page_file, "#case-m-c00777")
     expect(page.locator(".pane")).to_have_count(3)
     assert [b - a for a, b in zip(pixel(page, 0, 1, 1), pixel(page, 1, 1, 1), strict=True)] == [5, 5, 5]
-    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "report-files")
     alone = reader.open(page_file, "#case-m-c00001")
-    expect(alone.locator("#case .message")).to_contain_text("data/cases-000.js could not be loaded: it belongs beside")
+    expect(alone.locator("#case .message")).to_contain_text(
+        "report-files/cases-000.js could not be loaded: it belongs beside"
+    )
     reader.problems.clear()  # the browser's own word for the missing file
 
 

@@ -44,10 +44,6 @@ class View:
     def passing(self) -> bool:
         return self.result.verdict in PASSING
 
-    @property
-    def short_name(self) -> str:
-        return self.result.case.split("/")[-1]
-
     @cached_property
     def blame(self) -> Blame:
         return blame(self.result)

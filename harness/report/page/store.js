@@ -11,9 +11,9 @@ function loraDrift(kind, values) {
 
 function loadFile(name) {
   waiting[name] ??= new Promise((resolve, reject) => {
-    const script = make("script", { src: `data/${name}.js` });
+    const script = make("script", { src: `report-files/${name}.js` });
     script.onload = resolve;
-    script.onerror = () => reject(new Error(`data/${name}.js could not be loaded: it belongs beside this page`));
+    script.onerror = () => reject(new Error(`report-files/${name}.js could not be loaded: it belongs beside this page`));
     document.head.append(script);
   });
   return waiting[name];
