@@ -91,8 +91,8 @@ def render(
         "junit.xml": summary.as_junit(frame, tag),
         "index.html": page.html(tag),
     }
-    for name, content in files.items():
-        (out_dir / name).write_text(content, encoding="utf-8")
+    for name, written in files.items():
+        (out_dir / name).write_text(written, encoding="utf-8")
     return out_dir / "index.html"
 
 
