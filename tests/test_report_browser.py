@@ -123,13 +123,13 @@ def report(few: list[Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def injected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four real checks; in one of them our side has lost the negative prompt."""
     folder = tmp_path_factory.mktemp("injected")
-    bench, found = Bench(), []
-    right = Bench.settings
+    bench = Bench()
+    right, found = bench.settings, []
     for case in [c for c in cases.load_all() if c.model == "sd15"]:
         with pytest.MonkeyPatch.context() as patch:
             if case.id == "sd15/lora":
-                patch.setattr(Bench, "settings", staticmethod(lambda c: replace(right(c), negative_prompt="")))
-            found.append(runner.check(bench, case, runner.newest_tag(), folder))
+                patch.setattr(bench, "settings", lambda c: replace(right(c), negative_prompt=""))
+            found.append(runner.check(bench, case, folder))
     return render(found, runner.newest_tag(), folder, ROOT)
 
 
