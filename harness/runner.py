@@ -83,33 +83,37 @@ class Bench:
         files = {names[a]: golden.path(a) for a in golden.artefacts if a in names}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
 
+    @staticmethod
+    def request(case: Case) -> Any:
+        """What the case asks, in our terms."""
+        from pipelines.settings import Request
+
+        sample = case.sample
+        return Request(
+            prompt=sample.prompt,
+            negative=sample.neg,
+            width=sample.width,
+            height=sample.height,
+            steps=sample.sample_steps,
+            guidance_scale=sample.guidance_scale,
+            guidance_rescale=sample.guidance_rescale,
+            seed=sample.seed,
+            multiplier=sample.network_multiplier,
+            num_frames=sample.num_frames,
+            fps=sample.fps,
+            trigger_word=case.trigger_word,
+            job_name=case.job_name,
+            control=sample.control,
+            ctrl_img=sample.ctrl_img,
+            ctrl_idx=sample.ctrl_idx,
+            do_cfg_norm=sample.do_cfg_norm,
+        )
+
     def settings(self, case: Case) -> Any:
         """The case's resolved settings, by our rules."""
-        from pipelines.settings import Request, resolve, spec_of
+        from pipelines.settings import resolve, spec_of
 
-        sample, spec = case.sample, spec_of(case.model, self.toolkit)
-        return resolve(
-            spec,
-            Request(
-                prompt=sample.prompt,
-                negative=sample.neg,
-                width=sample.width,
-                height=sample.height,
-                steps=sample.sample_steps,
-                guidance_scale=sample.guidance_scale,
-                guidance_rescale=sample.guidance_rescale,
-                seed=sample.seed,
-                multiplier=sample.network_multiplier,
-                num_frames=sample.num_frames,
-                fps=sample.fps,
-                trigger_word=case.trigger_word,
-                job_name=case.job_name,
-                control=sample.control,
-                ctrl_img=sample.ctrl_img,
-                ctrl_idx=sample.ctrl_idx,
-                do_cfg_norm=sample.do_cfg_norm,
-            ),
-        )
+        return resolve(spec_of(case.model, self.toolkit), self.request(case))
 
     @staticmethod
     def render(pipeline: Any, settings: Any) -> Rendered:
