@@ -53,9 +53,23 @@ _PARTS = re.compile(r"step(\d+)/(?:denoiser#(\d+)(?:\.(\w+))?|(.+))")
 
 def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
+    ours = _with_text_masks(golden, ours)
     names = {name: _ours(name, ours) for name in golden.sketches}
     named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
     return errors(_completed(named, ours), ours)
+
+
+def _with_text_masks(golden: Trace, ours: Trace) -> Trace:
+    """Chroma's mask of the text, from the mask that Diffusers' class gets: the same, followed by a 1 for each latent
+    token. Sketches are linear, so the ones can be taken off."""
+    sketches, shapes = dict(ours.sketches), dict(ours.shapes)
+    for name in golden.sketches:
+        joint = name.replace(".txt_mask", ".attention_mask")
+        if joint != name and joint in sketches:
+            ones = np.ones(shapes[joint])
+            ones[..., : golden.shapes[name][-1]] = 0
+            sketches[name], shapes[name] = sketches[joint] - sketch(ones), golden.shapes[name]
+    return Trace(sketches, shapes)
 
 
 def _ours(name: str, ours: Trace) -> str:

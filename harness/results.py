@@ -59,6 +59,8 @@ class Divergence(BaseModel):
     error: float | None
     """None: the run has no such boundary, or a tensor of another shape there."""
     gate: float
+    place: str = ""
+    """The component in words (harness/divergence.py)."""
 
 
 class Excuse(BaseModel):

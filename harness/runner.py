@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from harness import controls, gates, goldens, known, metrics
+from harness import controls, divergence, gates, goldens, known, metrics
 from harness.cases import ROOT, Case
 from harness.environment import facts
 from harness.goldens import Golden, GoldenError
 from harness.minihub import factory
 from harness.recorder import pins
 from harness.results import Control, Divergence, Metric, Result
-from harness.trace import Trace, Tracer, errors
+from harness.trace import Trace, Tracer
 
 GATED = ("latents_rel_l2", "pixel_max", "pixel_mean")
 
@@ -117,18 +117,34 @@ class Bench:
 
     @staticmethod
     def render(pipeline: Any, settings: Any) -> Rendered:
-        from pipelines.adapter import scaled
-
         tracer = Tracer()
         if pipeline.lora is not None:
-            for delta in pipeline.lora.deltas:
-                module = delta.module if len(pipeline.spec.denoisers) == 1 else f"{delta.component}.{delta.module}"
-                tracer.trace.add(f"lora/{module}", scaled(delta.change, 1.0).numpy())
+            for name, change in _lora_changes(pipeline):
+                tracer.trace.add(f"lora/{name}", change)
         output = pipeline.render(settings, watch=tracer.watching)
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
         settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
         return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+
+
+def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, weight change at multiplier 1) of every module, and under its own name of every matrix that a file fuses.
+
+    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one.
+    """
+    from pipelines.adapter import scaled
+
+    fused: dict[str, list[np.ndarray]] = {}
+    for delta in pipeline.lora.deltas:
+        change = scaled(delta.change, 1.0).numpy()
+        if len(pipeline.spec.denoisers) > 1:
+            yield f"{delta.component}.{delta.module}", change
+            continue
+        yield delta.module, change
+        prefix = next((p for p in pipeline.spec.lora_prefixes if delta.name.startswith(p)), "")
+        fused.setdefault(delta.name.removeprefix(prefix), []).append(change)
+    yield from ((name, np.concatenate(parts)) for name, parts in fused.items())
 
 
 def check(bench: Bench, case: Case, out: Path) -> Result:
@@ -195,16 +211,18 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:
+        _trace(result, golden, ours, limits["trace"].limit)
         result.verdict = "drift"
         result.message = (
             f"the trainer rendered {_shape(reference)}, we rendered {_shape(ours.frames)}: another size or frame rule"
+            + _where(result)
         )
         return
-    _trace(result, golden, ours, limits["trace"].limit)
     measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
     if "audio" in golden.artefacts:
         measured.append(metrics.audio(golden.audio(), ours.audio))
     result.metrics = gates.apply(measured, limits)
+    _trace(result, golden, ours, limits["trace"].limit)
     outside = [m for m in result.metrics if not m.within]
     blind = [c.name for c in result.controls if not c.caught]
     if outside:
@@ -269,15 +287,31 @@ def _where(result: Result) -> str:
     if first is None:
         return ""
     size = "absent or of another shape" if first.error is None else f"{first.error:.2g}, gate {first.gate:.2g}"
-    return f"; first at {first.boundary} ({size})"
+    return f"; it begins in: {first.place} [{first.boundary}: {size}]"
 
 
 def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:
-    found = errors(Trace.load(golden.path("trace")), ours.trace)
+    """Where the run leaves its golden; `result.metrics` say whether it does so in what follows the traced ones."""
+    reference = Trace.load(golden.path("trace"))
+    found = divergence.distances(reference, ours.trace)
     result.trace = {name: error if math.isfinite(error) else None for name, error in found.items()}
-    first = next((name for name, error in found.items() if not error <= limit), None)
+    facts = {**result.settings, "golden_lora_mode": golden.settings.get("lora_mode")}
+    first = divergence.first(found, limit) or finished(result.metrics)
     if first is not None:
-        result.first_divergence = Divergence(boundary=first, error=result.trace[first], gate=limit)
+        place = divergence.place(first, reference, ours.trace, facts)
+        gates = {m.name: m for m in result.metrics}
+        behind = {divergence.PIXELS: "pixel_max", divergence.AUDIO: "audio_rel_l2"}.get(first)
+        error = gates[behind].value if behind else result.trace[first]
+        gate = gates[behind].gate or 0.0 if behind else limit
+        result.first_divergence = Divergence(boundary=first, error=error, gate=gate, place=place)
+
+
+def finished(measured: list[Metric]) -> str | None:
+    """The boundary behind the traced ones at which a finished render leaves its gate."""
+    outside = {m.name for m in measured if not m.within}
+    if outside & {"pixel_max", "pixel_mean"}:
+        return divergence.PIXELS
+    return divergence.AUDIO if "audio_rel_l2" in outside else None
 
 
 def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.Gate]) -> Control:

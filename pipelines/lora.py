@@ -102,6 +102,8 @@ class Delta:
     component: str
     module: str
     change: LowRank | Kron
+    name: str = ""
+    """In the file. Several modules share one where the file's matrix is fused."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _read_one(
             + (" Give the file of one expert as high=FILE or low=FILE." if len(shapes) > 1 and not component else "")
         )
     deltas = [
-        Delta(target.component or "", target.module, _change(path, name, parts, target, shapes))
+        Delta(target.component or "", target.module, _change(path, name, parts, target, shapes), name)
         for name, parts in sorted(groups.items())
         for target in places[name]
     ]

@@ -16,7 +16,8 @@ applying the second to what the first yields. What a variation needs is `Subject
 
 from collections.abc import Iterator
 
-from harness.variations import asked  # noqa: F401  adds its variations
+# Each module adds its variations, in the order of the inference graph; the first import decides.
+from harness.variations import asked, adapter, encode, control, schedule, noise, guidance, numbers, output  # isort: skip  # noqa: F401
 from harness.variations.base import LIBRARY, Subject, Variation
 
 __all__ = ["LIBRARY", "Subject", "Variation", "applicable"]

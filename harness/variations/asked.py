@@ -14,7 +14,7 @@ def _head(s: Subject) -> str:
 
 @variation(
     shows=POSITIVE,
-    source="runcomfy ai-toolkit-inference: [name] is not replaced; trainer toolkit/prompt_utils.py inject_trigger_into_prompt",
+    source="trainer toolkit/prompt_utils.py inject_trigger_into_prompt; cached prompts go without (SDTrainer.py)",
     applies=lambda s: bool(s.request.trigger_word) and "[trigger]" in s.request.prompt,
 )
 def trigger_word_not_replaced(s: Subject) -> Iterator[Subject]:
@@ -24,7 +24,7 @@ def trigger_word_not_replaced(s: Subject) -> Iterator[Subject]:
 
 @variation(
     shows=POSITIVE,
-    source="runcomfy ai-toolkit-inference: prompt flags are not parsed; trainer toolkit/config_modules.py GenerateImageConfig",
+    source="runcomfy ai-toolkit-inference parses no flags; trainer toolkit/config_modules.py does",
     applies=lambda s: "--" in s.request.prompt,
 )
 def prompt_flags_read_as_words(s: Subject) -> Iterator[Subject]:
@@ -34,7 +34,7 @@ def prompt_flags_read_as_words(s: Subject) -> Iterator[Subject]:
 
 @variation(
     shows=POSITIVE,
-    source="diffusers 7110 and A1111: commas and weights of prompts are rewritten before they are encoded",
+    source="interfaces with styles or prompt clean-up append to what was typed (A1111 styles, Fooocus)",
     applies=everywhere,
 )
 def prompt_ends_with_a_full_stop(s: Subject) -> Iterator[Subject]:
@@ -92,7 +92,7 @@ def _other_divisor(s: Subject) -> int:
 
 @variation(
     shows=SIZE,
-    source="runcomfy ai-toolkit-inference: 16 in place of Qwen-Image's 32; runcomfy ai-toolkit-inference: 32 for Wan 2.2 and Flex.2",
+    source="runcomfy ai-toolkit-inference: 16 in place of Qwen-Image's 32, 32 for Wan 2.2 and Flex.2",
     applies=lambda s: (
         _unsnapped(s, _other_divisor(s)) != (s.settings.width, s.settings.height)
         and s.spec.family not in ("hidream", "hidream_e1")

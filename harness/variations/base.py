@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import divergence
 from pipelines import Pipeline, loading
 from pipelines.lora import Delta, Lora
+from pipelines.runtime import Base
 from pipelines.settings import Request, Settings, resolve
 from pipelines.spec import ModelSpec, Scheduler
 
 _MISSING = object()
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,18 @@ class Subject:
         """With other settings."""
         return replace(self, settings=replace(self.settings, **settings))
 
+    def _shared(self) -> Base:
+        """A copy of the base that shares its weights, and what keeps account of the LoRA in them."""
+        _ = self.pipeline.base.adapter
+        return copy.copy(self.pipeline.base)
+
     def with_spec(self, **fields: Any) -> Subject:
         """With another row of the table, over the same loaded weights."""
-        _ = self.pipe  # loaded before it is shared
-        base = copy.copy(self.pipeline.base)
+        base = self._shared()
         base.spec = replace(base.spec, **fields)
         return replace(self, pipeline=replace(self.pipeline, base=base))
 
-    def with_scheduler(self, cls: str | None = None, **config: Any) -> Subject:
+    def with_scheduler(self, cls: str | None = None, /, **config: Any) -> Subject:
         """With another scheduler class, or other entries in its config."""
         row = self.spec.scheduler
         return self.with_spec(scheduler=Scheduler(cls or row.cls, {**row.config, **config}))
@@ -77,8 +84,9 @@ class Subject:
         """With each module's LoRA delta changed, or left out where `change` returns None."""
         assert self.lora is not None
         deltas = tuple(new for delta in self.lora.deltas if (new := change(delta)) is not None)
-        # Another hash, by which the adapter notices that the LoRA is another one.
-        lora = replace(self.lora, deltas=deltas, sha256=(*self.lora.sha256, f"varied {id(change)}"))
+        # Other hashes, by which the adapter notices that the LoRA is another one.
+        hashes = tuple(f"{digest} varied {next(_numbers)}" for digest in self.lora.sha256)
+        lora = replace(self.lora, deltas=deltas, sha256=hashes)
         return replace(self, pipeline=replace(self.pipeline, lora=lora, mode=mode or self.pipeline.mode))
 
     def with_call(self, **arguments: Any) -> Subject:
@@ -87,8 +95,7 @@ class Subject:
 
     def around_render(self, wrapper: Callable[[Callable[..., Any], Any, Settings, dict[str, Any]], Any]) -> Subject:
         """With `wrapper(render, pipe, settings, call)` in place of the family's `render(pipe, settings, **call)`."""
-        _ = self.pipe
-        base = copy.copy(self.pipeline.base)
+        base = self._shared()
         render = base.family.render
         wrapped: Any = SimpleNamespace(render=lambda pipe, settings, **call: wrapper(render, pipe, settings, call))
         base.family = wrapped
@@ -151,16 +158,14 @@ def families(*names: str) -> Callable[[Subject], bool]:
     return lambda s: s.spec.family in names
 
 
-def class_of(s: Subject) -> str:
-    """The scheduler's class in Diffusers' terms: ours are Euler or UniPC underneath."""
-    ours = {"FlowMatchEulerToZero": "FlowMatchEulerDiscreteScheduler",
-            "FlowUniPCBetweenShiftedEnds": "UniPCMultistepScheduler"}  # fmt: skip
-    return ours.get(s.spec.scheduler.cls, s.spec.scheduler.cls)
+def config(s: Subject, name: str) -> Any:
+    """An entry of the scheduler's config, None if it has none."""
+    return s.spec.scheduler.config.get(name)
 
 
-def prompt(s: Subject) -> str:
-    """Where a change of both prompts shows first."""
-    return divergence.POSITIVE
+def flow_euler(s: Subject) -> bool:
+    """Diffusers' flow-matching Euler scheduler, or ours that only lays it out otherwise."""
+    return s.spec.scheduler.cls in ("FlowMatchEulerDiscreteScheduler", "FlowMatchEulerToZero")
 
 
 # ------------------------------------------------------------------------------------------------------------- tools
@@ -230,16 +235,54 @@ def answering(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]
 
 
 @contextmanager
-def scheduler_made(change: Callable[[Any], None]) -> Iterator[None]:
-    """Every scheduler that a render makes goes through `change` first."""
+def scheduler_made(**methods: Callable[..., Any]) -> Iterator[None]:
+    """Schedulers that a render makes get `methods`: each is called as `method(original, scheduler, *args, **kwargs)`.
+
+    They become a class, because LTX-2 copies its scheduler, and the copy must work on itself.
+    """
     make = loading.scheduler
+
+    def overridden(name: str, method: Callable[..., Any], cls: type) -> Callable[..., Any]:
+        original = getattr(cls, name)
+
+        @functools.wraps(original)  # pipelines inspect the signature
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(functools.partial(original, self), self, *args, **kwargs)
+
+        return call
 
     def made(row: Scheduler) -> Any:
         scheduler = make(row)
-        change(scheduler)
+        cls = type(scheduler)
+        members = {name: overridden(name, method, cls) for name, method in methods.items()}
+        scheduler.__class__ = type(cls.__name__, (cls,), members)
         return scheduler
 
     with patched(loading, "scheduler", made):
+        yield
+
+
+def laid_out(change: Callable[[Any], None]) -> AbstractContextManager[None]:
+    """`change(scheduler)` after every `set_timesteps`."""
+
+    def set_timesteps(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        change(scheduler)
+
+    return scheduler_made(set_timesteps=set_timesteps)
+
+
+@contextmanager
+def called_with(*classes: Any, **arguments: Any) -> Iterator[None]:
+    """Calls of these Diffusers pipelines get other arguments than their family gives."""
+
+    def overridden(cls: Any) -> Any:
+        original = cls.__call__
+        return functools.wraps(original)(lambda self, *args, **kwargs: original(self, *args, **{**kwargs, **arguments}))
+
+    with ExitStack() as stack:
+        for cls in classes:
+            stack.enter_context(patched(cls, "__call__", overridden(cls)))
         yield
 
 
@@ -260,8 +303,8 @@ def weights(s: Subject, module: nn.Module, change: Callable[[torch.Tensor], torc
 
 
 def changes(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> bool:
-    """Would `change` do anything to the weights?"""
-    return any(not torch.equal(change(p.data).to(p.dtype), p.data) for p in module.parameters()
+    """Would `change` move any weight matrix by more than float32 rounds?"""
+    return any((change(p.data) - p.data).norm() > 1e-6 * p.data.norm() for p in module.parameters()
                if p.is_floating_point())  # fmt: skip
 
 

@@ -1,0 +1,188 @@
+"""The mutation score: would the cases notice each variation, and does the localiser name where it begins?
+
+For every model, each variation that applies is rendered on the model's cases, the quickest first, until one of them is
+caught: a gated metric leaves its gate. Then the boundary that the localiser names is held to the one that the
+variation says it must show at.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from harness import cases, divergence, gates, goldens, metrics, runner
+from harness.cases import Case
+from harness.equivalent import EQUIVALENT
+from harness.goldens import Golden
+from harness.minihub import factory
+from harness.results import Metric
+from harness.runner import Bench, Rendered, encodings_kept
+from harness.trace import Trace
+from harness.variations import LIBRARY, Subject, Variation
+
+Verdict = Literal["caught", "survived", "equivalent", "error"]
+
+
+class Outcome(BaseModel):
+    """One variation on one model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    variation: str
+    verdict: Verdict
+    case: str = ""
+    """The case that caught it; of a survivor, the case on which it was largest."""
+    distance: float | None = None
+    """Relative L2 distance of the final latents there; None when the shapes differ."""
+    truth: str = ""
+    """The boundary at which it must show first."""
+    named: str = ""
+    """The one that the localiser named."""
+    boundary: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+    @property
+    def located(self) -> bool:
+        return self.named.startswith(self.truth)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case that matches as it is."""
+
+    case: Case
+    golden: Golden
+    subject: Subject
+    reference: np.ndarray
+    trace: Trace
+    seconds: float
+
+
+class NotMatching(RuntimeError):
+    """A case does not match without any variation, so it cannot judge one."""
+
+
+def outcomes(
+    model: str, only_cases: list[str], tag: str, wanted: Callable[[str, str], bool], device: str = "cpu"
+) -> Iterator[Outcome]:
+    """Every variation that applies to a case of `model` and is `wanted(model, variation)`.
+
+    Raises:
+        NotMatching: a case is red already.
+    """
+    bench = Bench(device)
+    chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
+    prepared = sorted((_prepare(bench, case, tag) for case in chosen), key=lambda p: p.seconds)
+    if not prepared:
+        return
+    with encodings_kept(prepared[0].subject.pipe.vae):
+        for variation in LIBRARY.values():
+            applying = [p for p in prepared if variation.applies(p.subject)]
+            if applying and wanted(model, variation.name):
+                yield _outcome(bench, variation, applying)
+
+
+def _prepare(bench: Bench, case: Case, tag: str) -> Prepared:
+    golden = goldens.load(tag, case, factory.manifest_sha256(case.model))
+    subject = Subject.of(bench.pipeline(case, golden), bench.request(case))
+    _ = subject.pipe  # loading is no part of the case's time
+    started = time.perf_counter()
+    ours = bench.render(subject.pipeline, subject.settings)
+    prepared = Prepared(case, golden, subject, golden.frames(), Trace.load(golden.path("trace")),
+                        time.perf_counter() - started)  # fmt: skip
+    outside = [m.name for m in _measured(prepared, ours, bench) if not m.within]
+    if outside:
+        raise NotMatching(f"{case.id} does not match without any variation ({', '.join(outside)}); mend it first")
+    return prepared
+
+
+def _outcome(bench: Bench, variation: Variation, applying: list[Prepared]) -> Outcome:
+    started = time.perf_counter()
+    model = applying[0].case.model
+    best = Outcome(model=model, variation=variation.name, verdict="survived", distance=-1.0)
+    for prepared in applying:
+        try:
+            outcome = _on(bench, variation, prepared)
+        except Exception as error:  # noqa: BLE001  one broken variation must not hide the rest; its verdict fails the run
+            note = f"{type(error).__name__}: {error}"[:300]
+            outcome = Outcome(model=model, variation=variation.name, verdict="error", case=prepared.case.id, note=note)
+        if outcome.verdict != "survived" or (outcome.distance or 0) >= (best.distance or 0):
+            best = outcome
+        if outcome.verdict != "survived":
+            break
+    reason = EQUIVALENT.get((variation.name, model)) or EQUIVALENT.get((variation.name, ""))
+    if best.verdict == "survived" and reason:
+        best = best.model_copy(update={"verdict": "equivalent", "note": reason})
+    return best.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
+    """One variation on one case: survived, or caught and located."""
+    subject = prepared.subject
+    truth = variation.shows(subject)
+    with _honest_encodings(variation, subject), variation.applied(subject) as varied:
+        ours = bench.render(varied.pipeline, varied.settings)
+        mode = varied.pipeline.mode if varied.lora else None
+    measured = _measured(prepared, ours, bench)
+    distances = {m.name: m.value for m in measured}
+    outcome = Outcome(
+        model=prepared.case.model,
+        variation=variation.name,
+        verdict="survived" if all(m.within for m in measured) else "caught",
+        case=prepared.case.id,
+        distance=distances.get("latents_rel_l2"),
+        truth=truth,
+    )
+    if outcome.verdict == "survived":
+        return outcome
+    limit = gates.load(prepared.case.tier, bench.device, bench.dtype)["trace"].limit
+    found = divergence.distances(prepared.trace, ours.trace)
+    boundary = divergence.first(found, limit) or runner.finished(measured) or ""
+    golden_mode = prepared.golden.settings.get("lora_mode")
+    facts = {**ours.settings, "lora_mode": mode, "golden_lora_mode": golden_mode}
+    named = divergence.place(boundary, prepared.trace, ours.trace, facts) if boundary else "nowhere"
+    return outcome.model_copy(update={"named": named, "boundary": boundary})
+
+
+def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContextManager[Any]:
+    """Control images are encoded afresh by what changes how the VAE computes."""
+    from harness.variations.base import patched
+
+    vae = subject.pipe.vae
+    if variation.kind not in ("numbers", "output"):
+        return nullcontext()
+    return patched(vae, "encode", MethodType(type(vae).encode, vae))
+
+
+def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
+    """The gated metrics; one that cannot be measured (another shape, not a number) is outside its gate."""
+    limits = gates.load(prepared.case.tier, bench.device, bench.dtype)
+    if prepared.reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
+        return [Metric(name="pixel_max", value=None, gate=limits["pixel_max"].limit)]
+    latents = prepared.golden.latents()
+    if latents.shape != ours.latents.shape:
+        return [Metric(name="latents_rel_l2", value=None, gate=limits["latents_rel_l2"].limit)]
+    measured = [*metrics.latents(latents, ours.latents), *metrics.pixel_levels(prepared.reference, ours.frames)]
+    if "audio" in prepared.golden.artefacts:
+        golden = prepared.golden.audio()
+        same = ours.audio is not None and golden.shape == np.asarray(ours.audio).shape
+        measured.append(metrics.audio(golden, ours.audio) if same else Metric(name="audio_rel_l2", value=None))
+    return gates.apply(measured, limits)
+
+
+def read(path: Path) -> list[Outcome]:
+    """Outcomes that an earlier run left behind; a last line cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]
+    return [Outcome.model_validate(json.loads(line)) for line in whole]

@@ -1,0 +1,196 @@
+"""Random draws: where they are made, in which dtype, in which order."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.divergence import CONTROL, NOISE, STEP
+from harness.variations.base import Subject, everywhere, patched, variation
+from pipelines import noise
+
+Draw = Callable[..., torch.Tensor]
+
+
+def _drawing(change: Callable[[Draw, tuple[int, ...], dict[str, Any]], torch.Tensor]) -> AbstractContextManager[None]:
+    """`change(randn, shape, options)` in place of `torch.randn`, which every draw of noise goes through."""
+    randn = torch.randn
+
+    def draw(*size: Any, **options: Any) -> torch.Tensor:
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        return change(randn, shape, options)
+
+    return patched(torch, "randn", draw)
+
+
+def _spatial(s: Subject) -> bool:
+    return s.spec.family not in ("flex2", "ltx2")  # these draw what is packed already
+
+
+@variation(
+    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    source="ostris/ai-toolkit issue 589, musubi-tuner issue 198, SimpleTuner issue 409: noise of a CUDA generator",
+    applies=everywhere,
+)
+def noise_of_another_generator(s: Subject) -> Iterator[Subject]:
+    """The seed goes to a CUDA generator (Philox), whose numbers are others than the CPU's."""
+    streams: dict[int, np.random.Generator] = {}
+
+    def change(_randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        stream = streams.setdefault(0, np.random.Generator(np.random.Philox(s.settings.seed)))
+        return torch.from_numpy(stream.standard_normal(shape)).to(options.get("dtype") or torch.float32)
+
+    with _drawing(change):
+        yield s
+
+
+def _posterior_first(s: Subject) -> bool:
+    """Is a control image's posterior sampled, so that another draw is another control image too?"""
+    return bool(s.settings.control) and s.spec.family in ("flex2", "omnigen2")
+
+
+@variation(
+    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    source="torch's bfloat16 normal stream changed between 2.11 and 2.13; ComfyUI and half-precision pipelines draw so",
+    applies=everywhere,
+)
+def noise_drawn_in_bfloat16(s: Subject) -> Iterator[Subject]:
+    """Noise is drawn in bfloat16, whose stream is the installed torch's."""
+
+    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        dtype = options.get("dtype") or torch.float32
+        return randn(shape, **{**options, "dtype": torch.bfloat16}).to(dtype)
+
+    with _drawing(change):
+        yield s
+
+
+@variation(
+    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    source="a float32 draw cast to a half-precision pipeline's dtype (Diffusers pitfalls.md: noise dtype)",
+    applies=everywhere,
+)
+def noise_rounded_to_float16(s: Subject) -> Iterator[Subject]:
+    """Noise is drawn in float32 and rounded to float16."""
+    with _drawing(lambda randn, shape, options: randn(shape, **options).to(torch.float16).to(torch.float32)):
+        yield s
+
+
+@variation(
+    shows=NOISE,
+    source="JAX and MLX ports (mflux, DiffusionKit) draw noise with the channels last",
+    applies=lambda s: _spatial(s) and not _posterior_first(s),
+)
+def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
+    """The same numbers fill the latents in another order."""
+
+    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        if len(shape) < 4:
+            return randn(shape, **options)
+        return randn((shape[0], *shape[2:], shape[1]), **options).movedim(-1, 1).contiguous()
+
+    with _drawing(change):
+        yield s
+
+
+@variation(
+    shows=NOISE,
+    source="AnimateDiff-like nodes and first Wan ports draw one picture of noise after the other",
+    applies=lambda s: s.spec.family == "wan" and s.settings.num_frames > s.spec.frame_step,
+)
+def noise_drawn_frame_by_frame(s: Subject) -> Iterator[Subject]:
+    """Each latent frame is drawn by itself."""
+
+    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        if len(shape) != 5 or shape[2] == 1:
+            return randn(shape, **options)
+        return torch.cat([randn((*shape[:2], 1, *shape[3:]), **options) for _ in range(shape[2])], dim=2)
+
+    with _drawing(change):
+        yield s
+
+
+@variation(
+    shows=STEP,
+    source="the DDPM step without a generator draws from torch's global state (trainer seeds that; others do not)",
+    applies=lambda s: s.spec.scheduler.cls == "DDPMScheduler" and s.settings.steps > 1,
+)
+def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
+    """The noise of the steps comes from a generator of its own, the first noise does not."""
+    draws: list[int] = []
+
+    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        draws.append(1)
+        own = {"generator": noise.seeded(s.settings.seed + len(draws))} if len(draws) > 1 else {}
+        return randn(shape, **{**options, **own})
+
+    with _drawing(change):
+        yield s
+
+
+def _samples_posterior(s: Subject) -> bool:
+    sampling = s.spec.family in ("flex2", "omnigen2") or s.spec.id in ("wan22_14b_i2v", "wan22_5b")
+    return sampling and bool(s.settings.control)
+
+
+@variation(
+    shows=CONTROL,
+    source="stock Diffusers takes the mode of a control image's posterior (pipeline_wan_i2v.py, sample_mode argmax)",
+    applies=_samples_posterior,
+)
+def control_image_as_the_posterior_mode(s: Subject) -> Iterator[Subject]:
+    """The control image's latents are the mean; the number drawn for them is thrown away."""
+
+    def mode(distribution: Any, generator: torch.Generator) -> torch.Tensor:
+        shape, parameters = tuple(distribution.mean.shape), distribution.parameters
+        noise.draw(shape, generator, parameters.dtype, parameters.device)
+        return distribution.mode()
+
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    def sample(distribution: Any, generator: Any = None) -> torch.Tensor:
+        return mode(distribution, generator)
+
+    with patched(noise, "posterior_sample", mode), patched(DiagonalGaussianDistribution, "sample", sample):
+        yield s
+
+
+@variation(
+    shows=CONTROL,
+    source="runcomfy ai-toolkit-inference: trainer code that names no generator draws from unseeded global state",
+    applies=_samples_posterior,
+)
+def control_image_drawn_unseeded(s: Subject) -> Iterator[Subject]:
+    """The control image's latents are sampled with another seed, and the noise comes first from the stream."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    sample = DiagonalGaussianDistribution.sample
+    posterior_sample = noise.posterior_sample
+
+    def other(distribution: Any, generator: Any = None) -> torch.Tensor:
+        return sample(distribution, noise.seeded(s.settings.seed + 1))
+
+    def ours(distribution: Any, generator: torch.Generator) -> torch.Tensor:
+        return posterior_sample(distribution, noise.seeded(s.settings.seed + 1))
+
+    with patched(noise, "posterior_sample", ours), patched(DiagonalGaussianDistribution, "sample", other):
+        yield s
+
+
+@variation(
+    shows=NOISE,
+    source="SD.Next's and A1111's `initial noise multiplier`, 'eta noise seed delta'; ComfyUI's inject-noise nodes",
+    applies=lambda s: not _posterior_first(s),
+)
+def noise_multiplied(s: Subject) -> Iterator[Subject]:
+    """The initial noise is multiplied by 1.03."""
+    draws: list[int] = []
+
+    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+        draws.append(1)
+        return randn(shape, **options) * (1.03 if len(draws) == 1 else 1.0)
+
+    with _drawing(change):
+        yield s
