@@ -56,7 +56,10 @@ def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     ours = _with_text_masks(golden, ours)
     names = {name: _ours(name, ours) for name in golden.sketches}
     named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
-    return errors(_completed(named, ours), ours)
+    found = errors(_completed(named, ours), ours)
+    # Pictures that the denoiser reads in an argument of their own must be there.
+    absent = {name: float("inf") for name in named.sketches if name not in found and name.endswith(IMAGES)}
+    return found | absent
 
 
 def _with_text_masks(golden: Trace, ours: Trace) -> Trace:
@@ -129,10 +132,12 @@ def _rank(boundary: str) -> tuple[int, int]:
         return -1, 2
     if argument in TIMES:
         return (-1, 4) if step == "0" else (int(step), 0)
-    if other == "noise":
+    if step == "0" and argument in IMAGES:
         return -1, 5
+    if other == "noise":
+        return -1, 6
     if argument is not None:
-        return int(step), 1
+        return (int(step), 1) if step != "0" or argument in LATENTS else (-1, 4)
     return int(step), {"scheduler.prediction": 3, "latents": 4}.get(other or "", 2)
 
 
@@ -155,6 +160,9 @@ def place(boundary: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -
         return _encoder(boundary, golden)
     if boundary.startswith("schedule/"):
         return f"{SCHEDULE}: {boundary.removeprefix('schedule/')}"
+    if facts.get("control") and boundary in ours.shapes and golden.shapes[boundary] != ours.shapes[boundary]:
+        # Tokens, their places and their times: more or fewer of them are those of control images.
+        return f"{CONTROL}: another number of tokens"
     return _in_step(boundary, golden, facts)
 
 
@@ -180,7 +188,11 @@ def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
     if argument in LATENTS and step == "0":
         # With equal noise, what else is in there are control images.
         return CONTROL if facts.get("control") else NOISE if "step0/noise" not in golden.sketches else f"{INPUT} 0"
-    return f"{INPUT}: {argument} at step {step}" if argument in LATENTS else f"{CONDITIONING}: {argument}"
+    if argument in LATENTS:
+        # Where the trainer steps without a scheduler, only the next input shows what came of a step.
+        stepped = argument != "audio_hidden_states" and f"step{int(step) - 1}/latents" not in golden.sketches
+        return f"{STEP}: {int(step) - 1}" if stepped else f"{INPUT}: {argument} at step {step}"
+    return f"{CONDITIONING}: {argument}"
 
 
 def _suspects(facts: Mapping[str, Any]) -> str:

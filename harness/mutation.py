@@ -6,8 +6,10 @@ variation says it must show at.
 """
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from harness import cases, divergence, gates, goldens, metrics, runner
-from harness.cases import Case
+from harness.cases import Case, CaseError
 from harness.equivalent import EQUIVALENT
 from harness.goldens import Golden
 from harness.minihub import factory
@@ -148,7 +150,8 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     found = divergence.distances(prepared.trace, ours.trace)
     boundary = divergence.first(found, limit) or runner.finished(measured) or ""
     golden_mode = prepared.golden.settings.get("lora_mode")
-    facts = {**ours.settings, "lora_mode": mode, "golden_lora_mode": golden_mode}
+    control = subject.settings.control  # what the golden was made with
+    facts = {**ours.settings, "control": control, "lora_mode": mode, "golden_lora_mode": golden_mode}
     named = divergence.place(boundary, prepared.trace, ours.trace, facts) if boundary else "nowhere"
     return outcome.model_copy(update={"named": named, "boundary": boundary})
 
@@ -186,3 +189,60 @@ def read(path: Path) -> list[Outcome]:
     lines = path.read_text(encoding="utf-8").splitlines()
     whole = [line for line in lines if line.endswith("}")]
     return [Outcome.model_validate(json.loads(line)) for line in whole]
+
+
+def of_model(model: str, only_cases: list[str], tag: str, done: list[str], file: Path) -> None:
+    """Append the outcomes of one model to `file`, as they come; `done` names variations to leave out.
+
+    A worker of its own: it sets up the mini hub and loads the model.
+    """
+    from harness.quiet import quiet
+
+    quiet()
+    runner.use_minihub()
+    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done):
+        with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
+            stream.write(outcome.model_dump_json() + "\n")
+
+
+def run(
+    only_models: list[str],
+    only_cases: list[str],
+    *,
+    tag: str,
+    jobs: int,
+    file: Path,
+    resume: bool,
+    progress: Callable[[int, str], object],
+) -> list[Outcome]:
+    """Every variation on every chosen model, a model at a time in each of `jobs` processes.
+
+    `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
+
+    Raises:
+        CaseError: no such model or case, or none left to try.
+    """
+    known = cases.load_all()
+    unknown = [i for i in only_cases if i not in {c.id for c in known}]
+    unknown += [m for m in only_models if m not in {c.model for c in known}]
+    if unknown:
+        raise CaseError(f"no such case or model: {', '.join(unknown)}")
+    chosen = [
+        c for c in known if (not only_cases or c.id in only_cases) and (not only_models or c.model in only_models)
+    ]
+    models = list(dict.fromkeys(c.model for c in chosen))
+    if not models:
+        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    if not resume:
+        file.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before: dict[str, list[str]] = {}
+    for outcome in read(file):
+        before.setdefault(outcome.model, []).append(outcome.variation)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(of_model, m, only_cases, tag, before.get(m, []), file): m for m in models}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            progress(number, futures[future])
+    return [outcome for outcome in read(file) if outcome.model in models]

@@ -151,7 +151,7 @@ class Tracer:
     def __init__(self, arguments: Mapping[str, str] | None = None) -> None:
         self.trace = Trace()
         self._arguments = arguments or {}
-        self._last_call: tuple[int, np.ndarray | None] = 0, None
+        self._last_call: tuple[int, float | None] = 0, None
         """Step and timestep of the denoiser's last call."""
         self._undo: list[Callable[[], Any]] = []
         self._attached: set[int] = set()
@@ -228,12 +228,16 @@ class Tracer:
         self._undo.append(module.register_forward_hook(after).remove)
 
     def _notice_step(self, timestep: Any) -> None:
-        """A new timestep without a scheduler's step between: this pipeline steps without a scheduler."""
-        now = _whole(timestep)
-        if now is None:
+        """A new timestep without a scheduler's step between: this pipeline steps without a scheduler.
+
+        By its largest value: passes of one step may have other batches, and tokens of a first frame have time 0.
+        """
+        whole = _whole(timestep)
+        if whole is None:
             return
+        now = float(whole.max())
         step, before = self._last_call
-        if before is not None and step == self._step and not np.array_equal(before, now):
+        if before is not None and step == self._step and before != now:
             self._step += 1
         self._last_call = self._step, now
 

@@ -1,9 +1,9 @@
 """What was asked, understood otherwise: prompt flags, trigger word, negative prompt, seed, size, frames, steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from harness.divergence import NEGATIVE, NOISE, POSITIVE, SCHEDULE, SIZE
+from harness.divergence import NEGATIVE, NOISE, PICTURE, POSITIVE, SCHEDULE, SIZE
 from harness.variations.base import Subject, everywhere, variation
 from pipelines.settings import resolve
 
@@ -90,8 +90,18 @@ def _other_divisor(s: Subject) -> int:
     return 16 if s.spec.size_divisor != 16 else 32
 
 
+def _size_shows(size: Callable[[Subject], tuple[int, int]]) -> Callable[[Subject], str]:
+    """OmniGen2 renders at multiples of 16 and stretches the picture at the end: another size may show only there."""
+
+    def shows(s: Subject) -> str:
+        same = all(a // 16 == b // 16 for a, b in zip(size(s), (s.settings.width, s.settings.height), strict=True))
+        return PICTURE if s.spec.family == "omnigen2" and same else SIZE
+
+    return shows
+
+
 @variation(
-    shows=SIZE,
+    shows=_size_shows(lambda s: _unsnapped(s, _other_divisor(s))),
     source="runcomfy ai-toolkit-inference: 16 in place of Qwen-Image's 32, 32 for Wan 2.2 and Flex.2",
     applies=lambda s: (
         _unsnapped(s, _other_divisor(s)) != (s.settings.width, s.settings.height)
@@ -106,15 +116,21 @@ def size_snapped_to_another_divisor(s: Subject) -> Iterator[Subject]:
     yield s.but(width=width, height=height)
 
 
+def _rounded_up(s: Subject) -> tuple[int, int]:
+    step = s.spec.size_divisor
+    return -(-s.settings.asked_width // step) * step, -(-s.settings.asked_height // step) * step
+
+
 @variation(
-    shows=SIZE,
+    shows=_size_shows(_rounded_up),
     source="ComfyUI's empty latent nodes and Diffusers' VaeImageProcessor examples round sizes up or to the nearest",
-    applies=lambda s: (s.settings.asked_width, s.settings.asked_height) != (s.settings.width, s.settings.height),
+    # hidream_e1 refuses what its transformer has no room for.
+    applies=lambda s: _rounded_up(s) != (s.settings.width, s.settings.height) and s.spec.family != "hidream_e1",
 )
 def size_rounded_up(s: Subject) -> Iterator[Subject]:
     """Width and height go up to the next multiple, where the trainer floors them."""
-    step = s.spec.size_divisor
-    yield s.but(width=-(-s.settings.asked_width // step) * step, height=-(-s.settings.asked_height // step) * step)
+    width, height = _rounded_up(s)
+    yield s.but(width=width, height=height)
 
 
 @variation(

@@ -128,9 +128,9 @@ def prompt_template_applied_once(s: Subject) -> Iterator[Subject]:
 def negative_prompt_without_system_prompt(s: Subject) -> Iterator[Subject]:
     """The negative prompt is encoded as it is."""
 
-    def call(original: Any, text: str, **options: Any) -> Any:
+    def call(original: Any, text: str, *args: Any, **options: Any) -> Any:
         if text != s.settings.negative_prompt:
-            return original(text, **options)
+            return original(text, *args, **options)
         return (*s.pipe._get_gemma_prompt_embeds([text], max_sequence_length=256), None, None)
 
     with wrapped(s.pipe, "encode_prompt", call):

@@ -89,7 +89,9 @@ def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
     def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
         if len(shape) < 4:
             return randn(shape, **options)
-        return randn((shape[0], *shape[2:], shape[1]), **options).movedim(-1, 1).contiguous()
+        channels = 2 if shape[1] == 1 else 1  # Qwen-Image's latents have a dimension for frames before them
+        others = [n for dim, n in enumerate(shape) if dim != channels]
+        return randn((*others, shape[channels]), **options).movedim(-1, channels).contiguous()
 
     with _drawing(change):
         yield s
@@ -163,16 +165,18 @@ def control_image_as_the_posterior_mode(s: Subject) -> Iterator[Subject]:
     applies=_samples_posterior,
 )
 def control_image_drawn_unseeded(s: Subject) -> Iterator[Subject]:
-    """The control image's latents are sampled with another seed, and the noise comes first from the stream."""
+    """The control image's latents are sampled with other numbers; those of the seed are thrown away."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     sample = DiagonalGaussianDistribution.sample
     posterior_sample = noise.posterior_sample
 
     def other(distribution: Any, generator: Any = None) -> torch.Tensor:
+        sample(distribution, generator)
         return sample(distribution, noise.seeded(s.settings.seed + 1))
 
     def ours(distribution: Any, generator: torch.Generator) -> torch.Tensor:
+        posterior_sample(distribution, generator)
         return posterior_sample(distribution, noise.seeded(s.settings.seed + 1))
 
     with patched(noise, "posterior_sample", ours), patched(DiagonalGaussianDistribution, "sample", other):

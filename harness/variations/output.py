@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.divergence import CONDITIONING, CONTROL, DECODER, DECODER_INPUT, NOISE, PICTURE, SIZE, SOUND
+from harness.divergence import CONDITIONING, CONTROL, DECODER, DECODER_INPUT, NOISE, PICTURE, SOUND
 from harness.variations.base import (
     Subject,
     changes,
@@ -278,7 +278,7 @@ def frame_repeated(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
-    shows=SIZE,
+    shows=PICTURE,
     source="off-by-one of video writers; image-to-video nodes that drop the given first frame",
     applies=_video,
 )

@@ -267,7 +267,10 @@ for _kind in ("karras", "exponential", "beta"):
     variation(
         shows=SCHEDULE,
         source="ComfyUI's and A1111's scheduler menus; Diffusers FlowMatchEulerDiscreteScheduler use_*_sigmas",
-        applies=lambda s: flow_euler(s) and s.settings.steps > 2,
+        # Not where the last sigma is 0: the logarithm of the exponential rule has no place for it.
+        applies=lambda s, kind=_kind: (  # type: ignore[misc]
+            flow_euler(s) and s.settings.steps > 2 and (kind, s.spec.family) != ("exponential", "zimage")
+        ),
     )(_sigmas)
 
 
@@ -378,11 +381,12 @@ def unipc_variant_bh1(s: Subject) -> Iterator[Subject]:
 )
 def guided_prediction_reused(s: Subject) -> Iterator[Subject]:
     """The second step goes along the mean of its prediction and the first's (Adams-Bashforth's, turned round)."""
-    kept: list[torch.Tensor] = []
+    kept: dict[torch.Size, list[torch.Tensor]] = {}  # LTX-2 has a second scheduler for the sound
 
     def step(original: Any, _scheduler: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        used = (model_output + kept[0]) / 2 if len(kept) == 1 and kept[0].shape == model_output.shape else model_output
-        kept.append(model_output)
+        before = kept.setdefault(model_output.shape, [])
+        used = (model_output + before[0]) / 2 if len(before) == 1 else model_output
+        before.append(model_output)
         return original(used, *args, **kwargs)
 
     with scheduler_made(step=step):
