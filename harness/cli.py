@@ -247,6 +247,34 @@ def known_add(
     typer.echo(f"{case} is a known drift of up to {entry.pixel_max:g}/255 until {entry.expires}: {known.KNOWN}")
 
 
+@app.command()
+def mutate(
+    model: Models = None,
+    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="keep one JSON object per variation here")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what the file of --json holds already")] = False,
+) -> None:
+    """Render named deviations (variations) on every model: would its cases notice each, and say where it begins?
+
+    A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
+    """
+    with user_errors():
+        from harness import mutation, runner, scores
+        from pipelines import MODELS
+
+        tag = runner.newest_tag()
+        file = results or Path("build") / "mutation.jsonl"
+        with progress("mutating", len(model or MODELS), quiet=False) as advance:
+            found = mutation.run(
+                model or [], case or [], tag=tag, jobs=jobs, file=file.resolve(), resume=resume, progress=advance
+            )
+        scores.show(found)
+        if not model and not case:
+            typer.echo(f"report: {scores.write(found, tag)}")
+        raise typer.Exit(0 if scores.passing(found) else 1)
+
+
 # ------------------------------------------------------------------------------------------------------ information
 
 
@@ -389,7 +417,9 @@ def minihub_manifest() -> None:
 
 def main() -> None:
     """Entry point."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1" if "check" in sys.argv[1:2] else str(os.cpu_count() or 1))
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1" if sys.argv[1:2] in (["check"], ["mutate"]) else str(os.cpu_count() or 1)
+    )
     app()
 
 

@@ -198,8 +198,8 @@ def of_model(model: str, only_cases: list[str], tag: str, done: list[str], file:
     """
     from harness.quiet import quiet
 
+    runner.use_minihub()  # before any Hugging Face library is imported, which `quiet` does
     quiet()
-    runner.use_minihub()
     for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done):
         with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
             stream.write(outcome.model_dump_json() + "\n")
@@ -243,6 +243,8 @@ def run(
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         futures = {pool.submit(of_model, m, only_cases, tag, before.get(m, []), file): m for m in models}
         for number, future in enumerate(as_completed(futures), 1):
+            if future.exception() is not None:
+                pool.shutdown(cancel_futures=True)
             future.result()
             progress(number, futures[future])
     return [outcome for outcome in read(file) if outcome.model in models]

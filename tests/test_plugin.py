@@ -144,7 +144,7 @@ def test_other_latents_alone_are_a_drift_and_the_trace_says_where(lab: Lab) -> N
     assert "latents_rel_l2" in result.message
     assert "pixel_max" not in result.message
     assert result.first_divergence is not None
-    assert f"first at {result.first_divergence.boundary}" in result.message
+    assert f"it begins in: {result.first_divergence.place} [{result.first_divergence.boundary}" in result.message
 
 
 def test_another_size_is_a_drift(lab: Lab) -> None:

@@ -1,0 +1,255 @@
+"""Variations: each leaves the pipeline as it was, is caught, and shows where it says it does."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from harness import cli, divergence, mutation, runner, scores
+from harness.divergence import (
+    CONTROL,
+    DECODER,
+    DENOISER,
+    GUIDANCE,
+    LORA,
+    NEGATIVE,
+    NOISE,
+    PICTURE,
+    POSITIVE,
+    SCHEDULE,
+    STEP,
+)
+from harness.mutation import Outcome
+from harness.runner import Bench
+from harness.trace import Trace
+from harness.variations import LIBRARY, Subject, applicable
+from harness.variations.base import Variation, everywhere
+from pipelines import Pipeline
+from pipelines.settings import Request
+
+PLACES = {value for name, value in vars(divergence).items() if name.isupper() and isinstance(value, str)}
+
+
+def rendered(subject: Subject) -> tuple[bytes, bytes]:
+    ours = Bench.render(subject.pipeline, subject.settings)
+    return ours.frames.tobytes(), ours.latents.tobytes()
+
+
+@pytest.fixture
+def subject(pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]) -> Subject:
+    request = Request("a [trigger] fox --seed 3", width=72, height=72, steps=3, guidance_scale=3.0, multiplier=0.8,
+                      trigger_word="sks")  # fmt: skip
+    return Subject.of(pipeline_of("flux").with_lora(lora_of("flux/lora")), request)
+
+
+# ------------------------------------------------------------------------------------------------------- the library
+
+
+def test_each_variation_says_in_a_sentence_what_it_is_and_where_it_was_seen() -> None:
+    assert len(LIBRARY) >= 40
+    for variation in LIBRARY.values():
+        assert variation.about.endswith(".") and variation.about[0].isupper(), variation.name
+        assert len(variation.source) > 20, variation.name
+    assert len({v.about for v in LIBRARY.values()}) == len(LIBRARY)
+
+
+def test_after_each_variation_the_same_render_gives_the_same_bytes(subject: Subject) -> None:
+    before = rendered(subject)
+    tried = 0
+    for variation in applicable(subject):
+        with variation.applied(subject) as varied:
+            Bench.render(varied.pipeline, varied.settings)
+        assert rendered(subject) == before, variation.name
+        tried += 1
+    assert tried > 40
+
+
+def test_an_error_inside_a_variation_puts_everything_back_too(subject: Subject) -> None:
+    before = rendered(subject)
+    for name in ("base in float8", "matrices multiplied in tf32", "noise drawn in bfloat16", "vae in bfloat16"):
+        with pytest.raises(ZeroDivisionError), LIBRARY[name].applied(subject) as varied:
+            Bench.render(varied.pipeline, varied.settings)
+            raise ZeroDivisionError
+    assert rendered(subject) == before
+
+
+def test_two_variations_can_be_combined(subject: Subject) -> None:
+    with LIBRARY["one step more"].applied(subject) as once, LIBRARY["lora off"].applied(once) as both:
+        assert both.settings.steps == 4
+        assert rendered(both) not in (rendered(subject), rendered(once))
+
+
+# ------------------------------------------------------------------------------------------- caught, and where it began
+
+
+FAST = {
+    "sd15/lora": {
+        "negative prompt ignored": NEGATIVE,
+        "steps offset of the config": SCHEDULE,
+        "noise of another generator": NOISE,
+        "ddim instead of ddpm": STEP,
+        "guidance one less": GUIDANCE,
+        "alpha ignored": LORA,
+        "base in int8": DENOISER,
+        "vae decoding in tiles": DECODER,
+        "levels truncated": PICTURE,
+    },
+    "flux/lora": {
+        "trigger word not replaced": POSITIVE,
+        "dynamic shift off": SCHEDULE,
+        "noise drawn in bfloat16": NOISE,
+        "true guidance for embedded": GUIDANCE,
+        "last module not loaded": LORA,
+        "lora off": LORA,
+        "multiplier ignored": DENOISER,
+        "latents in float16": STEP,
+        "saved as jpeg": PICTURE,
+    },
+    "flux2_klein_4b/reference": {
+        "mu of stock diffusers": SCHEDULE,
+        "references at the size of the picture": CONTROL,
+        "guidance one more": GUIDANCE,
+    },
+}
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_a_case_notices_a_variation_and_the_first_divergence_names_where_it_began(case: str) -> None:
+    runner.use_minihub()
+    wanted = FAST[case]
+    model = case.split("/")[0]
+    found = list(mutation.outcomes(model, [case], runner.newest_tag(), lambda _model, name: name in wanted))
+    assert {o.variation for o in found} == set(wanted)
+    for outcome in found:
+        assert outcome.verdict == "caught", outcome
+        assert outcome.truth.startswith(wanted[outcome.variation]), outcome
+        assert outcome.located, outcome
+
+
+def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(subject: Subject) -> Iterator[Subject]:
+        yield subject
+
+    harmless = Variation("harmless", "Nothing.", "a test", "asked", everywhere, nothing, NOISE)
+    monkeypatch.setitem(LIBRARY, "harmless", harmless)
+    (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "harmless")
+    assert (outcome.verdict, outcome.case) == ("survived", "sd15/base")
+    assert not scores.passing([outcome])
+
+
+def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Subject) -> Iterator[Subject]:
+        yield subject.but(width=-8)
+
+    monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "asked", everywhere, broken, NOISE))
+    (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "broken")
+    assert outcome.verdict == "error" and outcome.note
+    assert not scores.passing([outcome])
+
+
+def test_an_unknown_model_is_named_before_anything_renders() -> None:
+    done = CliRunner().invoke(cli.app, ["mutate", "--model", "sd16"])
+    assert done.exit_code == 2
+    assert "sd16" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def outcome(**fields: Any) -> Outcome:
+    defaults = {"model": "flux", "variation": "lora off", "verdict": "caught", "case": "flux/lora", "truth": LORA,
+                "named": f"{LORA}: a.b, not applied", "boundary": "lora/a.b", "distance": 0.5}  # fmt: skip
+    return Outcome.model_validate({**defaults, **fields})
+
+
+def test_the_score_passes_with_equivalents_and_few_misnamed_boundaries() -> None:
+    misnamed = outcome(named=NOISE, boundary="step0/noise")
+    excused = outcome(variation="live for merged", verdict="equivalent", note="the same sum")
+    assert scores.passing([*[outcome()] * 19, misnamed, excused])
+    assert not scores.passing([*[outcome()] * 18, misnamed, excused])
+    assert not scores.passing([])
+
+
+def test_the_report_lists_survivors_arguments_and_misnamed_boundaries(tmp_path: Path) -> None:
+    found = [outcome(), outcome(variation="karras sigmas", verdict="survived", distance=1e-7),
+             outcome(variation="live for merged", verdict="equivalent", note="the same sum in another order"),
+             outcome(variation="one step more", named=NOISE, boundary="step0/noise", truth=SCHEDULE)]  # fmt: skip
+    text = scores.write(found, "v1", tmp_path / "mutation").read_text()
+    assert "2 of 3 caught, 1 equivalent" in text
+    assert "flux: karras sigmas (largest on flux/lora" in text and "SURVIVED" in text
+    assert "the same sum in another order" in text
+    assert "one step more (flux/lora): schedule, but named initial noise" in text and "lora*" in text
+    assert '"lora off":["lora","LoRA: a.b, not applied"]' in (tmp_path / "mutation.json").read_text()
+
+
+def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / "outcomes.jsonl"
+    file.write_text(outcome().model_dump_json() + "\n" + outcome().model_dump_json()[:40])
+    assert mutation.read(file) == [outcome()]
+    assert mutation.read(tmp_path / "absent") == []
+
+
+# -------------------------------------------------------------------------------------------------------- localising
+
+
+def trace_of(**values: Any) -> Trace:
+    trace = Trace()
+    for name, value in values.items():
+        trace.add(name, np.asarray(value, dtype=np.float64))
+    return trace
+
+
+def located(golden: Trace, ours: Trace, **facts: Any) -> str:
+    first = divergence.first(divergence.distances(golden, ours), 1e-5)
+    assert first is not None
+    return divergence.place(first, golden, ours, facts)
+
+
+def test_noise_is_named_although_it_is_seen_after_the_prediction_that_it_changed() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 4))
+    names = ("step0/denoiser#0.hidden_states", "step0/denoiser#0", "step0/noise", "step0/latents")
+    assert located(trace_of(**dict.fromkeys(names, x)), trace_of(**dict.fromkeys(names, x + 1))) == NOISE
+
+
+def test_a_control_image_is_named_where_the_noise_in_the_same_tensor_is_equal() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 4))
+    golden = trace_of(**{"step0/denoiser#0.hidden_states": x, "step0/noise": x})
+    ours = trace_of(**{"step0/denoiser#0.hidden_states": x + 1, "step0/noise": x})
+    assert located(golden, ours, control=("a.png",)) == CONTROL
+
+
+def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_scheduler() -> None:
+    generator = np.random.default_rng(0)
+    x, p = generator.standard_normal((2, 1, 8, 4))
+    golden = {"step0/denoiser#0.hidden_states": x, "step0/denoiser#0.timestep": [1.0], "step0/denoiser#0": p,
+              "step1/denoiser#0.hidden_states": x - 0.25 * p, "step1/denoiser#0.timestep": [0.75]}  # fmt: skip
+    ours = {**golden, "schedule/sigmas": [1.0, 0.75], "step0/scheduler.prediction": p, "step0/latents": x - 0.25 * p}
+    assert divergence.distances(trace_of(**golden), trace_of(**ours))["step0/scheduler.prediction"] < 1e-5
+    wrong = ours | {"step0/scheduler.prediction": 2 * p, "step1/denoiser#0.hidden_states": x - 0.5 * p}
+    assert located(trace_of(**golden), trace_of(**wrong)).startswith(GUIDANCE)
+
+
+def test_a_mask_of_the_text_is_taken_out_of_one_for_text_and_picture() -> None:
+    mask = np.arange(12)[None] < 5
+    golden = trace_of(**{"step0/denoiser#0.txt_mask": mask})
+    joint = np.concatenate([mask, np.ones((1, 6), bool)], axis=1)
+    assert divergence.distances(golden, trace_of(**{"step0/denoiser#0.attention_mask": joint})) == {
+        "step0/denoiser#0.txt_mask": 0.0
+    }
+    joint[0, 5] = True
+    assert located(golden, trace_of(**{"step0/denoiser#0.attention_mask": joint})).startswith(divergence.PROMPTS)
+
+
+def test_equal_inputs_with_the_lora_in_another_mode_are_said_to_be_that() -> None:
+    golden = trace_of(**{"lora/a": [1.0], "step0/denoiser#0": [1.0, 2.0]})
+    ours = trace_of(**{"lora/a": [1.0], "step0/denoiser#0": [1.0, 2.1]})
+    named = located(golden, ours, lora_mode="live", golden_lora_mode="merged")
+    assert named.startswith(DENOISER) and "LoRA live, in the trainer merged" in named
+
+
+def test_the_places_of_the_library_are_those_of_the_localiser(subject: Subject) -> None:
+    for variation in applicable(subject):
+        assert variation.shows(subject).partition(":")[0] in PLACES, variation.name
