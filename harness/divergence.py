@@ -38,8 +38,8 @@ LATENTS = ("hidden_states", "sample", "x", "img", "audio_hidden_states")
 TIMES = ("timestep", "timesteps", "t", "sigma", "audio_timestep", "audio_sigma")
 TEXTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "text_hidden_states",
          "cap_feats", "txt", "pooled_projections", "pooled_embeds", "encoder_attention_mask", "text_attention_mask",
-         "audio_encoder_hidden_states", "audio_encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask",
-         "txt_mask")  # fmt: skip
+         "audio_encoder_hidden_states", "audio_encoder_attention_mask", "encoder_hidden_states_mask",
+         "attention_mask")  # fmt: skip
 IMAGES = ("encoder_hidden_states_image", "ref_image_hidden_states")
 ALIASES = (
     ("encode/text_encoder_2#", "encode/text_encoder#"),
@@ -53,26 +53,12 @@ _PARTS = re.compile(r"step(\d+)/(?:denoiser#(\d+)(?:\.(\w+))?|(.+))")
 
 def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
-    ours = _with_text_masks(golden, ours)
     names = {name: _ours(name, ours) for name in golden.sketches}
     named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
     found = errors(_completed(named, ours), ours)
     # Pictures that the denoiser reads in an argument of their own must be there.
     absent = {name: float("inf") for name in named.sketches if name not in found and name.endswith(IMAGES)}
     return found | absent
-
-
-def _with_text_masks(golden: Trace, ours: Trace) -> Trace:
-    """Chroma's mask of the text, from the mask that Diffusers' class gets: the same, followed by a 1 for each latent
-    token. Sketches are linear, so the ones can be taken off."""
-    sketches, shapes = dict(ours.sketches), dict(ours.shapes)
-    for name in golden.sketches:
-        joint = name.replace(".txt_mask", ".attention_mask")
-        if joint != name and joint in sketches:
-            ones = np.ones(shapes[joint])
-            ones[..., : golden.shapes[name][-1]] = 0
-            sketches[name], shapes[name] = sketches[joint] - sketch(ones), golden.shapes[name]
-    return Trace(sketches, shapes)
 
 
 def _ours(name: str, ours: Trace) -> str:
@@ -160,7 +146,8 @@ def place(boundary: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -
         return _encoder(boundary, golden)
     if boundary.startswith("schedule/"):
         return f"{SCHEDULE}: {boundary.removeprefix('schedule/')}"
-    if facts.get("control") and boundary in ours.shapes and golden.shapes[boundary] != ours.shapes[boundary]:
+    theirs, our = golden.shapes.get(boundary), ours.shapes.get(boundary)
+    if facts.get("control") and theirs and our and theirs != our:
         # Tokens, their places and their times: more or fewer of them are those of control images.
         return f"{CONTROL}: another number of tokens"
     return _in_step(boundary, golden, facts)
@@ -186,13 +173,14 @@ def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
     if argument in IMAGES:
         return f"{CONTROL} ({argument})"
     if argument in LATENTS and step == "0":
-        # With equal noise, what else is in there are control images.
-        return CONTROL if facts.get("control") else NOISE if "step0/noise" not in golden.sketches else f"{INPUT} 0"
+        if "step0/noise" in golden.sketches:  # with equal noise, what else is in there are control images
+            return CONTROL if facts.get("control") else f"{INPUT} 0"
+        return f"{CONTROL}: or the noise, which is not seen apart from it" if facts.get("control") else NOISE
     if argument in LATENTS:
         # Where the trainer steps without a scheduler, only the next input shows what came of a step.
         stepped = argument != "audio_hidden_states" and f"step{int(step) - 1}/latents" not in golden.sketches
         return f"{STEP}: {int(step) - 1}" if stepped else f"{INPUT}: {argument} at step {step}"
-    return f"{CONDITIONING}: {argument}"
+    return CONTROL if argument == "img_ids" and facts.get("control") else f"{CONDITIONING}: {argument}"
 
 
 def _suspects(facts: Mapping[str, Any]) -> str:

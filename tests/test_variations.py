@@ -232,17 +232,6 @@ def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_s
     assert located(trace_of(**golden), trace_of(**wrong)).startswith(GUIDANCE)
 
 
-def test_a_mask_of_the_text_is_taken_out_of_one_for_text_and_picture() -> None:
-    mask = np.arange(12)[None] < 5
-    golden = trace_of(**{"step0/denoiser#0.txt_mask": mask})
-    joint = np.concatenate([mask, np.ones((1, 6), bool)], axis=1)
-    assert divergence.distances(golden, trace_of(**{"step0/denoiser#0.attention_mask": joint})) == {
-        "step0/denoiser#0.txt_mask": 0.0
-    }
-    joint[0, 5] = True
-    assert located(golden, trace_of(**{"step0/denoiser#0.attention_mask": joint})).startswith(divergence.PROMPTS)
-
-
 def test_equal_inputs_with_the_lora_in_another_mode_are_said_to_be_that() -> None:
     golden = trace_of(**{"lora/a": [1.0], "step0/denoiser#0": [1.0, 2.0]})
     ours = trace_of(**{"lora/a": [1.0], "step0/denoiser#0": [1.0, 2.1]})

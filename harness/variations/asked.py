@@ -28,7 +28,7 @@ def trigger_word_not_replaced(s: Subject) -> Iterator[Subject]:
     applies=lambda s: "--" in s.request.prompt,
 )
 def prompt_flags_read_as_words(s: Subject) -> Iterator[Subject]:
-    """`--w 512 --cfg 4` reaches the text encoder as words; its values are used all the same."""
+    """Flags like `--w 512` reach the text encoder as words; their values are used all the same."""
     yield s.but(prompt=s.settings.prompt + s.request.prompt.strip()[len(_head(s)) :])
 
 
@@ -162,7 +162,7 @@ def one_group_of_frames_more(s: Subject) -> Iterator[Subject]:
     applies=everywhere,
 )
 def one_step_more(s: Subject) -> Iterator[Subject]:
-    """n steps are counted as n + 1."""
+    """Steps are counted one too many: n as n + 1."""
     yield s.but(steps=s.settings.steps + 1)
 
 
@@ -172,5 +172,5 @@ def one_step_more(s: Subject) -> Iterator[Subject]:
     applies=lambda s: s.settings.steps > max(1, s.spec.fewest_steps),
 )
 def one_step_fewer(s: Subject) -> Iterator[Subject]:
-    """n steps are counted as n - 1."""
+    """Steps are counted one too few: n as n - 1."""
     yield s.but(steps=s.settings.steps - 1)
