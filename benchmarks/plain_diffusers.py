@@ -8,7 +8,6 @@ seconds are of the second of two renders, and their ratio (ours / plain) is what
 """
 
 import argparse
-import inspect
 import json
 import os
 import time
@@ -19,53 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from harness import cases, goldens, metrics, runner
+from harness import cases, goldens, metrics, plain, runner
 from harness.cases import Case
-from harness.goldens import Golden
 from harness.minihub import factory
 from harness.quiet import quiet
-
-
-def plain(case: Case, golden: Golden, settings: Any) -> Callable[[], np.ndarray]:
-    """A function that renders `case` as a plain script would; uint8 [frames, height, width, 3]."""
-    import torch
-    from diffusers import DiffusionPipeline
-    from PIL import Image
-
-    from pipelines import loading
-    from pipelines.table import MODELS
-
-    spec, dtype = MODELS[case.model], torch.float32
-    # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to show
-    # mix-ups), though not in reality: the plain script gets the trainer's.
-    elsewhere = {name: loading.component(spec.base, name, repo, dtype) for name, repo in spec.components.items()}
-    pipe = DiffusionPipeline.from_pretrained(spec.base, torch_dtype=dtype, **elsewhere)
-    pipe.set_progress_bar_config(disable=True)
-    if "lora" in golden.artefacts:
-        path = golden.path("lora")
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="lora")
-        pipe.set_adapters(["lora"], [settings.multiplier])
-    accepted = inspect.signature(pipe.__call__).parameters
-    images = [Image.open(p).convert("RGB") for p in settings.control]
-    wanted = {
-        "prompt": settings.prompt,
-        "negative_prompt": settings.negative_prompt,
-        "width": settings.width,
-        "height": settings.height,
-        "num_inference_steps": settings.steps,
-        "true_cfg_scale" if "true_cfg_scale" in accepted and "Flux" not in type(pipe).__name__ else "guidance_scale":
-            settings.guidance_scale,
-        "num_frames": settings.num_frames,
-        **({"image": images if len(images) > 1 else images[0]} if images else {}),
-    }  # fmt: skip
-    call = {name: value for name, value in wanted.items() if name in accepted}
-
-    def render() -> np.ndarray:
-        output = pipe(**call, generator=torch.Generator("cpu").manual_seed(settings.seed), output_type="pil")
-        frames = output.images if hasattr(output, "images") else output.frames[0]
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
-
-    return render
 
 
 def twice(render: Callable[[], Any]) -> tuple[Any, float]:
@@ -88,9 +44,9 @@ def measure(bench: runner.Bench, case: Case) -> dict[str, Any]:
     ours, ours_seconds = twice(lambda: bench.render(pipeline, settings))
     row["ours"] = distance(golden.frames(), ours.frames)
     try:
-        frames, seconds = twice(plain(case, golden, settings))
+        frames, seconds = twice(plain.Plain(case, golden).render)
     except Exception as error:  # noqa: BLE001  that a plain script fails is a finding, and is printed
-        row["plain"] = {"note": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+        row["plain"] = {"note": plain.short(error)[:100]}
     else:
         row |= {"plain": distance(golden.frames(), frames), "ratio": ours_seconds / seconds}
     return row

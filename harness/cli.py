@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,13 +40,14 @@ def user_errors() -> Iterator[None]:
     """Errors that a user can mend end in one paragraph and exit code 2."""
     from harness.cases import CaseError
     from harness.gates import GateError
+    from harness.matrix import MatrixError
     from harness.minihub.factory import MiniHubError
     from harness.recorder.pins import PinError
     from pipelines import RequestError
 
     try:
         yield
-    except (RequestError, CaseError, GateError, MiniHubError, PinError) as error:
+    except (RequestError, CaseError, GateError, MiniHubError, PinError, MatrixError) as error:
         fail(error)
 
 
@@ -273,6 +275,63 @@ def mutate(
         if not model and not case:
             typer.echo(f"report: {scores.write(found, tag)}")
         raise typer.Exit(0 if scores.passing(found) else 1)
+
+
+class SeveralValues(TyperCommand):
+    """A command without arguments whose list options take several values: `--diffusers 0.37.1 0.38.0`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in lists else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=SeveralValues)
+def matrix(
+    diffusers: Annotated[list[str], typer.Option(help="releases, oldest first (`git:REF`: of the checkout)")],
+    transformers: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
+    torch: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
+    model: Models = None,
+    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora, or `base` of each")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="plain Diffusers scripts, compared between releases")] = False,
+    checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout; bisects what is found")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,
+) -> None:
+    """Run the mini cases on every combination of library releases, and name the release with which something begins.
+
+    Options that take several releases may be given several at once. Each combination gets an environment (cached; it
+    borrows what is not under test from this one). Interrupted, the next run goes on; what changed is measured again.
+
+        lora-drift matrix --diffusers 0.37.1 0.38.0 0.42.1 --transformers 4.57.3 5.23.0 --checkout diffusers -o reports
+
+    Exits with 0 only when every case of every combination is green, or the release lacks the model's classes.
+    """
+    with user_errors():
+        from harness.matrix import command
+
+        raise typer.Exit(
+            command.run(
+                command.combinations(diffusers, transformers or [], torch or []),
+                model or [],
+                case or [],
+                tag=tag,
+                plain=plain,
+                checkout=checkout,
+                jobs=jobs,
+                json_file=results,
+                folder=output,
+            )
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ information

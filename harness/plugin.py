@@ -27,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
+    group.addoption("--drift-no-controls", action="store_true",
+                    help="leave the negative controls out (as `lora-drift matrix` does)")  # fmt: skip
     group.addoption("--drift-out", metavar="DIR", type=Path, default=Path("build/drift"),
                     help="where this run's pictures go (default: %(default)s)")  # fmt: skip
 
@@ -127,7 +129,11 @@ class CaseItem(pytest.Item):
             runner.use_minihub()
         bench = self.config.stash.get(BENCH, None)
         if bench is None:
-            bench = self.config.stash[BENCH] = runner.Bench(self.device, tag=self.config.getoption("--drift-tag"))
+            options = {
+                "tag": self.config.getoption("--drift-tag"),
+                "controls": not self.config.getoption("--drift-no-controls"),
+            }
+            bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
         self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())
         measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
         self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]

@@ -60,8 +60,10 @@ class Rendered:
 class Bench:
     """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
 
-    def __init__(self, device: str = "cpu", dtype: str = "float32", tag: str | None = None) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(
+        self, device: str = "cpu", dtype: str = "float32", *, tag: str | None = None, controls: bool = True
+    ) -> None:
+        self.device, self.dtype, self.controls = device, dtype, controls
         self.tag = tag or newest_tag()
         self._loaded: Any = None
 
@@ -200,9 +202,8 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):
         ours = bench.render(pipeline, settings)
-        result.controls = [
-            _control(name, golden, bench.render(p, s), limits) for name, p, s in _wanted(case, pipeline, settings)
-        ]
+        wanted = _wanted(case, pipeline, settings) if bench.controls else []
+        result.controls = [_control(name, golden, bench.render(p, s), limits) for name, p, s in wanted]
     result.settings = {**ours.settings, "lora_mode": pipeline.mode if pipeline.lora else None}
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import loading, noise
 from pipelines.adapter import Adapter
-from pipelines.errors import Cancelled, RequestError
+from pipelines.errors import Cancelled, RequestError, Unsupported
 from pipelines.lora import Lora, Shapes, read
 from pipelines.output import Media
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
@@ -198,13 +197,26 @@ def load(
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
 
     Raises:
-        RequestError: unknown model, dtype or trainer version, or a package that this model needs is missing.
+        RequestError: unknown model, dtype or trainer version.
+        Unsupported: a package that this model needs is missing or too old.
     """
     spec = spec_of(model, toolkit)
-    missing = [package for package in spec.requires if find_spec(package) is None]
-    if missing:
-        raise RequestError(f"{spec.id} needs packages that are not installed: pip install {' '.join(missing)}")
+    for requirement in spec.requires:
+        _check_installed(spec, requirement)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
     return Pipeline(Base(spec, base or spec.base, device, dtype))
+
+
+def _check_installed(spec: ModelSpec, requirement: str) -> None:
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        installed = version(wanted.name)
+    except PackageNotFoundError:
+        installed = ""
+    if not installed or not wanted.specifier.contains(installed, prereleases=True):
+        here = f"{installed} is installed" if installed else "it is not installed"
+        raise Unsupported(f"{spec.id} needs {requirement}, {here}: pip install '{requirement}'")

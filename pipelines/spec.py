@@ -92,7 +92,8 @@ class ModelSpec:
     why_ours: str = ""
     """Why the denoising loop or a model class is written out here."""
     requires: tuple[str, ...] = ()
-    """Python packages that this model needs besides those of the project, checked before weights load."""
+    """Python packages that this model needs besides those of the project, or newer than the project does
+    ("diffusers>=0.38"); checked before weights load."""
     quirks: tuple[str, ...] = ()
     """What a stranger would take for a mistake of ours: the trainer does it, so we do."""
     source: tuple[str, ...] = ()

@@ -38,6 +38,9 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
     if settings.control:
         runner, conditioning = _image_to_video(pipe, settings)
         call |= conditioning
+    # Diffusers 0.37 has none of these options: it does what LTX-2's values (and not LTX-2.3's) mean.
+    known = inspect.signature(runner.__call__).parameters
+    call |= {name: value for name, value in pipe.guidance_options.items() if name in known}
     # No frame_rate: the trainer leaves it at 24, whatever the fps of the file.
     frames, sound = runner(
         prompt_embeds=embeds,
@@ -51,7 +54,6 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         guidance_scale=settings.guidance_scale,
         output_type="pil",
         return_dict=False,
-        **pipe.guidance_options,
         **call,
     )
     if settings.num_frames == 1:
@@ -85,7 +87,11 @@ def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:
     output = pipe.text_encoder(
         input_ids=tokens.input_ids.to(mask.device), attention_mask=mask, output_hidden_states=True
     )
-    embeds = torch.stack(output.hidden_states, dim=-1).flatten(2, 3).to(pipe.transformer.dtype)
+    layers = torch.stack(output.hidden_states, dim=-1)
+    if hasattr(pipe, "_pack_text_embeds"):  # Diffusers 0.37; later its connectors do this
+        embeds = pipe._pack_text_embeds(layers, mask.sum(dim=-1), device=layers.device).to(pipe.transformer.dtype)
+    else:
+        embeds = layers.flatten(2, 3).to(pipe.transformer.dtype)
     missing = TOKENS - embeds.shape[1]
     return pad(embeds, (0, 0, missing, 0)), pad(mask.to(embeds.dtype), (missing, 0))
 

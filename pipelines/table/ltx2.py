@@ -117,6 +117,7 @@ ROWS = (
             "tokenizer": "google/gemma-3-12b-it-qat-q4_0-unquantized",
         },
         extra=LTX23_GUIDANCE,
+        requires=("diffusers>=0.38",),
         quirks=(
             *QUIRKS,
             "The sound has a guidance scale of its own (7), so the negative prompt counts at any guidance scale.",

@@ -1,0 +1,135 @@
+"""What plain Diffusers renders for a case: a script as anybody would write it, without anything of `pipelines`' care.
+
+    python -m harness.plain OUT CASE...     one JSON line a case to OUT/results.jsonl, pictures and traces beside it
+
+So `lora-drift matrix --plain` sees what a Diffusers release changes for its users. The benchmark compares it with the
+trainer.
+"""
+
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import cases, goldens, runner
+from harness.cases import Case
+from harness.goldens import Golden
+from harness.minihub import factory
+from harness.quiet import quiet
+from harness.recorder import pins
+from harness.trace import Trace, capture
+
+
+class Plain:
+    """A loaded plain pipeline and the call that renders one case."""
+
+    def __init__(self, case: Case, golden: Golden) -> None:
+        import torch
+        from diffusers import DiffusionPipeline
+        from PIL import Image
+
+        from pipelines import loading
+        from pipelines.table import MODELS
+
+        settings = runner.Bench.settings(case)
+        spec, dtype = MODELS[case.model], torch.float32
+        # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to
+        # show mix-ups), though not in reality: the plain script gets the trainer's.
+        elsewhere = {name: loading.component(spec.base, name, repo, dtype) for name, repo in spec.components.items()}
+        pipe = DiffusionPipeline.from_pretrained(spec.base, torch_dtype=dtype, **elsewhere)
+        pipe.set_progress_bar_config(disable=True)
+        if "lora" in golden.artefacts:
+            path = golden.path("lora")
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="lora")
+            pipe.set_adapters(["lora"], [settings.multiplier])
+        accepted = inspect.signature(pipe.__call__).parameters
+        images = [Image.open(p).convert("RGB") for p in settings.control]
+        wanted = {
+            "prompt": settings.prompt,
+            "negative_prompt": settings.negative_prompt,
+            "width": settings.width,
+            "height": settings.height,
+            "num_inference_steps": settings.steps,
+            "true_cfg_scale" if "true_cfg_scale" in accepted and "Flux" not in type(pipe).__name__ else
+                "guidance_scale": settings.guidance_scale,
+            "num_frames": settings.num_frames,
+            **({"image": images if len(images) > 1 else images[0]} if images else {}),
+        }  # fmt: skip
+        self.pipe, self.seed = pipe, settings.seed
+        self.call = {name: value for name, value in wanted.items() if name in accepted}
+
+    def render(self) -> np.ndarray:
+        """uint8 [frames, height, width, 3]"""
+        import torch
+
+        output = self.pipe(**self.call, generator=torch.Generator("cpu").manual_seed(self.seed), output_type="pil")
+        frames = output.images if hasattr(output, "images") else output.frames[0]
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+
+    def script(self) -> str:
+        """The same as lines to paste."""
+        arguments = [f"{name}={'...' if name == 'image' else repr(value)}" for name, value in self.call.items()]
+        lines = [
+            f'pipe = DiffusionPipeline.from_pretrained("{self.pipe.config._name_or_path}", torch_dtype=torch.float32)',
+            f'pipe({", ".join(arguments)}, generator=torch.Generator("cpu").manual_seed({self.seed}))',
+        ]
+        return "\n".join(lines)
+
+
+def short(error: Exception) -> str:
+    """Kind and first line of an exception."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
+def difference(before: tuple[np.ndarray, Trace], after: tuple[np.ndarray, Trace]) -> dict[str, Any]:
+    """Mean and maximum pixel difference of two renders and the first boundary at which they part."""
+    from harness import gates, metrics
+    from harness.trace import errors
+
+    limits = gates.load("mini", "cpu", "float32")
+    found = errors(before[1], after[1])
+    parted = next(((n, e) for n, e in found.items() if not e <= limits["trace"].limit), (None, None))
+    if before[0].shape != after[0].shape:
+        return {"within": False, "boundary": parted[0], "error": None, "pixel_max": None, "pixel_mean": None}
+    measured = gates.apply(metrics.pixel_levels(before[0], after[0]), limits)
+    values = {m.name: m.value for m in measured}
+    error = parted[1] if parted[1] is not None and np.isfinite(parted[1]) else None
+    return {"within": all(m.within for m in measured), "boundary": parted[0], "error": error, **values}
+
+
+def stored(folder: Path, case_id: str) -> tuple[np.ndarray, Trace]:
+    """Picture and trace that `main` wrote."""
+    picture: np.ndarray = np.load(folder / f"{case_id}.npy")
+    return picture, Trace.load(folder / f"{case_id}.safetensors")
+
+
+def main(out: Path, tag: str, case_ids: list[str]) -> None:
+    runner.use_minihub()
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "results.jsonl").open("w", encoding="utf-8") as stream:
+        for case_id in case_ids:
+            started = time.perf_counter()
+            line: dict[str, Any] = {"case": case_id, "message": ""}
+            try:
+                quiet()
+                case = cases.load(cases.CASES / f"{case_id}.yaml")
+                made = Plain(case, goldens.load(tag, case, factory.manifest_sha256(case.model)))
+                with capture(made.pipe) as trace:
+                    picture = made.render()
+                (out / case_id).parent.mkdir(parents=True, exist_ok=True)
+                np.save(out / f"{case_id}.npy", picture)
+                trace.save(out / f"{case_id}.safetensors")
+                line["script"] = made.script()
+            except Exception as error:  # noqa: BLE001  that a plain script fails is a finding: the line carries it
+                line["message"] = short(error)
+            line["seconds"] = round(time.perf_counter() - started, 3)
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] or pins.newest(), sys.argv[3:])
