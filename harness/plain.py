@@ -24,23 +24,18 @@ from harness.recorder import pins
 from harness.trace import Trace, capture
 
 
+class NoPlainScript(Exception):
+    """Diffusers has no pipeline for this model."""
+
+
 class Plain:
     """A loaded plain pipeline and the call that renders one case."""
 
     def __init__(self, case: Case, golden: Golden) -> None:
-        import torch
-        from diffusers import DiffusionPipeline
         from PIL import Image
 
-        from pipelines import loading
-        from pipelines.table import MODELS
-
         settings = runner.Bench.settings(case)
-        spec, dtype = MODELS[case.model], torch.float32
-        # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to
-        # show mix-ups), though not in reality: the plain script gets the trainer's.
-        elsewhere = {name: loading.component(spec.base, name, repo, dtype) for name, repo in spec.components.items()}
-        pipe = DiffusionPipeline.from_pretrained(spec.base, torch_dtype=dtype, **elsewhere)
+        pipe, self.loaded = stock(case.model)
         pipe.set_progress_bar_config(disable=True)
         if "lora" in golden.artefacts:
             path = golden.path("lora")
@@ -73,11 +68,47 @@ class Plain:
     def script(self) -> str:
         """The same as lines to paste."""
         arguments = [f"{name}={'...' if name == 'image' else repr(value)}" for name, value in self.call.items()]
-        lines = [
-            f'pipe = DiffusionPipeline.from_pretrained("{self.pipe.config._name_or_path}", torch_dtype=torch.float32)',
-            f'pipe({", ".join(arguments)}, generator=torch.Generator("cpu").manual_seed({self.seed}))',
-        ]
-        return "\n".join(lines)
+        seeded = f'generator=torch.Generator("cpu").manual_seed({self.seed})'
+        return f"{self.loaded}\npipe({', '.join(arguments)}, {seeded})"
+
+
+def stock(model: str) -> tuple[Any, str]:
+    """(the stock pipeline with its repository's own scheduler, how a script would load it).
+
+    Raises:
+        NoPlainScript: there is none.
+    """
+    import diffusers
+    import torch
+
+    import pipelines
+    from pipelines import MODELS, loading
+
+    spec, dtype = MODELS[model], torch.float32
+    if spec.pipeline == "ours":
+        raise NoPlainScript(f"Diffusers has no pipeline for {spec.title}")
+    loaded = f'pipe = DiffusionPipeline.from_pretrained("{spec.base}", torch_dtype=torch.float32)'
+    try:
+        # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to
+        # show mix-ups), though not in reality: the plain script gets the trainer's.
+        elsewhere = {name: loading.component(spec.base, name, repo, dtype) for name, repo in spec.components.items()}
+        return diffusers.DiffusionPipeline.from_pretrained(spec.base, torch_dtype=dtype, **elsewhere), loaded
+    except (OSError, KeyError):  # repositories in the trainer's layout: its parts, in a stock pipeline
+        parts = pipelines.load(model).base.pipe
+        pipe = getattr(diffusers, spec.pipeline).from_pipe(parts, torch_dtype=dtype)
+    for repo in (spec.base, *spec.components.values()):
+        if (config := own_scheduler(repo)) is not None:
+            pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+            break
+    return pipe, f"pipe = {spec.pipeline}(...)  # {spec.title}, float32"
+
+
+def own_scheduler(repo: str) -> Any:
+    """The scheduler's config in a repository of the cache; None if it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, "scheduler/scheduler_config.json")
+    return json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, str) else None
 
 
 def short(error: Exception) -> str:

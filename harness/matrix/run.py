@@ -142,7 +142,8 @@ class Matrix:
             count(len(cases), f"{combination.name}: not installable")
             return
         keys = {case.id: self.key(case, combination) for case in cases}
-        keep = environment.folder() / "pictures" / sha256(f"{self.mode} {combination.name}".encode()).hexdigest()[:12]
+        place = sha256(repr((self.mode, self.tag, _source(self.mode), combination)).encode()).hexdigest()[:12]
+        keep = environment.folder() / "pictures" / place
         for outcome in worker.run(
             ready, combination, list(keys), tag=self.tag, mode=self.mode, keep=keep, stop=self._stop
         ):

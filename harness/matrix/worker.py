@@ -6,6 +6,7 @@ a line as each case ends, so that whatever kills the process, what was measured 
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -168,4 +169,8 @@ def _golden(line: dict[str, Any], combination: Combination) -> Outcome:
 def _plain(line: dict[str, Any], combination: Combination, keep: Path) -> Outcome:
     message = line.pop("message")
     status: Status = "crash" if message else "green"
+    if message.startswith("NoPlainScript: ") or re.match(
+        r"AttributeError: module diffusers\S* has no attribute", message
+    ):
+        status = "lacks"
     return Outcome(combination=combination, status=status, message=message, pictures=str(keep), **line)
