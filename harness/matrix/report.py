@@ -31,6 +31,7 @@ def merge(
         "mode": mode,
         "otherwise": base,
         "cases": len({o.case for o in outcomes}),
+        "models": models,
         "counts": {status: counts[status] for status in reversed(WORST) if counts[status]},
         "combinations": [
             {
@@ -70,8 +71,7 @@ def _rows(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header, and a row a model: the status in each combination."""
     combinations = content["combinations"]
     head = ["model", *(short(c) for c in combinations)]
-    models = list(dict.fromkeys(m for c in combinations for m in c["models"]))
-    return head, [[m, *(_word(c, m) for c in combinations)] for m in models]
+    return head, [[m, *(_word(c, m) for c in combinations)] for m in content["models"]]
 
 
 def short(combination: dict[str, Any]) -> str:
@@ -157,8 +157,8 @@ def _again(finding: Finding, mode: Mode) -> str:
     seen += [] if finding.first.transformers in seen else [finding.first.transformers]
     plain = " --plain" if mode == "plain" else ""
     command = (
-        f"lora-drift matrix{plain} --diffusers {' --diffusers '.join(releases)} "
-        f"--transformers {' --transformers '.join(seen)} --case {finding.cases[0]}"
+        f"lora-drift matrix{plain} --diffusers {' '.join(releases)} "
+        f"--transformers {' '.join(seen)} --case {finding.cases[0]}"
     )
     script = f"\n\n```python\n{finding.script}\n```" if finding.script else ""
     return f" Reproduce (without weights): `{command}`{script}"

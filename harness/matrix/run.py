@@ -1,5 +1,6 @@
 """`lora-drift matrix`: every combination, every case, once; what was measured before is not measured again."""
 
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from harness.matrix import MatrixError, checkouts, environment, worker
 from harness.matrix.environment import FROM_GIT, Combination, NotInstallable
 from harness.matrix.worker import Mode, Outcome
 from harness.minihub import factory
+from pipelines import MODELS
 
-MATTERS = ("pipelines/**/*.py", "harness/*.py", "harness/*.json", "harness/minihub/**/*.py", "cases/known.yaml")
-"""Files of the project, besides cases and goldens, that a result depends on."""
+MATTERS = ("pipelines/*.py", "pipelines/models/*.py", "harness/*.py", "harness/*.json", "harness/minihub/**/*.py",
+           "cases/known.yaml")  # fmt: skip
+"""Files of the project that every result depends on, besides the model's row, family, cases and goldens."""
 APART = ("harness/cli.py", "harness/checking.py", "harness/measure.py", "harness/coverage.py")
 Note = Callable[[int, int, str], None]
 """Called as (cases done, cases in all, what ended last)."""
@@ -58,9 +61,22 @@ class Store:
 
 @cache
 def _source(mode: Mode) -> str:
-    """Hash of the project's own files that results depend on."""
+    """Hash of the project's files that every result depends on."""
     apart = APART if mode == "plain" else (*APART, "harness/plain.py")
-    paths = {path for pattern in MATTERS for path in ROOT.glob(pattern)} - {ROOT / name for name in apart}
+    return _hash({path for pattern in MATTERS for path in ROOT.glob(pattern)} - {ROOT / name for name in apart})
+
+
+@cache
+def _family(model: str) -> str:
+    """Hash of the model's row and of its family's modules."""
+    home, family = ROOT / "pipelines" / "families", MODELS[model].family
+    text = (home / f"{family}.py").read_text(encoding="utf-8")
+    others = re.findall(r"^from pipelines\.families import (.+)$", text, re.MULTILINE)
+    names = {family, *(name.strip() for line in others for name in line.split(","))}
+    return sha256(repr(MODELS[model]).encode()).hexdigest() + _hash({home / f"{name}.py" for name in names})
+
+
+def _hash(paths: set[Path]) -> str:
     digest = sha256()
     for path in sorted(paths):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
@@ -73,7 +89,7 @@ def key_of(case: Case, combination: Combination, tag: str, mode: Mode, checkout:
     recorded = sha256(golden.read_bytes()).hexdigest() if golden.is_file() else None
     parts: list[Any] = [
         mode, tag, case.id, case.sha256, recorded, factory.manifest_sha256(case.model), _source(mode),
-        combination.model_dump_json(), environment.borrowed_versions(),
+        _family(case.model), combination.model_dump_json(), environment.borrowed_versions(),
     ]  # fmt: skip
     if combination.diffusers.startswith(FROM_GIT) and checkout is not None:
         parts.append(checkouts.resolve(checkout, combination.diffusers.removeprefix(FROM_GIT)))
