@@ -12,7 +12,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -32,7 +32,7 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
 
     gpu = {"gpu": torch.cuda.get_device_name(0)} if device.startswith("cuda") and torch.cuda.is_available() else {}
     return {
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),

@@ -33,7 +33,7 @@ def ref_of(checkout: Path, release: str) -> tuple[str, str]:
     try:
         return checkouts.resolve(checkout, f"v{release}"), ""
     except CheckoutError:
-        for newest in ("origin/HEAD", "HEAD"):
+        for newest in ("origin/HEAD", "main", "HEAD"):
             try:
                 return checkouts.resolve(
                     checkout, newest

@@ -10,14 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from hashlib import sha256
-from importlib.metadata import distributions
 from pathlib import Path
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from harness.cases import ROOT
+from harness.environment import PACKAGES, version_of
 from harness.matrix import checkouts
 from harness.minihub.factory import default_home
 
@@ -79,9 +80,10 @@ def borrowed() -> list[str]:
     return [path for path in sys.path if path.rstrip("/").endswith(("site-packages", "dist-packages"))]
 
 
-def borrowed_versions() -> str:
-    """A hash of every package that environments borrow."""
-    return sha256("\n".join(sorted({f"{d.name}=={d.version}" for d in distributions()})).encode()).hexdigest()[:16]
+@cache
+def borrowed_versions() -> tuple[str | None, ...]:
+    """Versions of what environments borrow, as far as pictures depend on it."""
+    return tuple(version_of(package) for package in PACKAGES)
 
 
 def requirements(combination: Combination) -> list[str]:
