@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from harness.cases import ROOT
 from harness.cli import app
 from harness.matrix import checkouts, findings, report, run, worker
 from harness.matrix.environment import Combination, Environment
@@ -253,6 +254,40 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     found = outcomes_of(interpreter(tmp_path, "tell(cases[0])\ntime.sleep(600)\n"), ["a/one", "a/two"], tmp_path)
     assert found["a/one"].status == "green"
     assert found["a/two"].message == "no case ended within 1 s"
+
+
+# --------------------------------------------------------------------------------------------------------- workflows
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize(
+    "linter",
+    [("check-jsonschema", "--builtin-schema", "vendor.github-workflows"), ("zizmor", "--offline", "--no-progress")],
+)
+def test_the_workflows_are_valid_and_safe(linter: tuple[str, ...]) -> None:
+    command = [str(Path(sys.executable).with_name(linter[0])), *linter[1:], *map(str, WORKFLOWS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert len(WORKFLOWS) == 2
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("there", "called"), [("7", "issue edit 7"), ("", "issue create --title Drift")])
+def test_an_issue_is_updated_where_one_is_open(tmp_path: Path, there: str, called: str) -> None:
+    """`gh` and `jq` are scripts that note how they are called; the issue's text is kept."""
+    scripts = {
+        "gh": f'echo "$@" >>{tmp_path}/calls; for last; do :; done; [ ! -f "$last" ] || cp "$last" {tmp_path}/body',
+        "jq": f"cat >/dev/null; echo {there}",
+    }
+    for name, body in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "matrix.md").write_text("ltx2: drift\n")
+    url = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "a/b", "GITHUB_RUN_ID": "5"}
+    variables = {**os.environ, **url, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([ROOT / ".github" / "issue", "Drift", tmp_path / "matrix.md"], env=variables, check=True)
+    assert (tmp_path / "calls").read_text().splitlines()[-1].startswith(called)
+    assert (tmp_path / "body").read_text() == "ltx2: drift\n\n\nRun: https://example.org/a/b/actions/runs/5\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- findings

@@ -120,7 +120,7 @@ def _ours() -> dict[str, str]:
 
 
 def _bisect(clone: Path, good: str, bad: str, command: list[str]) -> str:
-    git(clone, "bisect", "start", bad, good)
+    git(clone, "bisect", "start", bad, good, "--", "src/diffusers")
     done = subprocess.run(["git", "bisect", "run", *command], cwd=clone, env=_ours(), capture_output=True, text=True)
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -166,11 +166,12 @@ def _golden(line: dict[str, Any], combination: Combination) -> Outcome:
     )
 
 
+LACKING = re.compile(r"(Unsupported|NoPlainScript): |AttributeError: module diffusers\S* has no attribute ")
+"""Messages of a release that has not the classes that a model needs."""
+
+
 def _plain(line: dict[str, Any], combination: Combination, keep: Path) -> Outcome:
     message = line.pop("message")
-    status: Status = "crash" if message else "green"
-    if message.startswith("NoPlainScript: ") or re.match(
-        r"AttributeError: module diffusers\S* has no attribute", message
-    ):
-        status = "lacks"
-    return Outcome(combination=combination, status=status, message=message, pictures=str(keep), **line)
+    status: Status = "lacks" if LACKING.match(message) else "crash" if message else "green"
+    pictures = str(keep) if status == "green" else None
+    return Outcome(combination=combination, status=status, message=message, pictures=pictures, **line)
