@@ -102,7 +102,7 @@ class _Process:
         if mode == "golden":
             self.file = scratch / "results.jsonl"
             files = [str(CASES / f"{case_id}.yaml") for case_id in case_ids]
-            arguments = ["pytest", *files, "--drift-json", str(self.file), "--drift-no-controls", "--drift-tag", tag,
+            arguments = ["pytest", "-p", "harness.plugin", *files, "--drift-json", str(self.file), "--drift-no-controls", "--drift-tag", tag,
                          "--drift-device", "cpu", "--drift-out", str(keep), "-p", "no:cacheprovider", "-q",
                          "--disable-warnings"]  # fmt: skip
         else:
@@ -110,7 +110,9 @@ class _Process:
             self.file.unlink(missing_ok=True)
             arguments = ["harness.plain", str(keep), tag, *case_ids]
         self.command = [str(environment.python), "-m", *arguments]
-        self.variables, self.log = environment.variables(), scratch / "log"
+        # Plugins that happen to be installed cost seconds at each start.
+        self.variables = {**environment.variables(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        self.log = scratch / "log"
         self.last_words = ""
 
     def lines(self, stop: Event) -> Iterator[dict[str, Any]]:
