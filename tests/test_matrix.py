@@ -92,7 +92,7 @@ def test_a_changed_default_is_found_and_bisected_to_its_commit(faulty: Path, tmp
     assert finding["bisection"]["commit"] == culprit
     assert finding["bisection"]["changed"] == [f"DDPMScheduler ({SCHEDULER})"]
     assert finding["boundary"] == bad["models"]["sd15"]["boundary"] == "step0/latents"
-    for words in (culprit, "Variance as in the paper", "DDPMScheduler", "step0/latents", "--case sd15/base"):
+    for words in (culprit, "Variance as in the paper", "DDPMScheduler", "step0/latents", "5 steps", "--case sd15/base"):
         assert words in finding["paragraph"]
         assert words in done.stdout
         assert words in (tmp_path / "o" / "matrix.md").read_text()

@@ -40,6 +40,7 @@ class Finding(BaseModel):
     pixel_max: float | None = None
     pixel_mean: float | None = None
     message: str = ""
+    settings: str = ""
     script: str | None = None
     bisection: Bisection | None = None
     why_not_bisected: str = ""
@@ -125,7 +126,8 @@ def _merge(found: dict[tuple[object, ...], Finding], outcome: Outcome, before: C
         found[alike] = Finding(
             model=outcome.model, cases=[outcome.case], status=outcome.status, first=outcome.combination, before=before,
             transformers=[outcome.combination.transformers], boundary=outcome.boundary, error=outcome.error,
-            pixel_max=outcome.pixel_max, pixel_mean=outcome.pixel_mean, message=outcome.message, script=outcome.script,
+            pixel_max=outcome.pixel_max, pixel_mean=outcome.pixel_mean, message=outcome.message,
+            settings=outcome.settings, script=outcome.script,
         )  # fmt: skip
         return
     if outcome.case not in finding.cases:

@@ -43,6 +43,8 @@ class Outcome(BaseModel):
     """How far, relative; None: of another shape, or not known."""
     pixel_max: float | None = None
     pixel_mean: float | None = None
+    settings: str = ""
+    """Golden: what was rendered, in words."""
     seconds: float = 0.0
     pictures: str | None = None
     """Plain: folder of picture and trace."""
@@ -102,9 +104,9 @@ class _Process:
         if mode == "golden":
             self.file = scratch / "results.jsonl"
             files = [str(CASES / f"{case_id}.yaml") for case_id in case_ids]
-            arguments = ["pytest", "-p", "harness.plugin", *files, "--drift-json", str(self.file), "--drift-no-controls", "--drift-tag", tag,
-                         "--drift-device", "cpu", "--drift-out", str(keep), "-p", "no:cacheprovider", "-q",
-                         "--disable-warnings"]  # fmt: skip
+            arguments = ["pytest", "-p", "harness.plugin", "-p", "no:cacheprovider", "-q", "--disable-warnings", *files,
+                         "--drift-json", str(self.file), "--drift-no-controls", "--drift-tag", tag,
+                         "--drift-device", "cpu", "--drift-out", str(keep)]  # fmt: skip
         else:
             self.file = keep / "results.jsonl"
             self.file.unlink(missing_ok=True)
@@ -164,8 +166,16 @@ def _golden(line: dict[str, Any], combination: Combination) -> Outcome:
         error=first.error if first and status != "green" else None,
         pixel_max=values.get("pixel_max"),
         pixel_mean=values.get("pixel_mean"),
+        settings=_in_words(result.settings) if result.settings else "",
         seconds=result.seconds,
     )
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    frames = f", {settings['num_frames']} frames" if settings["num_frames"] > 1 else ""
+    lora = f", LoRA {settings['lora_mode']} at {settings['multiplier']:g}" if settings["lora_mode"] else ""
+    return (f"{settings['width']}x{settings['height']}{frames}, {settings['steps']} steps, guidance "
+            f"{settings['guidance_scale']:g}, seed {settings['seed']}{lora}")  # fmt: skip
 
 
 LACKING = re.compile(r"(Unsupported|NoPlainScript): |AttributeError: module diffusers\S* has no attribute ")
