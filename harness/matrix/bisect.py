@@ -44,11 +44,12 @@ def ref_of(checkout: Path, release: str) -> tuple[str, str]:
 
 
 class Bisector:
-    """Bisects findings, one after the other: a commit that explained one is tried first for the next."""
+    """Bisects findings, one after the other: a commit that explained one, or one of an earlier run, is tried first."""
 
     def __init__(self, checkout: Path, *, tag: str, mode: Mode) -> None:
         self.checkout, self.tag, self.mode = checkout, tag, mode
-        self.culprits: list[str] = []
+        self._file = environment.folder() / "culprits"
+        self.culprits = self._file.read_text(encoding="utf-8").split() if self._file.is_file() else []
 
     def explain(self, finding: Finding, reference: Outcome | None) -> Bisection:
         """The commit with which `finding` begins. `reference`: of a plain drift, the outcome before it.
@@ -63,22 +64,12 @@ class Bisector:
             raise NotBisected(f"Diffusers is the same: it comes from {_others(before, first)}")
         good, _ = ref_of(self.checkout, before.diffusers)
         bad, remark = ref_of(self.checkout, first.diffusers)
-        question = {
-            "environment": str(environment.build(first, self.checkout).python),
-            "combination": first.model_dump(),
-            "case": finding.cases[0],
-            "status": finding.status,
-            "kind": finding.message.partition(":")[0] if finding.status == "crash" else None,
-            "tag": self.tag,
-            "mode": self.mode,
-            "reference": reference.pictures if reference else None,
-        }
         with tempfile.TemporaryDirectory(prefix="lora-drift-bisect-") as scratch:
             clone = checkouts.clone(self.checkout, Path(scratch) / "diffusers")
             asked = Path(scratch) / "question.json"
-            asked.write_text(json.dumps(question), encoding="utf-8")
+            asked.write_text(json.dumps(self._question(finding, reference)), encoding="utf-8")
             ask = _Ask(clone, asked)
-            for culprit in self.culprits:
+            for culprit in set(self.culprits) & set(git(clone, "rev-list", f"{good}..{bad}").split()):
                 if ask.at(culprit) == BAD and ask.at(f"{culprit}^") == GOOD:
                     return describe(self.checkout, culprit)
             # A release on the package registry may differ from what the checkout has for it.
@@ -87,8 +78,25 @@ class Bisector:
             if not first.diffusers.startswith(FROM_GIT):
                 _expect(ask.at(bad), BAD, bad, f"Diffusers {first.diffusers}" + (f" ({remark})" if remark else ""))
             commit = _bisect(clone, good, bad, ask.command)
-        self.culprits.append(commit)
+        self._keep(commit)
         return describe(self.checkout, commit)
+
+    def _question(self, finding: Finding, reference: Outcome | None) -> dict[str, Any]:
+        return {
+            "environment": str(environment.build(finding.first, self.checkout).python),
+            "combination": finding.first.model_dump(),
+            "case": finding.cases[0],
+            "status": finding.status,
+            "kind": finding.message.partition(":")[0] if finding.status == "crash" else None,
+            "tag": self.tag,
+            "mode": self.mode,
+            "reference": reference.pictures if reference else None,
+        }
+
+    def _keep(self, commit: str) -> None:
+        self.culprits.append(commit)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text("\n".join(self.culprits) + "\n", encoding="utf-8")
 
 
 def _others(before: Combination, first: Combination) -> str:
