@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import pipelines
 from harness.cases import ROOT
 from harness.cli import app
 from harness.matrix import checkouts, findings, report, run, worker
@@ -24,6 +25,8 @@ from harness.matrix.findings import Finding
 from harness.matrix.worker import Outcome, Status
 from harness.minihub import factory
 from harness.trace import Trace
+from pipelines import runtime
+from pipelines.errors import Unsupported
 
 HERE = version("diffusers")
 FAULT = (' = "fixed_small"', ' = "fixed_large"')
@@ -214,10 +217,10 @@ def interpreter(folder: Path, body: str) -> Environment:
         "import json, os, re, sys, time\n"
         "cases = [m[1] for m in (re.search(r'cases/(.+/.+)\\.yaml$', word) for word in sys.argv) if m]\n"
         "out = sys.argv[sys.argv.index('--drift-json') + 1]\n"
-        "def tell(case):\n"
+        "def tell(case, **fields):\n"
         "    with open(out, 'a') as stream:\n"
         "        result = {'case': case, 'model': case.split('/')[0], 'tag': 't', 'tier': 'mini', 'device': 'cpu'}\n"
-        "        stream.write(json.dumps(result | {'dtype': 'float32', 'verdict': 'match'}) + '\\n')\n" + body
+        "        stream.write(json.dumps(result | {'dtype': 'float32', 'verdict': 'match'} | fields) + '\\n')\n" + body
     )
     script.chmod(0o755)
     return Environment(script, ())
@@ -254,6 +257,20 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     found = outcomes_of(interpreter(tmp_path, "tell(cases[0])\ntime.sleep(600)\n"), ["a/one", "a/two"], tmp_path)
     assert found["a/one"].status == "green"
     assert found["a/two"].message == "no case ended within 1 s"
+
+
+def test_a_release_without_the_classes_is_refused_at_load_and_counts_as_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "version", lambda package: "0.37.1")
+    with pytest.raises(Unsupported) as refused:
+        pipelines.load("ltx2.3")
+    assert str(refused.value).startswith("ltx2.3 needs diffusers>=0.38, 0.37.1 is installed: pip install")
+    assert pipelines.load("ltx2").spec.id == "ltx2"
+    message = f"Unsupported: {refused.value}"
+    body = f"tell('ltx2.3/base', verdict='error', message={message!r})\n"
+    found = outcomes_of(interpreter(tmp_path, body), ["ltx2.3/base"], tmp_path)["ltx2.3/base"]
+    assert (found.status, found.message) == ("lacks", message)
 
 
 # --------------------------------------------------------------------------------------------------------- workflows
