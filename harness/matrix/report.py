@@ -6,10 +6,13 @@ from typing import Any
 from rich.table import Table
 
 from harness.matrix.environment import FROM_GIT
-from harness.matrix.findings import Bisection, Finding
+from harness.matrix.findings import Finding
 from harness.matrix.worker import Mode, Outcome, Status
+from pipelines import MODELS
 
 SCHEMA = 1
+NAMED = 6
+"""How many of a commit's changes a paragraph names."""
 WORST: tuple[Status, ...] = ("not installable", "crash", "drift", "lacks", "green")
 COLOURS = {"green": "green", "lacks": "yellow", "drift": "red", "crash": "red", "not installable": "magenta"}
 WELL: frozenset[Status] = frozenset({"green", "lacks"})
@@ -145,9 +148,19 @@ def _since(finding: Finding) -> str:
 def _because(finding: Finding) -> str:
     if finding.bisection is None:
         return f" Not bisected: {finding.why_not_bisected}." if finding.why_not_bisected else ""
-    found: Bisection = finding.bisection
-    changed = ", ".join(found.changed[:6]) + (f" and {len(found.changed) - 6} more" if len(found.changed) > 6 else "")
-    return f" Begins with {found.commit} ({found.date}, “{found.subject}”), which changes {changed}."
+    found = finding.bisection
+    row = MODELS[finding.model]
+
+    def nearness(change: str) -> int:
+        """The model's own classes first, then what it is made of, then helpers."""
+        name, _, place = change.partition(" (")
+        folder = (place or name).split("/")[0]
+        known = ["pipelines", "schedulers", "models"]
+        return 0 if name in (row.pipeline, row.scheduler.cls) else 1 + (known.index(folder) if folder in known else 3)
+
+    changed = sorted(found.changed, key=nearness)
+    shown = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
+    return f" Begins with {found.commit} ({found.date}, “{found.subject}”), which changes {shown}."
 
 
 def _again(finding: Finding, mode: Mode) -> str:
