@@ -103,13 +103,15 @@ class Matrix:
                  checkout: Path | None = None) -> None:  # fmt: skip
         self.cases, self.combinations = cases, combinations
         self.tag, self.mode, self.checkout = tag, mode, checkout
+        # Once, so that a file that changes while the matrix runs cannot part results from their cases.
+        self.keys = {(case.id, c): key_of(case, c, tag, mode, checkout) for c in combinations for case in cases}
         self.store = Store(environment.folder() / f"{mode}.jsonl")
         self._stop = threading.Event()
         self.refused: dict[Combination, str] = {}
         """Combinations that cannot be installed -> why."""
 
     def key(self, case: Case, combination: Combination) -> str:
-        return key_of(case, combination, self.tag, self.mode, self.checkout)
+        return self.keys[case.id, combination]
 
     def run(self, jobs: int, note: Note) -> list[Outcome]:
         """Run what is not stored, `jobs` combinations at a time; returns every outcome, combination by combination."""
