@@ -34,13 +34,14 @@ class Adapter:
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
         """Make `lora` the one that is applied; None restores the base model."""
         # The same file may be given to the one expert or to the other.
-        state = None if lora is None else (lora.sha256, {d.component for d in lora.deltas}, multiplier, mode)
+        state = None if lora is None else (lora.sha256, lora.strengths, {d.component for d in lora.deltas}, multiplier, mode)
         if state == self._state:
             return
         self._restore()
         try:
-            for delta in lora.deltas if lora is not None else ():
-                self._apply(delta, multiplier, mode)
+            if lora is not None:
+                for delta in lora.deltas:
+                    self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode)
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
             self._restore()
             raise

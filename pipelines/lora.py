@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -130,6 +130,8 @@ class Lora:
     sha256: tuple[str, ...]
     deltas: tuple[Delta, ...]
     coverage: Coverage
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """Component -> what its multiplier is multiplied with; 1 if not named. The trainer has one multiplier for both."""
 
 
 def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_partial: bool = False) -> Lora:

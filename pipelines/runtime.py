@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,8 +55,8 @@ class Output:
 class Base:
     """One loaded base model. Loads at first use, once; every `Pipeline` made from it shares it."""
 
-    def __init__(self, spec: ModelSpec, repo: str, device: str, dtype: str) -> None:
-        self.spec, self.repo, self.device, self.dtype = spec, repo, device, dtype
+    def __init__(self, spec: ModelSpec, repo: str, device: str, dtype: str, *, offload: bool = False) -> None:
+        self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
@@ -71,12 +71,16 @@ class Base:
 
         _ = self.shapes  # a wrong `base` shows here, before gigabytes are read
         try:
-            return self.family.load(self.spec, self.repo, getattr(torch, self.dtype)).to(self.device)
+            pipe = self.family.load(self.spec, self.repo, getattr(torch, self.dtype))
         except OSError as error:
             raise RequestError(
                 f"{self.repo} could not be loaded: {error} (is it downloaded, is the network there, does it need a "
                 "login with `hf auth login`?)"
             ) from error
+        if not self.offload:
+            return pipe.to(self.device)
+        pipe.enable_model_cpu_offload(device=self.device)
+        return pipe
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -103,6 +107,7 @@ class Pipeline:
         low: str | Path | None = None,
         mode: LoraMode | None = None,
         allow_partial: bool = False,
+        strengths: Mapping[str, float] | None = None,
     ) -> Pipeline:
         """The same model with a LoRA, checked against the model's layout before any weights load.
 
@@ -112,6 +117,7 @@ class Pipeline:
             mode: "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
                 trainer does for this model.
             allow_partial: accept a file of which only some keys belong to the model.
+            strengths: "high" and "low" -> what the multiplier is multiplied with for that expert.
 
         Raises:
             LoraError: a file is damaged or does not (wholly) belong to this model.
@@ -120,6 +126,7 @@ class Pipeline:
         if not files:
             raise RequestError("with_lora() needs a file: path, or high and low")
         lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
+        lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
         return replace(self, lora=lora, mode=mode or self.spec.lora_mode)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
@@ -170,6 +177,7 @@ class Pipeline:
             else {
                 "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
                 "mode": self.mode,
+                **({"strengths": dict(lora.strengths)} if lora.strengths else {}),
                 **lora.coverage.as_dict(),
             },
             "settings": settings.as_dict(),
@@ -188,6 +196,7 @@ def load(
     device: str = "cpu",
     dtype: str | None = None,
     toolkit: str = TOOLKITS[-1],
+    offload: bool = False,
 ) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
 
@@ -195,6 +204,7 @@ def load(
         toolkit: version of the trainer whose samples to reproduce, a member of `pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
+        offload: keep each component in main memory but while it computes.
 
     Raises:
         RequestError: unknown model, dtype or trainer version.
@@ -206,7 +216,7 @@ def load(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
-    return Pipeline(Base(spec, base or spec.base, device, dtype))
+    return Pipeline(Base(spec, base or spec.base, device, dtype, offload=offload))
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

@@ -1,0 +1,238 @@
+"""From a request's body to a job: every mistake that can be seen without a GPU is answered with 400 here."""
+
+import asyncio
+import random
+import shutil
+import uuid
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import MODELS, ModelSpec, RequestError
+from pipelines.settings import Request, resolve
+from server import controls, fetch, loras
+from server.config import Settings
+from server.errors import bad
+from server.jobs import Job, LoraFile, Prompt, Secrets
+from server.loras import LoraFileError
+from server.schemas import InferenceRequest, LoraItem, PromptItem, Verified
+
+LARGEST_SIDE = 4096
+MOST_FRAMES = 1000
+PICTURES, VIDEOS = ("jpg", "png", "webp"), ("mp4", "mkv", "webp")
+
+
+async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secrets]:
+    """Check a request and lay its control images by.
+
+    Raises:
+        ApiError: with a code that says what is wrong, and the remedy.
+    """
+    spec = _spec(asked.model)
+    _check_experts(spec, asked.loras)
+    files, secrets = await _loras(asked, settings)
+    verified = vouching(spec.id, (asked.lora_mode or spec.lora_mode) if asked.loras else None)
+    dumped = None if verified is None else verified.model_dump()
+    if (asked.require_verified or settings.require_verified) and (
+        verified is None or verified.verdict not in ("match", "known")
+    ):
+        raise bad("NOT_VERIFIED", f"no golden case of {spec.id} in this configuration matches the trainer",
+                  verified=dumped)  # fmt: skip
+    picture, video = _formats(asked.output_format, spec)
+    prompts = [Prompt(fields=_fields(item, i, asked, files)) for i, item in enumerate(asked.prompts)]
+    for i, (item, prompt) in enumerate(zip(asked.prompts, prompts, strict=True)):
+        _check_controls(spec, item, i)
+        _check_prompt(spec, prompt.fields, i)
+    if asked.webhook_url is not None:
+        _check_webhook(asked.webhook_url, settings)
+    job = Job(
+        id=str(uuid.uuid4()),
+        model=spec.id,
+        loras=files,
+        prompts=prompts,
+        lora_mode=asked.lora_mode,
+        picture_format=picture,
+        video_format=video,
+        quality=asked.output_quality,
+        output_folder=str(settings.output_base_path.resolve()),
+        verified=dumped,
+    )
+    try:
+        await _keep_controls(job, spec, asked.prompts, settings)
+    except BaseException:
+        forget_controls(job.id, settings)
+        raise
+    return job, secrets
+
+
+def warnings_of(asked: InferenceRequest) -> list[str]:
+    return [
+        f"prompts[{i}].sampler is ignored: the scheduler is the trainer's"
+        for i, item in enumerate(asked.prompts)
+        if item.model_fields_set & {"sampler"}
+    ]
+
+
+@cache
+def vouching(model: str, lora_mode: str | None) -> Verified | None:
+    from harness.coverage import covering
+    from harness.recorder import pins
+
+    found = covering(model, lora_mode, pins.newest())
+    return None if found is None else Verified(**found)
+
+
+def _spec(model: str) -> ModelSpec:
+    if model not in MODELS:
+        raise bad("MODEL_NOT_FOUND", f"model {model!r} is not supported", supported_models=list(MODELS))
+    return MODELS[model]
+
+
+# -------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def _check_experts(spec: ModelSpec, items: list[LoraItem]) -> None:
+    given = [item.model_dump(exclude={"path"}, exclude_none=True) for item in items]
+    experts = [item.transformer for item in items]
+    if len(spec.denoisers) > 1:
+        if None in experts:
+            raise bad("MOE_FORMAT_REQUIRED", f"{spec.id} has two experts: give each LoRA `transformer: low` or `high`",
+                      loras=given)  # fmt: skip
+        if len(set(experts)) != len(experts):
+            raise bad("SINGLE_MOE_CONFIG_ONLY", f"{spec.id} takes one LoRA for each of low and high", loras=given)
+    elif any(experts):
+        raise bad("MOE_FORMAT_NOT_SUPPORTED", f"{spec.id} has one transformer: leave `transformer` out", loras=given)
+    elif len(items) > 1:
+        raise bad("SINGLE_LORA_ONLY", f"{spec.id} takes one LoRA", loras=given)
+
+
+async def _loras(asked: InferenceRequest, settings: Settings) -> tuple[list[LoraFile], Secrets]:
+    files = []
+    secrets = Secrets(hf_token=None if asked.hf_token is None else asked.hf_token.get_secret_value())
+    for i, item in enumerate(asked.loras):
+        strength = 1.0 if item.network_multiplier is None else item.network_multiplier
+        file = LoraFile(expert=item.transformer or "", label=item.path, strength=strength, sha256=item.sha256)
+        if loras.is_url(item.path):
+            try:
+                fetch.check_url(item.path, private=settings.allow_private_urls)
+            except fetch.FetchError as error:
+                raise bad("LORA_URL_FORBIDDEN", str(error)) from error
+            file.label, secrets.urls[i] = fetch.shown(item.path), item.path
+        else:
+            path = await asyncio.to_thread(loras.local, settings.workflows_base_path, item.path)
+            try:
+                file.file, file.sha256 = str(path), await asyncio.to_thread(loras.inspect, path)
+            except LoraFileError as error:
+                raise bad("LORA_INVALID", f"LoRA file {item.path!r}: {error}".replace(str(path), item.path),
+                          path=item.path) from error  # fmt: skip
+            if item.sha256 not in (None, file.sha256):
+                raise bad("LORA_CHANGED", f"LoRA file {item.path!r} has the sha256 {file.sha256}, not the one given",
+                          path=item.path, sha256=file.sha256)  # fmt: skip
+        files.append(file)
+    if len({f.strength for f in files}) == 1:  # then it is the request's multiplier, as it is the trainer's
+        files = [f.model_copy(update={"strength": 1.0}) for f in files]
+    return files, secrets
+
+
+# ----------------------------------------------------------------------------------------------------------- prompts
+
+
+def _fields(item: PromptItem, index: int, asked: InferenceRequest, files: list[LoraFile]) -> dict[str, Any]:
+    """Arguments of `Pipeline.sample`, but for control images."""
+    shared = asked.loras[0].network_multiplier if asked.loras and all(f.strength == 1 for f in files) else None
+    multiplier = next((m for m in (item.network_multiplier, shared) if m is not None), 1.0)
+    return {
+        "prompt": item.prompt,
+        "negative": item.neg or "",
+        "width": item.width,
+        "height": item.height,
+        "steps": item.sample_steps,
+        "guidance_scale": item.guidance_scale,
+        "guidance_rescale": item.guidance_rescale,
+        "seed": random.SystemRandom().randrange(2**32) if item.seed == -1 else 42 + index if item.seed is None
+        else item.seed,
+        "multiplier": multiplier,
+        "num_frames": item.num_frames,
+        "fps": item.fps,
+        "trigger_word": item.trigger_word if item.trigger_word is not None else asked.trigger_word,
+        "ctrl_idx": item.ctrl_idx,
+        "do_cfg_norm": item.do_cfg_norm,
+    }  # fmt: skip
+
+
+def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
+    """The pipelines' own checks, and limits that flags in the prompt would slip past the schema."""
+    try:
+        settings = resolve(replace(spec, controls=(0, 0)), Request(**fields))
+    except RequestError as error:
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: {error}", prompt_index=index) from error
+    if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: at most {LARGEST_SIDE} pixels a side and {MOST_FRAMES} frames",
+                  prompt_index=index)  # fmt: skip
+
+
+def _formats(wanted: str | None, spec: ModelSpec) -> tuple[str, str]:
+    """(for pictures, for videos). A video model renders a picture when it is asked for one frame."""
+    known = {*PICTURES, *VIDEOS} if spec.kind == "video" else PICTURES
+    if wanted is not None and wanted not in known:
+        raise bad("OUTPUT_FORMAT", f"{spec.id} writes {', '.join(sorted(known))}, not {wanted}")
+    return wanted if wanted in PICTURES else "jpg", wanted if wanted in VIDEOS else "mp4"
+
+
+def _check_webhook(url: str, settings: Settings) -> None:
+    try:
+        fetch.check_url(url, private=settings.allow_private_urls)
+    except fetch.FetchError as error:
+        raise bad("WEBHOOK_FORBIDDEN", f"webhook_url: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------- control images
+
+
+def _slots(spec: ModelSpec, item: PromptItem) -> dict[str, str]:
+    """Field -> picture, in the model's order. Where a model takes several, the trainer copies `ctrl_img` to the first
+    slot when that is empty."""
+    numbered = {f"ctrl_img_{n}": getattr(item, f"ctrl_img_{n}") for n in (1, 2, 3)}
+    if item.ctrl_img and (spec.controls[1] < 2 or not item.ctrl_img_1):
+        numbered = {"ctrl_img": item.ctrl_img, **numbered}
+    return {field: picture for field, picture in numbered.items() if picture}
+
+
+def _check_controls(spec: ModelSpec, item: PromptItem, index: int) -> None:
+    fewest, most = spec.controls
+    given = len(_slots(spec, item))
+    where = {"model": spec.id, "prompt_index": index}
+    if given < fewest:
+        raise bad("CONTROL_IMAGE_REQUIRED", f"prompts[{index}]: {spec.id} needs {fewest} control image(s): "
+                  f"{'ctrl_img' if most == 1 else 'ctrl_img_1 to ctrl_img_3'}", **where)  # fmt: skip
+    if given > most:
+        raise bad("CONTROL_IMAGE_NOT_SUPPORTED", f"prompts[{index}]: {spec.id} takes {most or 'no'} control image(s), "
+                  f"{given} given", **where)  # fmt: skip
+
+
+async def _keep_controls(job: Job, spec: ModelSpec, items: list[PromptItem], settings: Settings) -> None:
+    folder = controls_folder(job.id, settings)
+    for i, (prompt, item) in enumerate(zip(job.prompts, items, strict=True)):
+        slots = _slots(spec, item)
+        if item.ctrl_img:
+            slots.setdefault("ctrl_img", item.ctrl_img)
+        paths = {}
+        for field, picture in slots.items():
+            label = f"prompts[{i}].{field}"
+            # Flex.2 knows an inpainting image, whose alpha channel counts, by its name.
+            kind = ".inpaint" if spec.family == "flex2" and item.ctrl_idx == 0 else ""
+            path = await controls.keep(picture, label, folder / f"{i}-{field}{kind}.png", settings)
+            prompt.controls[str(path)] = label
+            paths[field] = str(path)
+        prompt.fields["control"] = [paths[field] for field in _slots(spec, item)]
+        if spec.controls[1] > 1:
+            prompt.fields["ctrl_img"] = paths.get("ctrl_img")
+
+
+def controls_folder(request_id: str, settings: Settings) -> Path:
+    return settings.state / "controls" / request_id
+
+
+def forget_controls(request_id: str, settings: Settings) -> None:
+    shutil.rmtree(controls_folder(request_id, settings), ignore_errors=True)

@@ -1,0 +1,203 @@
+"""The ASGI application: `uvicorn server.app:app`, or `lora-drift serve`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from pipelines import MODELS, ModelSpec
+from server import admission, openai_api
+from server.config import MEGABYTE, Settings
+from server.deps import Named, Serving, authorized, submit
+from server.errors import ApiError, bad
+from server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
+from server.service import running
+from server.telemetry import log_to_stderr
+from server.times import iso
+
+PING_EVERY = 15.0
+"""Seconds after which an idle event stream says that it is alive."""
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": what}
+    for status, what in {
+        400: "The request is wrong: `code` and `message` say how to mend it",
+        401: "API key missing or wrong",
+        404: "No such request",
+        409: "In conflict with an earlier request",
+        413: "Body too large",
+        429: "The queue is full",
+    }.items()
+}
+v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS)
+
+
+@v1.post("/inference", tags=["inference"])
+async def create_inference(
+    asked: InferenceRequest,
+    service: Serving,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
+) -> Accepted:
+    """Queue a request. Poll `status_url` (or listen at `events_url`), then read `result_url`.
+
+    With an `Idempotency-Key`, sending the same body again returns the first request instead of queueing another.
+    """
+    if not asked.loras:
+        raise bad("LORA_FILE_REQUIRED", "loras: give at least one", loras=[])
+    row = await submit(service, asked, idempotency_key)
+    return Accepted(
+        request_id=row.id,
+        status=row.state,
+        status_url=service.request_url(row.id, "/status"),
+        result_url=service.request_url(row.id, "/result"),
+        events_url=service.request_url(row.id, "/events"),
+        cancel_url=service.request_url(row.id),
+        created_at=iso(row.created_at),
+        verified=row.job["verified"],
+        warnings=admission.warnings_of(asked),
+    )
+
+
+@v1.get("/requests/{request_id}/status", tags=["inference"])
+async def get_status(row: Named, service: Serving) -> Status:
+    return service.status(row)
+
+
+@v1.get("/requests/{request_id}/result", tags=["inference"])
+async def get_result(row: Named, service: Serving) -> Result:
+    """The outputs, with a receipt for each; null while the request is not finished."""
+    return service.result(row)
+
+
+@v1.delete("/requests/{request_id}", tags=["inference"])
+async def cancel(row: Named, service: Serving) -> Status:
+    """Cancel. What is being rendered ends at its next step, so the answer may still say `in_progress`."""
+    canceled = service.cancel(row.id)
+    if canceled is None:
+        raise ApiError(409, "ALREADY_FINISHED", "the request has finished", request_id=row.id)
+    return service.status(canceled)
+
+
+@v1.get("/requests/{request_id}/events", tags=["inference"], response_class=EventSourceResponse)
+async def get_events(named: Named, service: Serving) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished."""
+    async with service.listening(named.id) as event:
+        while (row := service.store.get(named.id)) is not None:
+            event.clear()
+            yield ServerSentEvent(event="status", data=service.status(row).model_dump())
+            if row.finished:
+                return
+            while not event.is_set():
+                try:
+                    await asyncio.wait_for(event.wait(), PING_EVERY)
+                except TimeoutError:
+                    yield ServerSentEvent(comment="waiting")
+
+
+@v1.get("/requests/{request_id}/files/{name}", tags=["inference"], response_class=FileResponse)
+async def get_file(row: Named, name: str) -> FileResponse:
+    """An output, under the name that the result gives it."""
+    paths = {path.name: path for path in (Path(output["file_path"]) for output in row.outputs or ())}
+    if name not in paths or not paths[name].is_file():
+        raise ApiError(404, "FILE_NOT_FOUND", f"request {row.id} has no file {name!r}", request_id=row.id)
+    return FileResponse(paths[name], filename=name, content_disposition_type="inline")
+
+
+@v1.get("/models", tags=["models"])
+async def list_models() -> Models:
+    """The models, their defaults, and whether a golden case vouches for them."""
+    models = await asyncio.to_thread(lambda: [_model_info(spec) for spec in MODELS.values()])
+    return Models(models=models, data=models)
+
+
+def _model_info(spec: ModelSpec) -> ModelInfo:
+    is_video = spec.kind == "video"
+    return ModelInfo(
+        id=spec.id,
+        owned_by=spec.base.partition("/")[0],
+        title=spec.title,
+        kind=spec.kind,
+        base_model=spec.base,
+        resolution_divisor=spec.size_divisor,
+        default_width=spec.width,
+        default_height=spec.height,
+        default_steps=spec.steps,
+        default_guidance_scale=spec.guidance_scale,
+        requires_control_image=spec.controls[0] > 0,
+        control_images=spec.controls,
+        is_video_model=is_video,
+        default_num_frames=spec.num_frames if is_video else None,
+        default_fps=spec.fps if is_video else None,
+        moe=len(spec.denoisers) > 1,
+        lora_mode=spec.lora_mode,
+        verified=admission.vouching(spec.id, spec.lora_mode),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- operation
+
+operation = APIRouter(tags=["operation"])
+
+
+@operation.get("/healthz")
+@operation.get("/health", include_in_schema=False)
+async def healthz() -> dict[str, str]:
+    """The server answers."""
+    return {"status": "healthy"}
+
+
+@operation.get("/readyz", responses={503: {"description": "It would not be rendered now"}})
+async def readyz(service: Serving) -> JSONResponse:
+    """A request would be rendered now."""
+    problem = service.dispatcher.problem
+    return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
+
+
+@operation.get("/metrics", dependencies=[Depends(authorized)], response_class=PlainTextResponse)
+async def metrics(service: Serving) -> Response:
+    """For Prometheus."""
+    return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """An application; nothing is opened or started before it is served."""
+    settings = settings or Settings()
+    log_to_stderr("server", debug=settings.debug)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="lora-drift",
+        version="1",
+        description="LoRA inference that reproduces the samples of ostris/ai-toolkit.",
+        lifespan=lifespan,
+        max_body_size=int(settings.max_body_mb * MEGABYTE),
+    )
+    app.state.settings = settings
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(RequestValidationError, openai_api.validation_error)
+    if settings.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
+    for router in (v1, openai_api.router, operation):
+        app.include_router(router)
+    return app
+
+
+def _answer(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    body = openai_api.error_body(error) if openai_api.serves(request) else error.body()
+    return JSONResponse(body, error.status)
+
+
+app = create_app()

@@ -1,0 +1,78 @@
+"""Settings, from environment variables of the same names in capitals (and from `.env`)."""
+
+from pathlib import Path
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEGABYTE = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Those of the specification, with its defaults (but for HOST), and ours."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    """The specification says 0.0.0.0: a server without an API key must be asked to face the network."""
+    port: int = 8000
+    base_url: str = ""
+    """Front of the URLs in answers; empty: `http://localhost:PORT`."""
+    device: str = "cuda"
+    enable_cpu_offload: bool = False
+    workflows_base_path: Path = Path("/app/ai-toolkit/lora_weights")
+    output_base_path: Path = Path("/tmp/inference_output")
+    ai_toolkit_path: Path | None = None
+    """Accepted and not needed: no pipeline imports the trainer."""
+    debug: bool = False
+    hf_token: SecretStr | None = None
+    model_cache_dir: Path | None = None
+    """Where Hugging Face repositories are cached; None: where they always are."""
+    inference_timeout: PositiveFloat = 3600
+    """Seconds from a request's start until its worker is stopped."""
+
+    state_path: Path | None = None
+    """Queue, downloaded LoRAs, control images; None: `OUTPUT_BASE_PATH/.server`."""
+    api_key: SecretStr | None = None
+    cors_origins: str = ""
+    """Comma-separated; empty: no other origin."""
+    require_verified: bool = False
+    """Refuse configurations that no golden case vouches for."""
+    allow_private_urls: bool = False
+    """Let LoRA, control image and webhook URLs name private addresses and plain http."""
+
+    max_body_mb: PositiveFloat = 64
+    max_lora_mb: PositiveFloat = 4096
+    max_image_mb: PositiveFloat = 20
+    max_image_megapixels: PositiveFloat = 50
+    lora_cache_gb: PositiveFloat = 20
+    download_timeout: PositiveFloat = 1800
+    max_queue: PositiveInt = 1000
+    max_tries: PositiveInt = 3
+    """Times that a request may be in flight while its worker or the server dies, before it fails."""
+    fairness_bound: NonNegativeInt = 8
+    """Times that a waiting request may be overtaken by one whose model is loaded."""
+    memory_budget_gb: PositiveFloat | None = None
+    """For loaded base models; None: four fifths of the device's memory, or half of the machine's on the CPU."""
+    result_ttl: PositiveFloat = 86400
+    """Seconds after which a finished request and its files are removed."""
+    webhook_secret: SecretStr | None = None
+    webhook_tries: PositiveInt = 8
+    webhook_first_delay: PositiveFloat = 2
+    """Seconds before the second try; each further one waits twice as long, an hour at most."""
+
+    @property
+    def state(self) -> Path:
+        return self.state_path or self.output_base_path / ".server"
+
+    @property
+    def token(self) -> str | None:
+        return None if self.hf_token is None else self.hf_token.get_secret_value()
+
+    @property
+    def url(self) -> str:
+        return (self.base_url or f"http://localhost:{self.port}").rstrip("/")
+
+    @property
+    def origins(self) -> list[str]:
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]

@@ -1,0 +1,133 @@
+"""Fetching what a client names, without letting it point the server at its own network."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import urljoin, urlsplit
+
+import httpx2 as httpx
+
+REDIRECTS = 5
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class FetchError(Exception):
+    """Says what went wrong without the URL's query, which may hold a signature."""
+
+
+def shown(url: str) -> str:
+    """The URL without user, query and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in _NAT64):
+        return False  # each holds an IPv4 address that nobody checked
+    return ip.is_global and not ip.is_multicast
+
+
+def check_url(url: str, *, private: bool) -> None:
+    """Refuse what needs no look at the network to refuse.
+
+    Raises:
+        FetchError: not an https URL with a host.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise FetchError(f"not a URL: {error}") from error
+    if parts.scheme != "https" and not (private and parts.scheme == "http"):
+        raise FetchError(f"{shown(url)}: only https URLs are fetched")
+    if not host or parts.username or parts.password or any(c.isspace() or ord(c) < 32 for c in url):
+        raise FetchError(f"{shown(url)}: give a host, and no user or password")
+
+
+async def _address(url: str, *, private: bool) -> str:
+    """An address of the URL's host, checked; the connection goes there, so that no second look-up can change it."""
+    parts = urlsplit(url)
+    port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise FetchError(f"{shown(url)}: its host has no address ({error.strerror or error})") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not private and not all(map(is_public, addresses)):
+        raise FetchError(f"{shown(url)}: private and local addresses are not fetched from")
+    return addresses[0]
+
+
+@asynccontextmanager
+async def request(
+    method: str,
+    url: str,
+    *,
+    private: bool,
+    timeout: float,
+    headers: Mapping[str, str] | None = None,
+    token: str | None = None,
+    content: bytes | None = None,
+) -> AsyncIterator[httpx.Response]:
+    """An answer (its body not yet read), after redirects that were each checked like the first URL.
+
+    The token is sent to the first URL's host only.
+
+    Raises:
+        FetchError: refused, unreachable, too slow, or too many redirects.
+    """
+    home = urlsplit(url).netloc
+    # No environment: a proxy would look the host up again, and .netrc holds other people's passwords.
+    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30)) as client:
+        try:
+            async with asyncio.timeout(timeout):
+                for _ in range(REDIRECTS + 1):
+                    check_url(url, private=private)
+                    parts = urlsplit(url)
+                    pinned = httpx.URL(url).copy_with(host=await _address(url, private=private))
+                    bearer = {"Authorization": f"Bearer {token}"} if token and parts.netloc == home else {}
+                    sent = client.build_request(
+                        method,
+                        pinned,
+                        # identity: what is counted on the way in is what is kept.
+                        headers={**(headers or {}), **bearer, "Host": parts.netloc, "Accept-Encoding": "identity"},
+                        content=content,
+                        extensions={"sni_hostname": parts.hostname},
+                    )
+                    response = await client.send(sent, stream=True)
+                    if not response.is_redirect or method != "GET":
+                        yield response
+                        await response.aclose()
+                        return
+                    await response.aclose()
+                    url = urljoin(url, response.headers["location"])
+                raise FetchError(f"{shown(url)}: more than {REDIRECTS} redirects")
+        except TimeoutError as error:
+            raise FetchError(f"{shown(url)}: not finished after {timeout:g} s") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FetchError(f"{shown(url)}: {type(error).__name__}") from error
+
+
+async def chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
+    """The body, as long as it is within `limit` bytes.
+
+    Raises:
+        FetchError: not a 200, compressed, larger than the limit, or shorter than announced.
+    """
+    url = shown(str(response.request.url.copy_with(host=response.request.extensions["sni_hostname"])))
+    if response.status_code != 200:
+        raise FetchError(f"{url}: answered {response.status_code}")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise FetchError(f"{url}: answered with a compressed body")
+    announced = response.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise FetchError(f"{url}: larger than {limit} bytes")
+    count = 0
+    async for chunk in response.aiter_raw():
+        count += len(chunk)
+        if count > limit:
+            raise FetchError(f"{url}: larger than {limit} bytes")
+        yield chunk

@@ -1,0 +1,258 @@
+"""What the routes share: the queue, the dispatcher, and the tasks that run beside the requests."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from server import webhooks
+from server.admission import controls_folder
+from server.config import MEGABYTE, Settings
+from server.fetch import FetchError
+from server.jobs import Job, Secrets
+from server.loras import Downloads, LoraFileError
+from server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
+from server.schemas import Outputs as OutputLists
+from server.store import Row, Store
+from server.supervisor import Dispatcher, WorkerProcess
+from server.telemetry import Metrics
+from server.times import iso
+from server.worker import WorkerSettings
+
+log = logging.getLogger("server.service")
+
+DOWNLOADS_AT_ONCE = 4
+TIDY_EVERY = 1.0
+"""Seconds between looks for what has expired."""
+
+
+class Service:
+    """Everything that lives as long as the server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.store = Store(settings.state / "queue.sqlite")
+        self.downloads = Downloads(settings, self.store)
+        self.loop = asyncio.get_running_loop()
+        self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread)
+        self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._download_slots = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._webhook_wake = asyncio.Event()
+
+    def _worker(self) -> WorkerProcess:
+        settings = self.settings
+        return WorkerProcess(
+            WorkerSettings(
+                device=settings.device,
+                offload=settings.enable_cpu_offload,
+                memory_budget=settings.memory_budget_gb and settings.memory_budget_gb * 1024 * MEGABYTE,
+                hub_cache=None if settings.model_cache_dir is None else str(settings.model_cache_dir),
+                hf_token=settings.token,
+            )
+        )
+
+    def start(self) -> None:
+        self.dispatcher.start()
+        for row in self.store.unready():
+            self.prepare(row)
+        self.spawn(self._repeat(self._tidy, TIDY_EVERY))
+        self.spawn(self._repeat(self._deliver_webhooks, 0))
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.dispatcher.stop)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.store.close()
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], pause: float) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:  # the next round may do better, and the others must go on
+                log.exception("a task in the background failed")
+                await asyncio.sleep(TIDY_EVERY)
+            await asyncio.sleep(pause)
+
+    def cancel(self, request_id: str) -> Row | None:
+        """See `Store.cancel`."""
+        row = self.store.cancel(request_id)
+        if row is not None:
+            self.dispatcher.wake()
+            self.changed(request_id)
+            if row.finished:
+                self.metrics.note_end(row)
+        return row
+
+    # -------------------------------------------------------------------------------------------------- listening
+
+    def _changed_in_thread(self, request_id: str) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self.loop.call_soon_threadsafe(self.changed, request_id)
+
+    def changed(self, request_id: str) -> None:
+        for event in self._listeners.get(request_id, ()):
+            event.set()
+        self._webhook_wake.set()
+
+    @asynccontextmanager
+    async def listening(self, request_id: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever something about the request changes."""
+        event = asyncio.Event()
+        self._listeners[request_id].add(event)
+        try:
+            yield event
+        finally:
+            self._listeners[request_id].discard(event)
+            if not self._listeners[request_id]:
+                del self._listeners[request_id]
+
+    # -------------------------------------------------------------------------------------------------- downloads
+
+    def prepare(self, row: Row) -> None:
+        """See to it that a new request is rendered: at once, or when its LoRA files are here."""
+        if row.ready:
+            self.dispatcher.wake()
+        else:
+            self.spawn(self._fetch(row))
+
+    async def _fetch(self, row: Row) -> None:
+        job, secrets = Job.model_validate(row.job), Secrets.model_validate(row.secrets or {})
+        token = secrets.hf_token or self.settings.token
+        try:
+            async with self._download_slots:
+                for i, url in secrets.urls.items():
+                    digest = await self.downloads.get(url, job.loras[i].sha256, token)
+                    job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
+        except (FetchError, LoraFileError) as error:
+            label = job.loras[i].label
+            message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
+            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=message)
+        except Exception as error:
+            log.exception("a download failed", extra={"request_id": row.id})
+            cause = f"{job.loras[i].label}: {type(error).__name__}"
+            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=cause)
+        else:
+            self.store.make_ready(row.id, job)
+            self.dispatcher.wake()
+
+    # ------------------------------------------------------------------------------------------- webhooks and time
+
+    async def _deliver_webhooks(self) -> None:
+        self._webhook_wake.clear()
+        rows = self.store.webhooks_due()
+        await asyncio.gather(*(self._deliver(row) for row in rows))
+        if not rows:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._webhook_wake.wait(), TIDY_EVERY)
+
+    async def _deliver(self, row: Row) -> None:
+        outcome, due = await webhooks.deliver(row, self.result(row).model_dump(), self.settings)
+        self.metrics.webhooks.labels(outcome).inc()
+        self.store.note_webhook(row.id, row.webhook_tries + 1, due)
+
+    async def _tidy(self) -> None:
+        for row in self.store.expire():
+            self.metrics.note_end(row)
+            self.changed(row.id)
+        old = self.store.remove_finished(time.time() - self.settings.result_ttl)
+        await asyncio.to_thread(self._remove_files, [row.id for row in old])
+        self.metrics.queue.set(self.store.waiting())
+
+    def _remove_files(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            for path in self.settings.output_base_path.glob(f"{request_id}_output_*"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(controls_folder(request_id, self.settings), ignore_errors=True)
+
+    # ------------------------------------------------------------------------------------------------------ answers
+
+    def request_url(self, request_id: str, what: str = "") -> str:
+        return f"{self.settings.url}/v1/requests/{request_id}{what}"
+
+    def status(self, row: Row) -> Status:
+        seen = self.dispatcher.progress.get(row.id) if row.state == "in_progress" else None
+        fraction = (seen["prompt"] + seen["step"] / seen["steps"]) / seen["prompts"] if seen else 0.0
+        return Status(
+            request_id=row.id,
+            status=row.state,
+            created_at=iso(row.created_at),
+            started_at=iso(row.started_at),
+            finished_at=iso(row.finished_at),
+            error=row.error,
+            error_code=row.error_code,
+            queue_position=self.store.position(row),
+            progress=None if seen is None else Progress(**seen, fraction=fraction),
+            tries=row.tries,
+        )
+
+    def result(self, row: Row) -> Result:
+        files = [
+            {**output, "url": self.request_url(row.id, f"/files/{Path(output['file_path']).name}")}
+            for output in row.outputs or ()
+        ]
+        outputs = None if row.outputs is None else OutputLists(
+            images=[OutputFile(**file) for file in files if "fps" not in file],
+            videos=[VideoFile(**file) for file in files if "fps" in file],
+        )  # fmt: skip
+        metadata: dict[str, Any] | None = None
+        if row.timings is not None:
+            metadata = {"model": row.model, "inference_time": row.timings["total"], "timings": row.timings}
+        return Result(
+            request_id=row.id,
+            status=row.state,
+            outputs=outputs,
+            error=row.error,
+            error_code=row.error_code,
+            created_at=iso(row.created_at),
+            finished_at=iso(row.finished_at),
+            metadata=metadata,
+            verified=row.job["verified"] and Verified(**row.job["verified"]),
+        )
+
+
+class StateError(RuntimeError):
+    """The folders that the server needs cannot be used."""
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Service]:
+    """A started service.
+
+    Raises:
+        StateError: a folder cannot be written, or another server uses it.
+    """
+    try:
+        settings.output_base_path.mkdir(parents=True, exist_ok=True)
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.state.chmod(0o700)  # fails where somebody else laid the folder out: secrets go here
+    except OSError as error:
+        raise StateError(f"OUTPUT_BASE_PATH or STATE_PATH cannot be used: {error}; give folders of your own") from error
+    lock = FileLock(settings.state / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StateError(f"another server uses {settings.state}: give each its own STATE_PATH, and one worker "
+                         "(the queue is one process's)") from error  # fmt: skip
+    try:
+        service = Service(settings)
+        service.start()
+        try:
+            yield service
+        finally:
+            await service.stop()
+    finally:
+        lock.release()

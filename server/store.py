@@ -1,0 +1,303 @@
+"""The queue: requests and their states in SQLite, which outlives `kill -9`. One server process owns the file."""
+
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import JSON, Engine, create_engine, event, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from server.jobs import Job, Secrets
+from server.schemas import FINISHED, State
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    """One request."""
+
+    __tablename__ = "requests"
+
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    """Order of arrival."""
+    id: Mapped[str] = mapped_column(unique=True)
+    state: Mapped[State] = mapped_column(index=True)
+    model: Mapped[str]
+    job: Mapped[dict[str, Any]] = mapped_column(JSON)
+    secrets: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    ready: Mapped[bool]
+    """Its LoRA files are here."""
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    fingerprint: Mapped[str | None]
+    """Hash of the body that came with the key."""
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    expires_at: Mapped[float | None]
+    """When it fails unless it has started."""
+    tries: Mapped[int] = mapped_column(default=0)
+    overtaken: Mapped[int] = mapped_column(default=0)
+    cancel: Mapped[bool] = mapped_column(default=False)
+    error_code: Mapped[str | None]
+    error: Mapped[str | None]
+    outputs: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
+    timings: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    webhook_url: Mapped[str | None]
+    webhook_tries: Mapped[int] = mapped_column(default=0)
+    webhook_due: Mapped[float | None] = mapped_column(index=True)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+
+class Download(Base):
+    """What a URL held when it was last fetched."""
+
+    __tablename__ = "downloads"
+
+    url_sha256: Mapped[str] = mapped_column(primary_key=True)
+    """Not the URL: it may carry a signature."""
+    etag: Mapped[str]
+    sha256: Mapped[str]
+
+
+class Conflict(Exception):
+    """The idempotency key was used before, with another body."""
+
+
+class New(NamedTuple):
+    job: Job
+    secrets: Secrets
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    ttl: float | None = None
+    webhook_url: str | None = None
+
+
+class Store:
+    def __init__(self, path: Path) -> None:
+        self._engine: Engine = create_engine(f"sqlite:///{path}")
+        self._lock = threading.RLock()
+        event.listen(self._engine, "connect", _prepare)
+        Base.metadata.create_all(self._engine)
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        # One writer at a time: SQLite would refuse the second rather than let it wait, once both have read.
+        with self._lock, Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    # ------------------------------------------------------------------------------------------------ for clients
+
+    def add(self, new: New) -> Row:
+        """Queue a request, or return the one that came with the same idempotency key.
+
+        Raises:
+            Conflict: the key came with another body.
+        """
+        now = time.time()
+        row = Row(
+            id=new.job.id,
+            state="in_queue",
+            model=new.job.model,
+            job=new.job.model_dump(),
+            secrets=new.secrets.model_dump(mode="json"),
+            ready=not new.secrets.urls,
+            idempotency_key=new.idempotency_key,
+            fingerprint=new.fingerprint,
+            created_at=now,
+            expires_at=None if new.ttl is None else now + new.ttl,
+            webhook_url=new.webhook_url,
+        )
+        try:
+            with self._writing() as session:
+                session.add(row)
+            return row
+        except IntegrityError:
+            if new.idempotency_key is None:
+                raise
+        known = self.with_key(new.idempotency_key, new.fingerprint)
+        assert known is not None
+        return known
+
+    def with_key(self, key: str, fingerprint: str | None) -> Row | None:
+        """Raises Conflict when the key came with another body."""
+        with self._reading() as session:
+            row = session.scalar(select(Row).where(Row.idempotency_key == key))
+        if row is not None and row.fingerprint != fingerprint:
+            raise Conflict(key)
+        return row
+
+    def get(self, request_id: str) -> Row | None:
+        with self._reading() as session:
+            return session.scalar(select(Row).where(Row.id == request_id))
+
+    def position(self, row: Row) -> int | None:
+        """Place in the queue, from 1; None for what is not waiting to be rendered."""
+        if row.state != "in_queue" or not row.ready:
+            return None
+        with self._reading() as session:
+            before = select(func.count()).where(Row.state == "in_queue", Row.ready, Row.seq < row.seq)
+            return (session.scalar(before) or 0) + 1
+
+    def waiting(self) -> int:
+        with self._reading() as session:
+            return session.scalar(select(func.count()).where(Row.state == "in_queue")) or 0
+
+    def cancel(self, request_id: str) -> Row | None:
+        """Cancel what waits, ask for it where it is rendered. None for what is unknown or has finished."""
+        with self._writing() as session:
+            row = session.scalar(select(Row).where(Row.id == request_id))
+            if row is None or row.finished:
+                return None
+            if row.state == "in_queue":
+                _finish(row, "canceled", "CANCELED", "canceled before it started")
+            else:
+                row.cancel = True
+            return row
+
+    # --------------------------------------------------------------------------------------------- for the renderer
+
+    def claim(self, loaded: Collection[str], fairness_bound: int) -> Row | None:
+        """The next request, now in progress: the oldest, or the oldest whose model is loaded, as long as that
+        overtakes nobody for more than the bound's time.
+        """
+        queued = select(Row).where(Row.state == "in_queue", Row.ready).order_by(Row.seq).limit(1)
+        with self._writing() as session:
+            row = session.scalar(queued)
+            if row is None:
+                return None
+            if row.model not in loaded:
+                other = session.scalar(queued.where(Row.model.in_(loaded)))
+                if other is not None:
+                    older = (Row.state == "in_queue", Row.ready, Row.seq < other.seq)
+                    if not session.scalar(select(exists().where(*older, Row.overtaken >= fairness_bound))):
+                        session.execute(update(Row).where(*older).values(overtaken=Row.overtaken + 1))
+                        row = other
+            row.state, row.started_at, row.tries = "in_progress", row.started_at or time.time(), row.tries + 1
+            return row
+
+    def finish(
+        self,
+        request_id: str,
+        state: State,
+        *,
+        code: str | None = None,
+        error: str | None = None,
+        outputs: list[dict[str, Any]] | None = None,
+        timings: dict[str, Any] | None = None,
+    ) -> Row | None:
+        """Note how a request ended, and forget its secrets. None if it had ended before."""
+        with self._writing() as session:
+            row = session.scalar(select(Row).where(Row.id == request_id))
+            if row is None or row.finished:
+                return None
+            _finish(row, state, code, error)
+            row.outputs, row.timings = outputs, timings
+            return row
+
+    def requeue(self, request_id: str, *, count_try: bool = True) -> None:
+        """Back to its place in the queue."""
+        with self._writing() as session:
+            row = session.scalar(select(Row).where(Row.id == request_id, Row.state == "in_progress"))
+            if row is not None:
+                row.state, row.tries = "in_queue", row.tries - (not count_try)
+
+    def cancel_wanted(self, request_id: str) -> bool:
+        with self._reading() as session:
+            return bool(session.scalar(select(Row.cancel).where(Row.id == request_id)))
+
+    def recover(self, max_tries: int) -> list[Row]:
+        """After a start: what was in flight when the server died goes back, or fails; returns what failed."""
+        failed = []
+        with self._writing() as session:
+            for row in session.scalars(select(Row).where(Row.state == "in_progress")):
+                if row.cancel:
+                    _finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
+                elif row.tries >= max_tries:
+                    _finish(row, "failed", "TRIES_EXHAUSTED", f"the server died {row.tries} times while rendering it")
+                    failed.append(row)
+                else:
+                    row.state = "in_queue"
+        return failed
+
+    # ------------------------------------------------------------------------------------ downloads, webhooks, time
+
+    def unready(self) -> list[Row]:
+        with self._reading() as session:
+            return list(session.scalars(select(Row).where(Row.state == "in_queue", Row.ready.is_(False))))
+
+    def make_ready(self, request_id: str, job: Job) -> None:
+        with self._writing() as session:
+            session.execute(update(Row).where(Row.id == request_id).values(job=job.model_dump(), ready=True))
+
+    def download(self, url_sha256: str) -> Download | None:
+        with self._reading() as session:
+            return session.get(Download, url_sha256)
+
+    def note_download(self, url_sha256: str, etag: str, sha256: str) -> None:
+        with self._writing() as session:
+            session.merge(Download(url_sha256=url_sha256, etag=etag, sha256=sha256))
+
+    def loras_in_use(self) -> set[str]:
+        """Hashes of the LoRAs that unfinished requests need."""
+        with self._reading() as session:
+            jobs = session.scalars(select(Row.job).where(Row.state.in_(("in_queue", "in_progress"))))
+            return {lora["sha256"] for job in jobs for lora in job["loras"]}
+
+    def webhooks_due(self) -> list[Row]:
+        with self._reading() as session:
+            return list(session.scalars(select(Row).where(Row.webhook_due <= time.time()).order_by(Row.webhook_due)))
+
+    def note_webhook(self, request_id: str, tries: int, due: float | None) -> None:
+        """`due` None: delivered, or given up; the URL, which may hold a secret, is forgotten."""
+        values: dict[str, Any] = {"webhook_tries": tries, "webhook_due": due}
+        with self._writing() as session:
+            forget = {} if due is not None else {"webhook_url": None}
+            session.execute(update(Row).where(Row.id == request_id).values(**values, **forget))
+
+    def expire(self) -> list[Row]:
+        """Fail what waited longer than its `ttl`."""
+        with self._writing() as session:
+            late = list(session.scalars(select(Row).where(Row.state == "in_queue", Row.expires_at < time.time())))
+            for row in late:
+                _finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
+        return late
+
+    def remove_finished(self, before: float) -> list[Row]:
+        """Forget what finished before then (and whose webhook is delivered); returns it, so that files follow."""
+        with self._writing() as session:
+            old = select(Row).where(Row.state.in_(FINISHED), Row.finished_at < before, Row.webhook_due.is_(None))
+            rows = list(session.scalars(old))
+            for row in rows:
+                session.delete(row)
+        return rows
+
+
+def _finish(row: Row, state: State, code: str | None, error: str | None) -> None:
+    row.state, row.finished_at, row.error_code, row.error = state, time.time(), code, error
+    row.secrets = None
+    if row.webhook_url:
+        row.webhook_due = row.finished_at
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    # NORMAL: a commit survives the process, though not a power cut. secure_delete: forgotten secrets are overwritten.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,41 @@
+"""Telling a client that its request has ended."""
+
+import hashlib
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+from server import fetch
+from server.config import Settings
+from server.store import Row
+
+log = logging.getLogger("server.webhooks")
+
+TIMEOUT = 30
+LONGEST_DELAY = 3600
+
+
+async def deliver(row: Row, result: dict[str, Any], settings: Settings) -> tuple[str, float | None]:
+    """POST the result; ("delivered" | "retried" | "given_up", when to try again)."""
+    assert row.webhook_url is not None
+    body = json.dumps(result).encode()
+    headers = {"Content-Type": "application/json", "X-Request-Id": row.id, "X-Delivery-Try": str(row.webhook_tries + 1)}
+    if settings.webhook_secret is not None:
+        signature = hmac.new(settings.webhook_secret.get_secret_value().encode(), body, hashlib.sha256).hexdigest()
+        headers["X-Signature-256"] = f"sha256={signature}"
+    try:
+        async with fetch.request(
+            "POST", row.webhook_url, private=settings.allow_private_urls, timeout=TIMEOUT, headers=headers, content=body
+        ) as response:
+            if response.is_success:
+                return "delivered", None
+            cause = f"answered {response.status_code}"
+    except fetch.FetchError as error:
+        cause = str(error).replace(fetch.shown(row.webhook_url), "")  # whose path may be the client's secret
+    tries = row.webhook_tries + 1
+    log.warning("a webhook failed", extra={"request_id": row.id, "try": tries, "cause": cause})
+    if tries >= settings.webhook_tries:
+        return "given_up", None
+    return "retried", time.time() + min(settings.webhook_first_delay * 2 ** (tries - 1), LONGEST_DELAY)
