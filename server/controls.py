@@ -26,7 +26,7 @@ async def keep(given: str, field: str, path: Path, settings: Settings) -> Path:
         ApiError: not a picture, not one of the formats, or too large; names the field.
     """
     try:
-        content = await _content(given, settings)
+        content = await _content(given, field, settings)
         if len(content) > settings.max_image_mb * MEGABYTE:
             raise _refused(field, f"larger than {settings.max_image_mb:g} MB")
         await asyncio.to_thread(_write, content, field, path, settings.max_image_megapixels)
@@ -39,7 +39,7 @@ def _refused(field: str, why: str) -> ApiError:
     return bad("CONTROL_IMAGE_INVALID", f"{field}: {why}", field=field)
 
 
-async def _content(given: str, settings: Settings) -> bytes:
+async def _content(given: str, field: str, settings: Settings) -> bytes:
     limit = int(settings.max_image_mb * MEGABYTE)
     if is_url(given):
         call = fetch.request("GET", given, private=settings.allow_private_urls, timeout=FETCH_TIMEOUT)
@@ -49,7 +49,7 @@ async def _content(given: str, settings: Settings) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FetchError(f"neither an https URL nor base64 ({error})") from error
+        raise _refused(field, f"neither an https URL nor base64 ({error})") from error
 
 
 def _write(content: bytes, field: str, path: Path, megapixels: float) -> None:

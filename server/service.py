@@ -170,6 +170,7 @@ class Service:
             self.changed(row.id)
         old = self.store.remove_finished(time.time() - self.settings.result_ttl)
         await asyncio.to_thread(self._remove_files, [row.id for row in old])
+        self.store.scrub()
         self.metrics.queue.set(self.store.waiting())
 
     def _remove_files(self, request_ids: list[str]) -> None:

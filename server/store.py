@@ -85,6 +85,8 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._engine: Engine = create_engine(f"sqlite:///{path}")
         self._lock = threading.RLock()
+        self._forgotten = threading.Event()
+        """Secrets were overwritten; the write-ahead log still holds them."""
         event.listen(self._engine, "connect", _prepare)
         Base.metadata.create_all(self._engine)
         path.chmod(0o600)
@@ -97,6 +99,23 @@ class Store:
         # One writer at a time: SQLite would refuse the second rather than let it wait, once both have read.
         with self._lock, Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def scrub(self) -> None:
+        """Drop what was forgotten from the write-ahead log too."""
+        if not self._forgotten.is_set():
+            return
+        self._forgotten.clear()
+        with self._lock, self._engine.connect() as connection:
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
+        if busy:
+            self._forgotten.set()
+
+    def _finish(self, row: Row, state: State, code: str | None, error: str | None) -> None:
+        row.state, row.finished_at, row.error_code, row.error = state, time.time(), code, error
+        row.secrets = None
+        if row.webhook_url:
+            row.webhook_due = row.finished_at
+        self._forgotten.set()
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
@@ -167,7 +186,7 @@ class Store:
             if row is None or row.finished:
                 return None
             if row.state == "in_queue":
-                _finish(row, "canceled", "CANCELED", "canceled before it started")
+                self._finish(row, "canceled", "CANCELED", "canceled before it started")
             else:
                 row.cancel = True
             return row
@@ -208,7 +227,7 @@ class Store:
             row = session.scalar(select(Row).where(Row.id == request_id))
             if row is None or row.finished:
                 return None
-            _finish(row, state, code, error)
+            self._finish(row, state, code, error)
             row.outputs, row.timings = outputs, timings
             return row
 
@@ -229,9 +248,11 @@ class Store:
         with self._writing() as session:
             for row in session.scalars(select(Row).where(Row.state == "in_progress")):
                 if row.cancel:
-                    _finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
+                    self._finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
                 elif row.tries >= max_tries:
-                    _finish(row, "failed", "TRIES_EXHAUSTED", f"the server died {row.tries} times while rendering it")
+                    self._finish(
+                        row, "failed", "TRIES_EXHAUSTED", f"the server died {row.tries} times while rendering it"
+                    )
                     failed.append(row)
                 else:
                     row.state = "in_queue"
@@ -271,13 +292,14 @@ class Store:
         with self._writing() as session:
             forget = {} if due is not None else {"webhook_url": None}
             session.execute(update(Row).where(Row.id == request_id).values(**values, **forget))
+        self._forgotten.set()
 
     def expire(self) -> list[Row]:
         """Fail what waited longer than its `ttl`."""
         with self._writing() as session:
             late = list(session.scalars(select(Row).where(Row.state == "in_queue", Row.expires_at < time.time())))
             for row in late:
-                _finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
+                self._finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
         return late
 
     def remove_finished(self, before: float) -> list[Row]:
@@ -288,13 +310,6 @@ class Store:
             for row in rows:
                 session.delete(row)
         return rows
-
-
-def _finish(row: Row, state: State, code: str | None, error: str | None) -> None:
-    row.state, row.finished_at, row.error_code, row.error = state, time.time(), code, error
-    row.secrets = None
-    if row.webhook_url:
-        row.webhook_due = row.finished_at
 
 
 def _prepare(connection: Any, _record: Any) -> None:

@@ -110,7 +110,7 @@ class Dispatcher(threading.Thread):
         self._queue, self._start_worker, self._settings = queue, start_worker, settings
         self._metrics, self._changed = metrics, changed
         self._wake = threading.Event()
-        self._stop = threading.Event()
+        self._ending = threading.Event()
         self._worker: Worker | None = None
         self._loaded: list[str] = []
         self.problem: str | None = "the worker is starting"
@@ -124,17 +124,17 @@ class Dispatcher(threading.Thread):
 
     def stop(self) -> None:
         """End, and the worker too; what was in flight is taken up at the next start."""
-        self._stop.set()
+        self._ending.set()
         self._wake.set()
         self.join()
 
     def run(self) -> None:
         pause = 1.0
-        while not self._stop.is_set():
+        while not self._ending.is_set():
             try:
                 for row in self._queue.recover(self._settings.max_tries):
                     self._changed(row.id)
-                while not self._stop.is_set():
+                while not self._ending.is_set():
                     if self._worker is None:
                         self._start()
                     pause = 1.0
@@ -145,7 +145,7 @@ class Dispatcher(threading.Thread):
             except Exception as error:  # a full disk, say: keep trying, and say so at /readyz
                 self._let_go(f"{type(error).__name__}: {error}")
                 log.exception("the dispatcher failed", extra={"again_in": pause})
-            self._stop.wait(pause)
+            self._ending.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         self._let_go("the server is stopping")
 
@@ -160,7 +160,7 @@ class Dispatcher(threading.Thread):
 
     def _start(self) -> None:
         worker = self._worker = self._start_worker()
-        while not self._stop.is_set():
+        while not self._ending.is_set():
             message = worker.receive(0.2)
             if message is not None and message["event"] == "unusable":
                 raise WorkerDied(f"because {self._settings.device} cannot be used ({message['error']})")
@@ -176,7 +176,7 @@ class Dispatcher(threading.Thread):
 
     def _serve(self, worker: Worker) -> None:
         """Render what is queued until the worker dies or the server stops."""
-        while not self._stop.is_set():
+        while not self._ending.is_set():
             self._wake.clear()
             row = self._queue.claim(self._loaded, self._settings.fairness_bound)
             if row is not None:
@@ -213,7 +213,7 @@ class Dispatcher(threading.Thread):
         """The message that ends a request; None if the server stops or the request took too long."""
         deadline = time.monotonic() + self._settings.inference_timeout
         asked_to_cancel = False
-        while not self._stop.is_set():
+        while not self._ending.is_set():
             message = worker.receive(0.1)
             if message is not None and message["event"] != "progress":
                 return message
