@@ -94,16 +94,19 @@ def _live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
             return functional.linear(x, weight, bias)
         return functional.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
+    def here(x: torch.Tensor) -> Any:
+        nonlocal change
+        change = _to(change, x.device)  # with offloading, weights are elsewhere when the hook is made
+        return change
+
     def kron(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
         # The trainer rounds the change to the weight's dtype first and then runs one operation (lokr.py _call_forward).
-        weight = module.weight
-        assert isinstance(change, Kron)
+        weight, change = module.weight, here(args[0])
         delta = (change.weight() * change.scale).to(weight.dtype)
         return operate(args[0].to(weight.dtype), weight + delta * multiplier, module.bias).to(args[0].dtype)
 
     def low_rank(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        assert isinstance(change, LowRank)
-        x = args[0].float()
+        x, change = args[0].float(), here(args[0])
         up = functional.linear if isinstance(module, nn.Linear) else functional.conv2d
         result = output + (up(operate(x, change.down), change.up) * change.scale * multiplier).to(output.dtype)
         if change.magnitude is not None:

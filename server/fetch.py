@@ -98,7 +98,7 @@ async def request(
                         extensions={"sni_hostname": parts.hostname},
                     )
                     response = await client.send(sent, stream=True)
-                    if not response.is_redirect or method != "GET":
+                    if not response.has_redirect_location or method != "GET":
                         yield response
                         await response.aclose()
                         return

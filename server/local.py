@@ -106,12 +106,12 @@ class LocalServer:
     def get(self, request_id: str, what: str = "result") -> dict[str, Any]:
         return self.http.get(f"/v1/requests/{request_id}/{what}").raise_for_status().json()
 
-    def wait(self, request_id: str, timeout: float = 120) -> dict[str, Any]:
+    def wait(self, request_id: str, timeout: float = 300, pause: float = 0.02) -> dict[str, Any]:
         """The result, when it has finished."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             status = self.get(request_id, "status")
             if status["finished_at"] is not None:
                 return self.get(request_id)
-            time.sleep(0.02)
+            time.sleep(pause)
         raise TimeoutError(f"{status}; the server's log ends with:\n{self.log.read_text()[-3000:]}")

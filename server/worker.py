@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipelines import Output, Pipeline
     from pipelines.lora import Lora
 
-LORAS_KEPT = 4
-"""LoRAs held in memory, read and matched to their models."""
+LORA_MEMORY = 4 << 30
+"""Bytes of LoRAs that are held in memory, read and matched to their models."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,14 @@ class Renderer:
             assert lora is not None
             self._loras[key] = lora
         self._loras.move_to_end(key)
-        while len(self._loras) > LORAS_KEPT:
+        while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
             self._loras.popitem(last=False)
         return replace(base, lora=lora, mode=job.lora_mode or base.spec.lora_mode)
+
+
+def _size(lora: Lora) -> int:
+    tensors = (value for delta in lora.deltas for value in vars(delta.change).values() if hasattr(value, "nbytes"))
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _check_unchanged(file: str | None, digest: str | None, label: str) -> None:

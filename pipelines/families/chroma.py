@@ -64,7 +64,7 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
 def encode(pipe: Any, prompt: str) -> tuple["torch.Tensor", "torch.Tensor"]:
     """(embeddings [1, 512, width], mask [1, 512] of bool: which of them the denoiser reads)."""
     tokens = pipe.tokenizer([prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt")
-    device, dtype = pipe.text_encoder.device, pipe.text_encoder.dtype
+    device, dtype = pipe._execution_device, pipe.text_encoder.dtype
     embeds = pipe.text_encoder(tokens.input_ids.to(device))[0]
     mask = tokens.attention_mask.to(device, dtype)
     words = int(mask.sum(dim=-1).item())  # in the model's dtype, as src/model.py modify_mask_to_attend_padding counts

@@ -36,7 +36,7 @@ def check(_spec: ModelSpec, _base: str, settings: Settings) -> None:
 def render(pipe: Any, settings: Settings, generator: Any, **call: Any) -> Media:
     import torch
 
-    device, dtype = pipe.transformer.device, pipe.transformer.dtype
+    device, dtype = pipe._execution_device, pipe.transformer.dtype
     # The control image's latents are drawn first: with one, the noise is another than without.
     given = control_latents(pipe, settings, generator) if settings.control else None
     shape = (1, pipe.vae.config.latent_channels, settings.height // 8, settings.width // 8)
@@ -80,7 +80,7 @@ def control_latents(pipe: Any, settings: Settings, generator: Any) -> "torch.Ten
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(images.rgb(path), height=settings.height, width=settings.width)
     # Contiguous, as FluxControlPipeline.prepare_image leaves it: torch normalises the other layout less precisely.
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype).contiguous()).latent_dist
+    posterior = vae.encode(pixels.to(pipe._execution_device, vae.dtype).contiguous()).latent_dist
     latents = (posterior.sample(generator=generator) - vae.config.shift_factor) * vae.config.scaling_factor
     if alpha is None:
         return pack(latents)

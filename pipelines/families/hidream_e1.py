@@ -118,7 +118,7 @@ def _control_latents(pipe: Any, settings: Settings) -> "torch.Tensor":
     if picture.size != asked:
         picture = picture.resize(asked, Image.Resampling.BILINEAR)
     vae = pipe.vae
-    pixels = pipe.image_processor.preprocess(picture).to(vae.device, vae.dtype)
+    pixels = pipe.image_processor.preprocess(picture).to(pipe._execution_device, vae.dtype)
     latents: torch.Tensor = vae.encode(pixels).latent_dist.mode()
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 

@@ -83,7 +83,7 @@ def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:
     from torch.nn.functional import pad
 
     tokens = pipe.tokenizer([prompt.strip()], max_length=TOKENS, truncation=True, return_tensors="pt")
-    mask = tokens.attention_mask.to(pipe.text_encoder.device)
+    mask = tokens.attention_mask.to(pipe._execution_device)
     output = pipe.text_encoder(
         input_ids=tokens.input_ids.to(mask.device), attention_mask=mask, output_hidden_states=True
     )

@@ -31,6 +31,8 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     from pipelines.models.omnigen2 import OmniGen2Transformer2DModel
 
     class OmniGen2(DiffusionPipeline):  # a bag of parts, moved together
+        model_cpu_offload_seq = "text_encoder->transformer->vae"
+
         def __init__(self, transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
             super().__init__()
             self.register_modules(
@@ -77,7 +79,7 @@ def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_en
     references = [_reference(pipe, processor, path, settings, generator) for path in settings.control]
     height, width = _render_size(settings.height, settings.width)
     shape = (1, pipe.transformer.config.in_channels, height // 8, width // 8)
-    device = pipe.transformer.device
+    device = pipe._execution_device
     latents = noise.draw(shape, generator, pipe.text_encoder.dtype, device)
 
     tables = [table.to(device) for table in pipe.transformer.rotary_tables()]
@@ -112,7 +114,7 @@ def encode(pipe: Any, text: str) -> Prompt:
     for _ in range(2):  # the model applies the template, and its pipeline's encode_prompt again
         chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
         text = pipe.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False)
-    tokens = pipe.tokenizer([text], max_length=256, truncation=True, return_tensors="pt").to(pipe.text_encoder.device)
+    tokens = pipe.tokenizer([text], max_length=256, truncation=True, return_tensors="pt").to(pipe._execution_device)
     output = pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
     embeds = output.hidden_states[-1]
     return embeds, tokens.attention_mask.to(embeds.dtype)
@@ -126,7 +128,7 @@ def _reference(pipe: Any, processor: Any, path: str, settings: Settings, generat
     if image.size != (settings.width, settings.height):
         image = image.resize((settings.width, settings.height), Image.Resampling.BILINEAR)
     height, width = _render_size(image.height, image.width, LONGEST_SIDE)
-    pixels = processor.preprocess(image, height=height, width=width).to(pipe.vae.device, pipe.vae.dtype)
+    pixels = processor.preprocess(image, height=height, width=width).to(pipe._execution_device, pipe.vae.dtype)
     latents = noise.posterior_sample(pipe.vae.encode(pixels).latent_dist, generator)
     scaled: torch.Tensor = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     return scaled[0]

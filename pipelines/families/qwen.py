@@ -99,7 +99,7 @@ def _tensor(image: Any, pipe: Any) -> torch.Tensor:
     import torch
 
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    return pixels.to(pipe.transformer.device, pipe.transformer.dtype)
+    return pixels.to(pipe._execution_device, pipe.transformer.dtype)
 
 
 def _sides_swapped(image: torch.Tensor, area: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def _embeds(pipe: Any, name: str, prompt: str, seen: Any) -> dict[str, torch.Ten
     processor divides by 255 once more, as it does in the trainer."""
     import torch
 
-    embeds, mask = pipe.encode_prompt(prompt, image=seen, device=pipe.transformer.device)
+    embeds, mask = pipe.encode_prompt(prompt, image=seen, device=pipe._execution_device)
     if mask is None:  # all tokens are valid
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
     return {f"{name}_embeds": embeds.to(pipe.transformer.dtype), f"{name}_embeds_mask": mask}

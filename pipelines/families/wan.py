@@ -111,7 +111,7 @@ def _noise(pipe: Any, call: dict[str, Any], channels: int) -> Any:
     frames = (call["num_frames"] - 1) // pipe.vae_scale_factor_temporal + 1
     height, width = (call[side] // pipe.vae_scale_factor_spatial for side in ("height", "width"))
     shape = (1, channels, frames, height, width)
-    return noise.draw(shape, call["generator"], torch.float32, pipe.transformer.device).to(pipe.transformer.dtype)
+    return noise.draw(shape, call["generator"], torch.float32, pipe._execution_device).to(pipe.transformer.dtype)
 
 
 def _pixels(pipe: Any, call: dict[str, Any]) -> Any:
@@ -119,7 +119,7 @@ def _pixels(pipe: Any, call: dict[str, Any]) -> Any:
     from torchvision.transforms.functional import to_tensor
 
     picture = to_tensor(call["image"]).unsqueeze(0)
-    return picture.to(pipe.transformer.device, pipe.transformer.dtype) * 2.0 - 1.0
+    return picture.to(pipe._execution_device, pipe.transformer.dtype) * 2.0 - 1.0
 
 
 def _encode(pipe: Any, video: Any, generator: Any) -> Any:

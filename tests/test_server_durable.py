@@ -1,0 +1,261 @@
+"""What the server promises when processes die, time passes and models change: on a real socket, with real renders."""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from server.jobs import Job, Secrets
+from server.local import ROOT, LocalServer
+from server.store import New, Store
+
+LoraOf = Callable[[str], Path]
+Body = dict[str, Any]
+SECRET = "webhook-secret"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, lora_of: LoraOf) -> Iterator[LocalServer]:
+    environment = {"ALLOW_PRIVATE_URLS": True, "MAX_TRIES": 2, "WEBHOOK_FIRST_DELAY": 0.1, "WEBHOOK_SECRET": SECRET}
+    with LocalServer(tmp_path_factory.mktemp("durable"), **environment) as running:
+        shutil.copy(lora_of("sd15/lora"), running.folder / "loras" / "sd15.safetensors")
+        yield running
+
+
+def body(steps: int = 2, side: int = 64, seed: int = 7, **fields: Any) -> Body:
+    prompt = {"prompt": "a fox", "width": side, "height": side, "sample_steps": steps, "seed": seed}
+    return {"model": "sd15", "loras": [{"path": "sd15.safetensors"}], "prompts": [prompt], **fields}
+
+
+LONG = {"steps": 60, "side": 128}
+"""Long enough (a second or two) to be caught in the middle."""
+
+
+def digest(result: dict[str, Any]) -> str:
+    assert result["status"] == "succeeded", result
+    return result["outputs"]["images"][0]["sha256"]
+
+
+def until_rendering(server: LocalServer, request_id: str, tries: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        status = server.get(request_id, "status")
+        if status["progress"] is not None and status["tries"] == tries:
+            return
+        assert status["finished_at"] is None and time.monotonic() < deadline, status
+        time.sleep(0.005)
+
+
+# ------------------------------------------------------------------------------------------------------------- deaths
+
+
+def test_a_request_whose_worker_is_killed_ends_with_the_same_bytes(server: LocalServer) -> None:
+    undisturbed = digest(server.wait(server.submit(body(**LONG))))
+    request_id = server.submit(body(**LONG))
+    until_rendering(server, request_id)
+    victim = server.worker_pid()
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    assert digest(server.wait(request_id)) == undisturbed
+    assert server.get(request_id, "status")["tries"] == 2
+    assert server.worker_pid() not in (None, victim)
+
+
+def test_requests_outlive_a_kill_of_the_server_and_end_with_the_same_bytes(server: LocalServer) -> None:
+    undisturbed = digest(server.wait(server.submit(body(**LONG))))
+    running = server.submit(body(**LONG))
+    waiting = server.submit(body(), **{"Idempotency-Key": "before the kill"})
+    until_rendering(server, running)
+    orphan = server.worker_pid()
+    server.kill()
+    server.start(ready=False)
+    assert digest(server.wait(running)) == undisturbed
+    assert digest(server.wait(waiting)) == digest(server.wait(server.submit(body())))
+    assert server.submit(body(), **{"Idempotency-Key": "before the kill"}) == waiting
+    assert orphan is not None and not psutil.pid_exists(orphan)
+    outputs = Counter(path.name for path in (server.folder / "outputs").glob("*.jpg"))
+    assert all(count == 1 for count in outputs.values()) and f"{running}_output_0.jpg" in outputs
+    assert not list((server.folder / "outputs").glob(".*.part*"))
+
+
+def test_a_request_that_kills_every_worker_fails_and_the_next_is_rendered(server: LocalServer) -> None:
+    poisoned, next_one = server.submit(body(**LONG)), server.submit(body())
+    for tries in (1, 2):
+        until_rendering(server, poisoned, tries)
+        victim = server.worker_pid()
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+    result = server.wait(poisoned)
+    assert (result["status"], result["error_code"]) == ("failed", "TRIES_EXHAUSTED")
+    assert "died 2 times" in result["error"] and "signal 9" in result["error"]
+    digest(server.wait(next_one))
+    deaths = re.findall(r"^lora_drift_worker_deaths_total (\S+)", server.http.get("/metrics").text, re.MULTILINE)
+    assert float(deaths[0]) == 2
+
+
+def test_two_servers_do_not_share_a_queue(server: LocalServer) -> None:
+    command = [sys.executable, "-m", "harness.cli", "serve", "--mini", "--port", "0"]
+    other = subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True, timeout=60)
+    assert other.returncode != 0
+    assert "another server uses" in other.stderr
+
+
+# ------------------------------------------------------------------------------------------------- LoRAs and webhooks
+
+
+@contextmanager
+def site(answer: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+def test_a_lora_is_downloaded_once_and_asked_after_each_time(server: LocalServer, lora_of: LoraOf) -> None:
+    files = {"now": lora_of("sd15/lora")}
+    answers: list[int] = []
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        content = files["now"].read_bytes()
+        etag = hashlib.md5(content).hexdigest()
+        status = 304 if handler.headers.get("If-None-Match") == etag else 200
+        answers.append(status)
+        handler.send_response(status)
+        handler.send_header("ETag", etag)
+        handler.end_headers()
+        handler.wfile.write(content if status == 200 else b"")
+
+    with site(answer) as url:
+        sent = body(loras=[{"path": f"{url}/lora.safetensors"}])
+        first, again = (digest(server.wait(server.submit(sent))) for _ in range(2))
+        files["now"] = lora_of("sd15/lora-conv")
+        changed = digest(server.wait(server.submit(sent)))
+        assert answers == [200, 304, 200]
+        known = hashlib.sha256(lora_of("sd15/lora").read_bytes()).hexdigest()
+        named = digest(server.wait(server.submit(body(loras=[{"path": f"{url}/gone.safetensors", "sha256": known}]))))
+        assert answers == [200, 304, 200], "a file that is here is not asked after when its hash is given"
+    assert first == again == named == digest(server.wait(server.submit(body())))
+    assert changed != first
+
+
+def test_a_webhook_is_tried_again_until_it_is_delivered(server: LocalServer) -> None:
+    calls: list[tuple[str, bytes]] = []
+
+    def answer(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+        calls.append((handler.headers["X-Signature-256"], content))
+        handler.send_response(500 if len(calls) < 3 else 204)
+        handler.end_headers()
+
+    with site(answer) as url:
+        request_id = server.submit(body(webhook_url=f"{url}/done"))
+        result = server.wait(request_id)
+        deadline = time.monotonic() + 20
+        while len(calls) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+    assert len(calls) == 3, "not again once it was delivered"
+    signature, content = calls[-1]
+    assert json.loads(content) == result
+    assert signature == "sha256=" + hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- models and order
+
+
+def test_base_models_stay_loaded_until_the_budget_is_spent(server: LocalServer, lora_of: LoraOf) -> None:
+    shutil.copy(lora_of("flux/lora"), server.folder / "loras" / "flux.safetensors")
+    flux = body(model="flux", loras=[{"path": "flux.safetensors"}])
+
+    def loaded(sent: Body) -> list[bool]:
+        """Was its base model loaded already: for this one, flux, this one, flux."""
+        results = [server.wait(server.submit(s)) for s in (sent, flux, sent, flux)]
+        return [result["metadata"]["timings"]["base_was_loaded"] for result in results]
+
+    assert loaded(body())[2:] == [True, True]
+    server.stop()
+    server.environment["MEMORY_BUDGET_GB"] = "0.000001"
+    server.start()
+    assert loaded(body()) == [False] * 4
+    del server.environment["MEMORY_BUDGET_GB"]
+
+
+def test_time_limits_end_requests_and_remove_what_is_old(server: LocalServer) -> None:
+    old = server.wait(server.submit(body()))
+    files = [Path(image["file_path"]) for image in old["outputs"]["images"]]
+    server.stop()
+    server.environment |= {"INFERENCE_TIMEOUT": "5", "RESULT_TTL": "3"}
+    server.start()
+    victim = server.worker_pid()
+    endless = server.wait(server.submit(body(steps=1000, side=512)))
+    assert (endless["status"], endless["error_code"]) == ("failed", "TIMEOUT")
+    while server.worker_pid() in (None, victim) or server.http.get("/readyz").status_code != 200:
+        assert psutil.pid_exists(server.pid)
+        time.sleep(0.1)
+    deadline = time.monotonic() + 20
+    while server.http.get(f"/v1/requests/{endless['request_id']}/status").status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert server.http.get(f"/v1/requests/{old['request_id']}/result").status_code == 404
+    assert not any(file.exists() or file.with_name(file.name + ".json").exists() for file in files)
+
+
+def queue(store: Store, *models: str) -> list[str]:
+    for i, model in enumerate(models):
+        job = Job(id=f"{model}{i}", model=model, loras=[], prompts=[], output_folder="")
+        store.add(New(job, Secrets()))
+    return [f"{model}{i}" for i, model in enumerate(models)]
+
+
+def claimed(store: Store, loaded: list[str], bound: int) -> list[str]:
+    """The order in which a worker that keeps one model would render."""
+    order = []
+    while (row := store.claim(loaded, bound)) is not None:
+        order.append(row.id)
+        loaded = [row.model]
+    return order
+
+
+def test_the_queue_is_first_in_first_out_grouped_by_model_within_the_bound(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    a0, b1, a2, b3, a4, a5 = queue(store, *"ABABAA")
+    assert claimed(store, [], 2) == [a0, a2, a4, b1, b3, a5], "b1 and b3 were overtaken twice, and no more"
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3, 8])
+def test_nobody_is_overtaken_more_often_than_the_bound(tmp_path: Path, bound: int) -> None:
+    store = Store(tmp_path / "queue.sqlite")
+    arrived = queue(store, *("ABCAABBCCCABACBA" * 4))
+    order = claimed(store, [], bound)
+    assert sorted(order) == sorted(arrived), "none lost, none twice"
+    for i, request in enumerate(arrived):
+        later_first = sum(order.index(other) < order.index(request) for other in arrived[i + 1 :])
+        assert later_first <= bound
+    switches = sum(a[0] != b[0] for a, b in pairwise(order))
+    in_order = sum(a[0] != b[0] for a, b in pairwise(arrived))
+    assert switches == in_order if bound == 0 else switches < in_order
