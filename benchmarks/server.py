@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import psutil
 
 from harness import cases, goldens, runner
@@ -181,7 +182,7 @@ def switches(server: LocalServer) -> dict[str, Any]:
     switch, load = {}, {}
     for model in MODELS:
         tensors = load_file(folder / f"{model}.safetensors")
-        save_file({name: value * 2 for name, value in tensors.items()}, folder / f"{model}-2.safetensors")
+        save_file({name: np.asarray(value * 2) for name, value in tensors.items()}, folder / f"{model}-2.safetensors")
         names = (model, f"{model}-2")
         for name in names:
             timings(model, name)
