@@ -1,0 +1,44 @@
+"""The OpenAPI document against the server: whatever it allows must be answered without a server error, as it says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from server.local import LocalServer
+
+CHECKS = [
+    not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+    checks.response_schema_conformance, checks.response_headers_conformance,
+]  # fmt: skip
+"""Not `positive_data_acceptance`: a document cannot say that a model takes one LoRA, or that a file must exist."""
+
+# Not schemathesis' own pytest plugin: it reaches into pytest's internals, and those of 9.2 are others.
+
+
+def test_what_the_document_allows_is_answered_as_it_says(tmp_path: Path, lora_of: Callable[[str], Path]) -> None:
+    with LocalServer(tmp_path, MAX_QUEUE=20) as server:
+        (tmp_path / "loras" / "a.safetensors").write_bytes(lora_of("sd15/lora").read_bytes())
+        schema: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        # Those answer when a render, or a request, has ended.
+        schema = schema.exclude(path_regex="/v1/images/.*").exclude(path_regex=".*/events")
+        tried = []
+        for result in schema.get_all_operations():
+            operation = result.ok()
+
+            @given(case=operation.as_strategy())
+            @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            def conforms(case: Any) -> None:
+                case.call_and_validate(checks=CHECKS)
+
+            try:
+                conforms()
+            except Exception as error:  # noqa: BLE001  named with its operation
+                pytest.fail(f"{operation.label}: {error}")
+            tried.append(operation.label)
+    assert "POST /v1/inference" in tried and len(tried) > 7
