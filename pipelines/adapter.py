@@ -33,8 +33,10 @@ class Adapter:
 
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
         """Make `lora` the one that is applied; None restores the base model."""
-        # The same file may be given to the one expert or to the other.
-        state = None if lora is None else (lora.sha256, lora.strengths, {d.component for d in lora.deltas}, multiplier, mode)
+        state: tuple[Any, ...] | None = None
+        if lora is not None:
+            experts = {delta.component for delta in lora.deltas}  # the same file may be given to one or to the other
+            state = (lora.sha256, lora.strengths, experts, multiplier, mode)
         if state == self._state:
             return
         self._restore()

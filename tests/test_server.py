@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from harness.coverage import covering
+from harness.recorder import pins
 from pipelines import MODELS, Pipeline
 from server.local import ROOT, LocalServer
 
@@ -267,7 +268,7 @@ def test_an_unverified_configuration_can_be_refused(server: LocalServer) -> None
     accepted = server.http.post("/v1/inference", json=body(require_verified=True)).json()
     assert accepted["verified"]["case"].startswith("sd15/") and accepted["verified"]["verdict"] == "match"
     assert server.wait(accepted["request_id"])["verified"] == accepted["verified"]
-    unproven = next(model for model in MODELS if covering(model, "live") is None)
+    unproven = next(model for model in MODELS if covering(model, "live", pins.newest()) is None)
     refused = refusal(server, body(unproven, lora_mode="live", require_verified=True))
     assert (refused["code"], refused["details"]["verified"]) == ("NOT_VERIFIED", None)
 
