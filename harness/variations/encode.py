@@ -1,6 +1,7 @@
 """From words to embeddings: templates, tokenizers, encoders, masks."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -496,10 +497,11 @@ def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images with width and height as they are."""
     from pipelines.families import qwen
 
-    swapped = qwen._sides_swapped
-
     def upright(image: torch.Tensor, area: int) -> torch.Tensor:
-        return swapped(image.transpose(2, 3), area).transpose(2, 3)
+        ratio = image.shape[3] / image.shape[2]
+        width = math.sqrt(area * ratio)
+        size = (round(width / ratio / 32) * 32, round(width / 32) * 32)
+        return nn.functional.interpolate(image, size=size, mode="bilinear")
 
     with patched(qwen, "_sides_swapped", upright):
         yield s
