@@ -77,23 +77,21 @@ def _completed(golden: Trace, ours: Trace) -> Trace:
     if any(name.startswith("schedule/") for name in golden.sketches) or "schedule/sigmas" not in ours.sketches:
         return golden
     sketches, shapes = dict(golden.sketches), dict(golden.shapes)
-    (_, sign), unit = _scalar(np.ones(1)), "step{}/denoiser#0.{}"
+    unit = "step{}/denoiser#0.{}"
     for step in range(len(golden.sketches)):
         now, then = unit.format(step, "timestep"), unit.format(step + 1, "timestep")
         name = f"step{step}/scheduler.prediction"
         if then not in sketches or name not in ours.sketches:
             break
-        difference = (_scalar(sketches[then])[0] - _scalar(sketches[now])[0]) * sign
+        difference = _number(sketches[then]) - _number(sketches[now])
         x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
         sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
     return Trace(sketches, shapes)
 
 
-def _scalar(sketched: np.ndarray) -> tuple[float, float]:
-    """(the number in a sketch of one number, the sign that it was given there)."""
-    where = int(np.abs(sketch(np.ones(1))).argmax())
-    value = float(sketched[where]) if len(sketched) > 1 else float(sketch(sketched)[where])
-    return value, float(np.sign(sketch(np.ones(1))[where]))
+def _number(sketched: np.ndarray) -> float:
+    """The one number of which this is the sketch."""
+    return float(sketched @ sketch(np.ones(1)))
 
 
 def first(found: Mapping[str, float], limit: float) -> str | None:

@@ -1,6 +1,8 @@
 """Control images: how they are opened, resized, encoded, and in which order."""
 
+import inspect
 import io
+import math
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
-from harness.divergence import CONTROL, NOISE, POSITIVE
-from harness.variations.base import Subject, called_with, patched, variation, wrapped
+from harness.divergence import CONTROL, NEGATIVE, NOISE, POSITIVE
+from harness.variations.base import Subject, called_with, hooked, patched, variation, wrapped
 from pipelines import images
 
 EDIT = ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511")
@@ -334,4 +337,78 @@ def clip_sees_the_original(s: Subject) -> Iterator[Subject]:
         return original(images.rgb(s.settings.control[0]), *args, **kwargs)
 
     with wrapped(s.pipe, "encode_image", encode):
+        yield s
+
+
+# ------------------------------------------------------------------------------- pictures that the text encoder sees
+
+
+def _sees(s: Subject) -> bool:
+    return s.spec.id in EDIT
+
+
+@variation(
+    shows=POSITIVE,
+    source="trainer 0.11 mended the swap of height and width; stock Diffusers and ComfyUI keep proportions",
+    applies=_sees,
+)
+def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
+    """The text encoder sees control images with width and height as they are."""
+    from pipelines.families import qwen
+
+    def upright(image: torch.Tensor, area: int) -> torch.Tensor:
+        ratio = image.shape[3] / image.shape[2]
+        width = math.sqrt(area * ratio)
+        size = (round(width / ratio / 32) * 32, round(width / 32) * 32)
+        return functional.interpolate(image, size=size, mode="bilinear")
+
+    with patched(qwen, "_sides_swapped", upright):
+        yield s
+
+
+@variation(
+    shows=POSITIVE,
+    source="stock Diffusers hands over pictures of 0 to 255; the trainer tensors of 0 to 1, which are divided again",
+    applies=_sees,
+)
+def picture_divided_by_255_once(s: Subject) -> Iterator[Subject]:
+    """The text encoder sees control images as bright as they are."""
+    from pipelines.families import qwen
+
+    tensor = qwen._tensor
+    with patched(qwen, "_tensor", lambda image, pipe: tensor(image, pipe) * 255):
+        yield s
+
+
+@variation(
+    shows=NEGATIVE,
+    source="runcomfy ai-toolkit-inference qwen_image.py lines 722-727: the negative prompt sees what the positive does",
+    applies=lambda s: _sees(s) and s.spec.controls[1] > 1 and s.guided,
+)
+def negative_prompt_sees_the_same_picture(s: Subject) -> Iterator[Subject]:
+    """The negative prompt's pictures are resized once."""
+    from pipelines.families import qwen
+
+    embeds, seen_first = qwen._embeds, []
+
+    def call(pipe: Any, name: str, text: str, seen: Any) -> Any:
+        seen_first.append(seen)
+        return embeds(pipe, name, text, seen_first[0])
+
+    with patched(qwen, "_embeds", call):
+        yield s
+
+
+@variation(
+    shows=POSITIVE,
+    source="transformers 5 with Diffusers to 0.42: picture tokens are not marked, so they get the positions of words",
+    applies=lambda s: _sees(s) and "mm_token_type_ids" in inspect.signature(s.pipe.text_encoder.forward).parameters,
+)
+def picture_tokens_not_marked(s: Subject) -> Iterator[Subject]:
+    """The text encoder counts picture tokens like words."""
+
+    def change(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**inputs, "mm_token_type_ids": torch.zeros_like(inputs["input_ids"])}
+
+    with hooked(s.pipe.text_encoder, change):
         yield s
