@@ -34,7 +34,7 @@ class Plain:
     def __init__(self, case: Case, golden: Golden) -> None:
         from PIL import Image
 
-        settings = runner.Bench().settings(case)
+        settings = runner.Bench(tag=golden.tag).settings(case)
         pipe, self.loaded = stock(case.model)
         pipe.set_progress_bar_config(disable=True)
         if "lora" in golden.artefacts:

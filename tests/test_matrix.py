@@ -390,5 +390,7 @@ def test_a_change_between_transformers_releases_is_told_from_one_of_diffusers(tm
 
 def test_markup_in_messages_stays_text() -> None:
     finding = Finding(model="flux", cases=["flux/base"], status="crash", before=None, transformers=["5"],
-                      first=Combination(diffusers="1", transformers="5"), message="KeyError: [red]")  # fmt: skip
-    assert "`KeyError: [red]`" in report.paragraph(finding, "golden")
+                      first=Combination(diffusers="1", transformers="5"), message="KeyError: [red]",
+                      settings="8x8, 5 steps")  # fmt: skip
+    text = report.paragraph(finding, "golden")
+    assert "`KeyError: [red]`" in text and "in flux/base (8x8, 5 steps)." in text

@@ -130,9 +130,9 @@ def paragraph(finding: Finding, mode: Mode) -> str:
     """Ready to paste into an upstream issue."""
     what = "The picture" if mode == "plain" else "The picture of our reference pipeline"
     happened = f"{what} changed ({finding.size})" if finding.status == "drift" else f"It fails with `{finding.size}`"
-    seen = (
-        f"Seen with transformers {', '.join(finding.transformers)}, float32 on the CPU, in {', '.join(finding.cases)}."
-    )
+    settings = f" ({finding.settings})" if finding.settings else ""
+    where = ", ".join([finding.cases[0] + settings, *finding.cases[1:]])
+    seen = f"Seen with transformers {', '.join(finding.transformers)}, float32 on the CPU, in {where}."
     return f"**{finding.model}, {_since(finding)}:** {happened}. {seen}{_because(finding)}{_again(finding, mode)}"
 
 
