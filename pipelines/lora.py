@@ -7,6 +7,7 @@ Formats are those that the trainer saves: LoRA (`lora_A`/`lora_B`, or `lora_down
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -220,10 +221,16 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if not tensors:
         raise LoraError(f"{path}: holds no tensors")
-    broken = next((key for key, tensor in tensors.items() if not tensor.float().isfinite().all()), None)
+    # Not an alpha: that of a LoKr with whole factors means nothing, and the trainer saves it as infinity in float16.
+    weights = {key: tensor for key, tensor in tensors.items() if not key.endswith("alpha")}
+    broken = next((key for key, tensor in weights.items() if not tensor.float().isfinite().all()), None)
     if broken is not None:
-        raise LoraError(f"{path}: {broken} holds NaN or infinity; the training diverged: take an earlier checkpoint")
+        raise LoraError(_diverged(path, broken))
     return tensors
+
+
+def _diverged(path: Path, what: str) -> str:
+    return f"{path}: {what} holds NaN or infinity; the training diverged: take an earlier checkpoint"
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -300,6 +307,8 @@ def _alpha(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> float:
     numbers = parts["alpha"].flatten().tolist()
     if len(numbers) != 1:
         raise LoraError(f"{path}: the alpha of {name} is {len(numbers)} numbers instead of one")
+    if not math.isfinite(numbers[0]):
+        raise LoraError(_diverged(path, f"the alpha of {name}"))
     return float(numbers[0])
 
 

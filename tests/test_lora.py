@@ -357,6 +357,19 @@ def test_a_file_without_alpha_has_scale_one(unloaded: PipelineOf, lora_of: LoraO
     assert pipeline.lora.coverage.scales == (1.0,)
 
 
+def test_an_infinite_alpha_is_refused_where_it_counts(unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path) -> None:
+    """The trainer saves the alpha of a LoKr with whole factors, which means nothing, as infinity in float16."""
+
+    def diverge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key(tensors, "alpha")].fill_(float("inf"))
+
+    with pytest.raises(LoraError, match=r"the alpha of .* holds NaN or infinity"):
+        unloaded("sd15").with_lora(edited(lora_of("sd15/lora"), tmp_path, diverge))
+    whole = lora_of("lumina2/lokr")
+    assert any(name.endswith("alpha") and tensor.isinf().all() for name, tensor in load_file(whole).items())
+    assert unloaded("lumina2").with_lora(whole).lora is not None
+
+
 def test_a_pipeline_is_not_changed_by_giving_it_a_lora(unloaded: PipelineOf, lora_of: LoraOf) -> None:
     base = unloaded("sd15")
     with_lora = base.with_lora(lora_of("sd15/lora"))
