@@ -55,7 +55,9 @@ def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
     names = {name: _ours(name, ours) for name in golden.sketches}
     named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
-    found = errors(_completed(named, ours), ours)
+    completed, steps = _completed(named, ours)
+    # A difference divided by a small step is inexact by as much more.
+    found = {name: error * steps.get(name, 1.0) for name, error in errors(completed, ours).items()}
     # Pictures that the denoiser reads in an argument of their own must be there.
     absent = {name: float("inf") for name in named.sketches if name not in found and name.endswith(IMAGES)}
     return found | absent
@@ -68,16 +70,17 @@ def _ours(name: str, ours: Trace) -> str:
     return name
 
 
-def _completed(golden: Trace, ours: Trace) -> Trace:
-    """With the guided predictions of a pipeline that steps without a scheduler (FLUX.2 in the trainer).
+def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
+    """With the guided predictions of a pipeline that steps without a scheduler (FLUX.2 in the trainer), and the lengths
+    of their steps.
 
     Its step is Euler's, x' = x + (t' - t) p, and sketches are linear: p follows from the inputs of two steps. Pictures
     behind the latents in the sequence are the same in both and cancel.
     """
     if any(name.startswith("schedule/") for name in golden.sketches) or "schedule/sigmas" not in ours.sketches:
-        return golden
+        return golden, {}
     sketches, shapes = dict(golden.sketches), dict(golden.shapes)
-    unit = "step{}/denoiser#0.{}"
+    unit, lengths = "step{}/denoiser#0.{}", {}
     for step in range(len(golden.sketches)):
         now, then = unit.format(step, "timestep"), unit.format(step + 1, "timestep")
         name = f"step{step}/scheduler.prediction"
@@ -86,7 +89,8 @@ def _completed(golden: Trace, ours: Trace) -> Trace:
         difference = _number(sketches[then]) - _number(sketches[now])
         x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
         sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
-    return Trace(sketches, shapes)
+        lengths[name] = abs(difference)
+    return Trace(sketches, shapes), lengths
 
 
 def _number(sketched: np.ndarray) -> float:
