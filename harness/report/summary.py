@@ -102,8 +102,8 @@ def as_comment(frame: pd.DataFrame, tag: str, changes: list[Change]) -> str:
     if len(frame):
         failing = frame[~frame["verdict"].isin(list(PASSING))].sort_values("verdict")
         rows = [
-            (_cell(r.case), str(r.verdict), _cell(r.boundary or "–"), _cell(r.cause[:300]))
-            for r in failing.head(COMMENT_ROWS).itertuples()
+            (_cell(r["case"]), str(r["verdict"]), _cell(r["boundary"] or "–"), _cell(r["cause"][:300]))
+            for r in failing.head(COMMENT_ROWS).to_dict("records")
         ]
         if rows:
             parts.append(_table(("case", "verdict", "began at", "cause"), rows))
@@ -125,15 +125,17 @@ def as_junit(frame: pd.DataFrame, tag: str) -> str:
             root, "testsuite", name=str(model), tests=str(len(cases)), failures=str(failures.sum()),
             errors=str(errors.sum()), skipped="0", time=f"{cases['seconds'].sum():.3f}",
         )  # fmt: skip
-        for row in cases.itertuples():
-            name = f"{row.case}[{row.device} {row.dtype}]"
+        for row in cases.to_dict("records"):
+            name = f"{row['case']}[{row['device']} {row['dtype']}]"
             case = ElementTree.SubElement(
-                suite, "testcase", classname=f"{tag}.{model}", name=_xml(name), time=f"{row.seconds:.3f}"
+                suite, "testcase", classname=f"{tag}.{model}", name=_xml(name), time=f"{row['seconds']:.3f}"
             )
-            if row.verdict not in PASSING:
-                kind = "error" if row.verdict == "error" else "failure"
-                failure = ElementTree.SubElement(case, kind, type=str(row.verdict), message=_xml(row.message))
-                failure.text = _xml(f"{row.message}\nbegan at: {row.boundary or '-'}\ncause: {row.cause or '-'}")
+            if row["verdict"] not in PASSING:
+                kind = "error" if row["verdict"] == "error" else "failure"
+                failure = ElementTree.SubElement(case, kind, type=str(row["verdict"]), message=_xml(row["message"]))
+                failure.text = _xml(
+                    f"{row['message']}\nbegan at: {row['boundary'] or '-'}\ncause: {row['cause'] or '-'}"
+                )
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -156,7 +158,7 @@ def _models(frame: pd.DataFrame) -> str:
     """One row a model: cases, worst verdict and numbers, and the control that moved its picture least."""
     rows = []
     for model, cases in frame.groupby("model", sort=True):
-        weakest = cases.loc[cases["weakest"].idxmin()] if cases["weakest"].notna().any() else None
+        weakest = cases.sort_values("weakest", kind="stable").iloc[0] if cases["weakest"].notna().any() else None
         rows.append((
             _cell(str(model)), str(len(cases)), str(cases["verdict"].min()),
             _worst(cases["pixel_max"]), _worst(cases["latents_rel_l2"]),
