@@ -56,15 +56,58 @@ def t5(extra_ids: int = 100) -> tuple[dict[str, str], int]:
     return files, len(pieces)
 
 
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
 def gemma(words: list[str] = WORDS, **config: Any) -> tuple[dict[str, str], int]:
-    """GemmaTokenizerFast files (BPE over characters with byte fallback, "▁" for spaces) and the vocabulary size."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+    """GemmaTokenizerFast files of Gemma 2 and the vocabulary size; `config` goes to tokenizer_config.json."""
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    settings = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(i): {"content": token, **FLAGS} for i, token in enumerate(SPECIAL)},
+        "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1000000000000000019884624838656,
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "use_default_system_prompt": False,
+        **names,
+        **config,
+    }
+    return _gemma(bpe_merges(["▁" + word for word in words], ""), names, settings)
+
+
+def gemma3() -> tuple[dict[str, str], int]:
+    """GemmaTokenizerFast files of Gemma 3 and the vocabulary size. A word that begins a text is one token too."""
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    merges = [*bpe_merges(["▁" + word for word in WORDS], ""), *bpe_merges([w for w in WORDS if len(w) > 1], "")]
+    settings = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(i): {"content": token, **FLAGS} for i, token in enumerate(SPECIAL)},
+        **names,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1000000000000000019884624838656,
+        "padding_side": "left",
+        "sp_model_kwargs": None,
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "GemmaTokenizer",
+        "use_default_system_prompt": False,
+    }
+    return _gemma(list(dict.fromkeys(merges)), names, settings)
+
+
+def _gemma(
+    merges: list[tuple[str, str]], names: dict[str, str], settings: dict[str, Any]
+) -> tuple[dict[str, str], int]:
+    """BPE over characters with byte fallback, "▁" for spaces: the files and the vocabulary size."""
     letters = ["▁", *(chr(c) for c in range(ord("!"), ord("~") + 1))]
-    merges = bpe_merges(["▁" + word for word in words], "")
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     tokens = list(dict.fromkeys([*tokens, *(left + right for left, right in merges)]))
     vocab = {token: index for index, token in enumerate(tokens)}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
     bos_second = {"SpecialToken": {"id": "<bos>", "type_id": 1}}
     first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
@@ -72,7 +115,7 @@ def gemma(words: list[str] = WORDS, **config: Any) -> tuple[dict[str, str], int]
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": vocab[t], "content": t, **flags} for t in special],
+        "added_tokens": [{"id": vocab[t], "content": t, **FLAGS} for t in SPECIAL],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "pre_tokenizer": {
             "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False
@@ -104,21 +147,6 @@ def gemma(words: list[str] = WORDS, **config: Any) -> tuple[dict[str, str], int]
             "merges": [f"{left} {right}" for left, right in merges],
         },
     }  # fmt: skip
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    settings = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {str(vocab[t]): {"content": t, **flags} for t in special},
-        "additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"],
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1000000000000000019884624838656,
-        "sp_model_kwargs": {},
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "GemmaTokenizer",
-        "use_default_system_prompt": False,
-        **names,
-        **config,
-    }
     files = {
         "tokenizer.json": to_text(tokenizer),
         "special_tokens_map.json": to_text(names),
@@ -161,74 +189,3 @@ def _varint(value: int) -> bytes:
     value %= 2**64
     low, high = value & 0x7F, value >> 7
     return bytes([low | 0x80]) + _varint(high) if high else bytes([low])
-
-
-def gemma3() -> tuple[dict[str, str], int]:
-    """GemmaTokenizerFast files (BPE with "▁" for spaces and byte fallback) and the vocabulary size."""
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    letters = ["▁", *(chr(c) for c in range(ord("!"), ord("~") + 1))]
-    merges = [*bpe_merges(["▁" + word for word in WORDS], ""), *bpe_merges([w for w in WORDS if len(w) > 1], "")]
-    merges = list(dict.fromkeys(merges))
-    tokens = [*special.values(), "<mask>", "<start_of_turn>", "<end_of_turn>"]
-    tokens += [*(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    tokens = list(dict.fromkeys([*tokens, *(left + right for left, right in merges)]))
-    ids = {token: index for index, token in enumerate(tokens)}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": i, "content": token, **flags} for i, token in enumerate(tokens[:7])]
-    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}},
-                     {"SpecialToken": {"id": "<bos>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [ids["<bos>"]], "tokens": ["<bos>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": [f"{left} {right}" for left, right in merges],
-        },
-    }  # fmt: skip
-    config = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {str(a["id"]): {k: v for k, v in a.items() if k != "id"} for a in added},
-        **special,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1000000000000000019884624838656,
-        "padding_side": "left",
-        "sp_model_kwargs": None,
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "GemmaTokenizer",
-        "use_default_system_prompt": False,
-    }
-    files = {
-        "tokenizer.json": to_text(tokenizer),
-        "special_tokens_map.json": to_text(special),
-        "tokenizer_config.json": to_text(config),
-    }
-    return files, len(tokens)
