@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import cli, divergence, mutation, runner, scores
+from harness import divergence, mutation, runner, scores
+from harness.cli import app
 from harness.divergence import (
     CONTROL,
     DECODER,
@@ -151,7 +152,7 @@ def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatc
 
 
 def test_an_unknown_model_is_named_before_anything_renders() -> None:
-    done = CliRunner().invoke(cli.app, ["mutate", "--model", "sd16"])
+    done = CliRunner().invoke(app, ["mutate", "--model", "sd16"])
     assert done.exit_code == 2
     assert "sd16" in done.stderr
 

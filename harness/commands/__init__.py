@@ -1,0 +1,48 @@
+"""What the commands share. Heavy libraries are imported inside the commands: `--help` must not wait for torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]
+
+
+def fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2."""
+    from harness.cases import CaseError
+    from harness.gates import GateError
+    from harness.matrix import MatrixError
+    from harness.minihub.factory import MiniHubError
+    from harness.recorder.pins import PinError
+    from pipelines import RequestError
+
+    try:
+        yield
+    except (RequestError, CaseError, GateError, MiniHubError, PinError, MatrixError) as error:
+        fail(error)
+
+
+@contextmanager
+def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
+    """A bar on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(done: int, description: str = label) -> None:
+            bar.update(task, completed=done, description=description)
+
+        yield advance

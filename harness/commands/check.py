@@ -1,0 +1,135 @@
+"""Cases against goldens: `check`, `report`, `known`, and `gates`, from which their limits come."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands import Json, Models, fail, progress, user_errors
+
+app = typer.Typer()
+known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
+app.add_typer(known_app, name="known")
+
+
+@app.command()
+def check(
+    model: Models = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
+    report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show pytest's own output")] = False,
+) -> None:
+    """Render every case and compare it with what the trainer rendered. The same run as `pytest cases/`.
+
+    Exits with 0 only when every verdict is `match`, or `known` and not expired.
+    """
+    with user_errors():
+        from harness import checking
+
+        raise typer.Exit(
+            checking.run(
+                model or [],
+                case or [],
+                tag=tag,
+                device=device,
+                jobs=jobs,
+                json_file=results,
+                report=report,
+                verbose=verbose,
+            )
+        )
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="files of `check --json` or `pytest --drift-json`")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder (default: reports/<tag>)")] = None,
+    since: Annotated[
+        Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
+    ] = None,
+    index: Annotated[bool, typer.Option("--index", help="the overview of all summaries instead")] = False,
+) -> None:
+    """Render the report from result files, without rendering a picture again. Files of several machines are merged.
+
+    Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
+    the overview of every summary.json under reports/: a column a tag or release, a row a model.
+    """
+    with user_errors():
+        from harness import checking
+
+        try:
+            if index:
+                from harness.report import overview
+
+                typer.echo(overview.render(checking.REPORTS, out or checking.REPORTS))
+            elif not results:
+                fail("report: name one or more result files, or give --index")
+            else:
+                for page in checking.write_reports(results, out, since):
+                    typer.echo(page)
+        except (OSError, ValueError) as error:
+            fail(error)
+
+
+@known_app.command("add")
+def known_add(
+    case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora")],
+    cause: Annotated[str, typer.Option(help="why it drifts, in words that the next reader understands")],
+    expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it is drift again")],
+    results: Annotated[list[Path] | None, typer.Option(help="take the size from here, instead of checking now")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
+    with user_errors():
+        from harness import checking, known
+
+        try:
+            entry = known.add(checking.measured(case, results, tag, device), case, cause, expires.date())
+        except (OSError, ValueError) as error:
+            fail(error)
+    typer.echo(f"{case} is a known drift of up to {entry.pixel_max:g}/255 until {entry.expires}: {known.KNOWN}")
+
+
+@app.command()
+def gates(
+    save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
+    against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the spread between legal repeats, from which the gates are derived.
+
+    Repeats: the same code again, merged against live LoRA, one thread against two, and (--against) another torch.
+    """
+    with user_errors():
+        from harness import cases, measure
+
+        total = len(cases.load_all())
+        with progress("measuring", total, quiet=as_json) as advance:
+            seen: list[str] = []
+
+            def note(case_id: str) -> None:
+                seen.append(case_id)
+                advance(len(seen) - 1, case_id)
+
+            if save is not None:
+                measure.save(save, note)
+                raise typer.Exit
+            spread = measure.measure(device, against, note)
+        if write:
+            measure.write(spread, f"mini/{device}/float32")
+    if as_json:
+        typer.echo(json.dumps(spread, indent=2))
+    else:
+        for name, (value, where) in sorted(spread.items()):
+            typer.echo(f"{name:16} {value:.3g}  ({where})")

@@ -1,0 +1,102 @@
+"""`lora-drift sample`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands import Json, fail, progress, user_errors
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold [trigger] and flags (--w 512 ...)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".png .mkv are lossless; .jpg .webp .mp4 are not")],
+    lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
+    negative: Annotated[str, typer.Option("--negative", "-n")] = "",
+    width: Annotated[int | None, typer.Option(help="pixels; snapped as the trainer does")] = None,
+    height: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    guidance: Annotated[float | None, typer.Option(help="in the model's own convention")] = None,
+    guidance_rescale: Annotated[float, typer.Option(help="SDXL only")] = 0.0,
+    seed: Annotated[int, typer.Option(help="-1 draws one")] = 42,
+    multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
+    frames: Annotated[int | None, typer.Option(help="video models")] = None,
+    fps: Annotated[int | None, typer.Option(help="video models")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="control image, in order (repeatable)")] = None,
+    trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
+    name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
+    lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
+    base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version to reproduce (default: the newest)")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
+    mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Render one picture or video, with a receipt (OUTPUT.json) that says exactly how it came to be.
+
+    Weights are read from the ordinary Hugging Face cache, or downloaded to it.
+
+        lora-drift sample -m flux --lora my.safetensors -p "a photo of [trigger]" --trigger sks -o out.png
+    """
+    with user_errors():
+        import pipelines
+        from harness import coverage, runner
+        from harness.quiet import quiet
+        from harness.recorder import pins
+        from pipelines.output import check_path
+        from pipelines.settings import Request, resolve, spec_of
+
+        toolkit = pins.row(tag or pins.newest()).version
+        spec = spec_of(model, toolkit)
+        settings = resolve(
+            spec,
+            Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
+                    trigger, name, [str(path) for path in control or ()]),
+        )  # fmt: skip
+        check_path(output, settings.num_frames)
+        files = lora_files(lora or [])
+        if lora_mode not in (None, "merged", "live"):
+            fail(f"--lora-mode {lora_mode}: use merged or live")
+        check_device(device)
+        if mini:
+            runner.use_minihub()
+        if as_json or mini or not sys.stderr.isatty():
+            quiet()
+        pipeline = pipelines.load(model, base=base, device=device, dtype=dtype, toolkit=toolkit)
+        if files:
+            pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
+        with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
+            rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
+        rendered.receipt["verified_by"] = coverage.covering_case(pipeline)
+        rendered.save(output)
+    if as_json:
+        typer.echo(json.dumps(rendered.receipt, indent=2))
+    else:
+        typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
+
+
+def lora_files(given: list[str]) -> dict[str, Path]:
+    """`FILE`, or `high=FILE` and `low=FILE`, as arguments of `Pipeline.with_lora`."""
+    named = {item.split("=")[0]: Path(item.split("=", 1)[1]) for item in given if item.startswith(("high=", "low="))}
+    plain = [Path(item) for item in given if not item.startswith(("high=", "low="))]
+    if len(plain) + len(named) != len(given) or len(plain) > 1 or (plain and named):
+        fail("--lora: give one FILE, or for a model with two experts high=FILE and low=FILE (or one of them)")
+    return {"path": plain[0]} if plain else named
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        fail(f"--device {device}: not usable here ({reason}); use cpu or another device")
