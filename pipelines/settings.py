@@ -224,8 +224,8 @@ def _checked(spec: ModelSpec, settings: Settings) -> Settings:
         refuse("size", f"{settings.width}x{settings.height}", "give positive numbers of pixels")
     if settings.width > 16384 or settings.height > 16384:
         refuse("size", f"{settings.width}x{settings.height}", "at most 16384 pixels a side")
-    if not spec.fewest_steps <= settings.steps <= 1000:
-        refuse("steps", settings.steps, f"give {spec.fewest_steps} to 1000 (the schedules have a thousand)")
+    if not spec.fewest_steps <= settings.steps <= spec.most_steps:
+        refuse("steps", settings.steps, f"give {spec.fewest_steps} to {spec.most_steps} (its schedule has no more)")
     if not 0 <= settings.seed < 2**64:
         refuse("seed", settings.seed, "give a number from 0 to 2^64 - 1, or -1 for a random one")
     for name in ("guidance_scale", "guidance_rescale", "multiplier"):

@@ -87,6 +87,7 @@ class ModelSpec:
     frames_floored: bool = False
     """... or, if this is set, the next smaller `frame_step * n + 1` (16 -> 9)."""
     fewest_steps: int = 1
+    most_steps: int = 1000
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that only this family has; its module says what they mean."""
     why_ours: str = ""

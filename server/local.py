@@ -106,6 +106,17 @@ class LocalServer:
     def get(self, request_id: str, what: str = "result") -> dict[str, Any]:
         return self.http.get(f"/v1/requests/{request_id}/{what}").raise_for_status().json()
 
+    def until_rendering(self, request_id: str, tries: int = 1, timeout: float = 120) -> None:
+        """Until the first step of a try is done."""
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.get(request_id, "status")
+            if status["progress"] is not None and status["tries"] == tries:
+                return
+            if status["finished_at"] is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"not seen while it was rendered: {status}")
+            time.sleep(0.005)
+
     def wait(self, request_id: str, timeout: float = 300, pause: float = 0.02) -> dict[str, Any]:
         """The result, when it has finished."""
         deadline = time.monotonic() + timeout

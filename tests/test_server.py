@@ -165,6 +165,7 @@ WRONG: dict[str, tuple[Body, str]] = {
         body(prompts=[{"prompt": "a", "ctrl_img": "aaaa"}]), "CONTROL_IMAGE_NOT_SUPPORTED"),
     "frames of a picture": (body(prompts=[{"prompt": "a", "num_frames": 9}]), "PROMPT_INVALID"),
     "a flag that is no number": (body(prompts=[{"prompt": "a --steps many"}]), "PROMPT_INVALID"),
+    "more steps than the model has": (body(prompts=[{"prompt": "a", "sample_steps": 1000}]), "PROMPT_INVALID"),
     "a size in a flag above the limit": (body(prompts=[{"prompt": "a --w 16384"}]), "PROMPT_INVALID"),
     "a video of a picture": (body(output_format="mp4"), "OUTPUT_FORMAT"),
 }  # fmt: skip
@@ -291,8 +292,7 @@ def test_progress_is_told_step_by_step_as_events(server: LocalServer) -> None:
 def test_what_waits_has_a_position_and_what_is_rendered_can_be_canceled(server: LocalServer) -> None:
     long = body(prompts=[{"prompt": "a", "width": 256, "height": 256, "sample_steps": 500}])
     running, second, third = (server.submit(long) for _ in range(3))
-    while server.get(running, "status")["progress"] is None:
-        pass
+    server.until_rendering(running)
     assert [server.get(r, "status")["queue_position"] for r in (running, second, third)] == [None, 1, 2]
     assert server.http.delete(f"/v1/requests/{second}").json()["status"] == "canceled"
     assert server.get(third, "status")["queue_position"] == 1
@@ -310,7 +310,9 @@ def test_the_same_idempotency_key_queues_once(server: LocalServer) -> None:
     assert server.submit(body(), **key) == first
     clash = server.http.post("/v1/inference", json=body(trigger_word="other"), headers=key)
     assert (clash.status_code, clash.json()["detail"]["error"]["code"]) == (409, "IDEMPOTENCY_CONFLICT")
-    assert server.submit(body()) != first
+    other = server.submit(body())
+    assert other != first
+    assert {server.wait(request)["status"] for request in (first, other)} == {"succeeded"}
 
 
 def test_a_request_that_waits_beyond_its_ttl_fails(server: LocalServer) -> None:
@@ -318,6 +320,7 @@ def test_a_request_that_waits_beyond_its_ttl_fails(server: LocalServer) -> None:
     late = server.wait(server.submit(body(ttl=0.2)))
     assert (late["status"], late["error_code"]) == ("failed", "EXPIRED")
     server.http.delete(f"/v1/requests/{long}").raise_for_status()
+    assert server.wait(long)["status"] == "canceled"
 
 
 def test_operators_see_health_and_metrics(server: LocalServer) -> None:

@@ -34,6 +34,7 @@ ROWS = (
         width=512,
         height=512,
         steps=25,
+        most_steps=999,  # with the offset, the first of a thousand would be timestep 1000, which there is not
         guidance_scale=6.0,
         guidance="cfg",
         max_sequence_length=77,
