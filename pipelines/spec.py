@@ -88,6 +88,7 @@ class ModelSpec:
     """... or, if this is set, the next smaller `frame_step * n + 1` (16 -> 9)."""
     fewest_steps: int = 1
     most_steps: int = 1000
+    """The trainer fails beyond: UniPC no longer tells the first two timesteps, which are rounded, apart, say."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that only this family has; its module says what they mean."""
     why_ours: str = ""

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import MODELS, ModelSpec, RequestError
+from pipelines import MODELS, ModelSpec, RequestError, loading
 from pipelines.settings import Request, Settings, resolve, spec_of
+from pipelines.spec import TOOLKITS
 
 CORE = ("sd15", "sdxl", "flux", "zimage_turbo", "wan21_1b")
 """One model of each kind, for what the others would show no better."""
@@ -220,6 +222,31 @@ def test_a_value_out_of_range_is_refused_by_name(model: str, fields: dict[str, A
 def test_a_flag_is_held_to_the_same_range() -> None:
     assert "steps 0" in refusal("a fox --steps 0", steps=4)
     assert resolved("a fox --steps 4", steps=0).steps == 4
+
+
+STEPWISE = {
+    (spec.scheduler.cls, repr(spec.scheduler.config)): spec
+    for model in MODELS.values()
+    for spec in map(model.at, TOOLKITS)
+    if spec.scheduler.cls.startswith("DDPM") or "UniPC" in spec.scheduler.cls
+}
+"""A row for each scheduler that rounds its timesteps."""
+
+
+@pytest.mark.parametrize("spec", STEPWISE.values(), ids=lambda spec: f"{spec.id}-{spec.toolkit}")
+def test_the_table_says_how_many_steps_a_scheduler_can_do(spec: ModelSpec) -> None:
+    def walk(steps: int) -> None:
+        scheduler, sample = loading.scheduler(spec.scheduler), torch.zeros(1, 1, 1)
+        scheduler.set_timesteps(steps)
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
+
+    walk(spec.most_steps)
+    if spec.most_steps < 1000:
+        with pytest.raises((IndexError, AssertionError)):
+            walk(spec.most_steps + 1)
+    with pytest.raises(RequestError, match=f"to {spec.most_steps}"):
+        resolve(replace(spec, controls=(0, 0)), Request("a fox", steps=spec.most_steps + 1))
 
 
 def test_the_largest_seed_is_accepted() -> None:

@@ -45,6 +45,7 @@ HIDREAM = ModelSpec(
     lora_prefixes=("diffusion_model.", "transformer."),
     # e^1.15, what the second shift is with the 4096 tokens of the real model; `render` takes it from the model.
     scheduler=unipc(flow_shift=3.158193),
+    most_steps=354,
     size_divisor=8,
     width=1024,
     height=1024,
@@ -75,6 +76,7 @@ HIDREAM_E1 = replace(
     pipeline="ours",
     base="HiDream-ai/HiDream-E1-1",
     scheduler=unipc(flow_shift=3.0),
+    most_steps=375,
     size_divisor=16,
     controls=(1, 1),
     extra={"image_guidance_scale": 2.0},

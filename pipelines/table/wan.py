@@ -19,17 +19,18 @@ UNIPC_CONFIG: Mapping[str, Any] = {
 }
 
 
-def unipc(flow_shift: float) -> dict[str, Any]:
-    """The fields of a row that say how UniPC lays out its steps."""
+def unipc(flow_shift: float, most_steps: int, most_before: int) -> dict[str, Any]:
+    """The fields of a row that say how UniPC lays out its steps; `most_before` 0.7.29."""
     config = {**UNIPC_CONFIG, "flow_shift": flow_shift}
     return {
         "scheduler": Scheduler("UniPCMultistepScheduler", config),
+        "most_steps": most_steps,
         "earlier": (
             Earlier(
                 before="0.7.29",
                 why="UniPC's steps went from 0.999 to 0 before the shift, not from 1 to 0.001: so the Diffusers of "
                 "those versions laid them out (UniPCMultistepScheduler, Diffusers #12109).",
-                fields={"scheduler": Scheduler("FlowUniPCFromBelowOne", config)},
+                fields={"scheduler": Scheduler("FlowUniPCFromBelowOne", config), "most_steps": most_before},
             ),
         ),
     }
@@ -60,7 +61,7 @@ WAN21_1B = ModelSpec(
     components={"text_encoder": "ai-toolkit/umt5_xxl_encoder", "tokenizer": "ai-toolkit/umt5_xxl_encoder"},
     denoisers={"": "transformer"},
     lora_prefixes=("diffusion_model.", "transformer."),
-    **unipc(flow_shift=3.0),
+    **unipc(flow_shift=3.0, most_steps=333, most_before=500),
     size_divisor=16,
     size_rule="refuse",
     width=1024,
@@ -155,7 +156,7 @@ WAN22_5B = replace(
     id="wan22_5b",
     title="Wan 2.2 TI2V 5B",
     base="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-    **unipc(flow_shift=5.0),
+    **unipc(flow_shift=5.0, most_steps=200, most_before=250),
     size_divisor=32,
     size_rule="floor",
     width=768,
