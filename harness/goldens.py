@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.cases import ROOT, Case
@@ -78,6 +79,11 @@ class Golden(BaseModel):
     @cached_property
     def root(self) -> Path:
         return GOLDENS
+
+    @property
+    def noise_stream(self) -> str:
+        """The stream of half-precision noise of the torch that recorded it (`pipelines.spec.NOISE_STREAMS`)."""
+        return "torch-2.11" if Version(self.environment["torch"]) < Version("2.12") else "torch-2.13"
 
     def stored(self, name: str) -> Path:
         """The file under goldens/ that holds an artefact."""

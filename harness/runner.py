@@ -76,9 +76,16 @@ class Bench:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
         import pipelines
 
-        if self._loaded is None or self._loaded.spec.id != case.model:
+        wanted = (case.model, golden.noise_stream)
+        if self._loaded is None or (self._loaded.spec.id, self._loaded.base.noise_stream) != wanted:
             self._loaded = None  # let the old model go before the next one loads
-            self._loaded = pipelines.load(case.model, device=self.device, dtype=self.dtype, toolkit=self.toolkit)
+            self._loaded = pipelines.load(
+                case.model,
+                device=self.device,
+                dtype=self.dtype,
+                toolkit=self.toolkit,
+                noise_stream=golden.noise_stream,
+            )
         if case.lora is None:
             return self._loaded
         names = {"lora": "path", "lora_high": "high", "lora_low": "low"}
@@ -187,6 +194,7 @@ def _describe(result: Result, golden: Golden) -> None:
         "origin": golden.origin,
         **({"short_way": golden.short_way} if golden.short_way else {}),
         "patches": golden.patches,
+        "noise_stream": golden.noise_stream,
         "recorder": golden.recorder,
         "seal": golden.seal,
     }

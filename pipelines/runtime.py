@@ -17,13 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading, noise
+from pipelines import loading
 from pipelines.adapter import Adapter
 from pipelines.errors import Cancelled, RequestError, Unsupported
 from pipelines.lora import Lora, Shapes, read
 from pipelines.output import Media
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
-from pipelines.spec import TOOLKITS, ModelSpec
+from pipelines.spec import NOISE_STREAM, NOISE_STREAMS, TOOLKITS, ModelSpec, NoiseStream
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,8 +55,11 @@ class Output:
 class Base:
     """One loaded base model. Loads at first use, once; every `Pipeline` made from it shares it."""
 
-    def __init__(self, spec: ModelSpec, repo: str, device: str, dtype: str, *, offload: bool = False) -> None:
+    def __init__(
+        self, spec: ModelSpec, repo: str, device: str, dtype: str, noise_stream: NoiseStream, *, offload: bool = False
+    ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
+        self.noise_stream = noise_stream
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
@@ -147,6 +150,8 @@ class Pipeline:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
         import torch
 
+        from pipelines import noise
+
         if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
             self.base.family.check(self.spec, self.base.repo, settings)
         pipe = self.base.pipe
@@ -158,8 +163,8 @@ class Pipeline:
                 raise Cancelled(f"cancelled after step {step + 1} of {settings.steps}")
             return kwargs
 
-        generator = noise.seeded(settings.seed)
-        with torch.no_grad(), watch(pipe):
+        generator = noise.seeded(settings.seed, self.base.noise_stream)
+        with torch.no_grad(), noise.through_diffusers(), watch(pipe):
             media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
         return Output(media, settings, self._receipt(settings))
 
@@ -185,6 +190,7 @@ class Pipeline:
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
             "device": self.base.device,
             "dtype": self.base.dtype,
+            "noise_stream": self.base.noise_stream,
             "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
         }
 
@@ -196,6 +202,7 @@ def load(
     device: str = "cpu",
     dtype: str | None = None,
     toolkit: str = TOOLKITS[-1],
+    noise_stream: str | None = None,
     offload: bool = False,
 ) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
@@ -204,10 +211,13 @@ def load(
         toolkit: version of the trainer whose samples to reproduce, a member of `pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
+        noise_stream: the torch whose random numbers in half precision to draw, a member of
+            `pipelines.spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
+            draw the same.
         offload: keep each component in main memory but while it computes.
 
     Raises:
-        RequestError: unknown model, dtype or trainer version.
+        RequestError: unknown model, dtype, noise stream or trainer version.
         Unsupported: a package that this model needs is missing or too old.
     """
     spec = spec_of(model, toolkit)
@@ -216,7 +226,9 @@ def load(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
-    return Pipeline(Base(spec, base or spec.base, device, dtype, offload=offload))
+    if noise_stream not in (None, *NOISE_STREAMS):
+        raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
+    return Pipeline(Base(spec, base or spec.base, device, dtype, noise_stream or NOISE_STREAM, offload=offload))
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

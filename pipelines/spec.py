@@ -7,10 +7,15 @@ before. `lora-drift models` is generated from the rows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
 """Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
+NoiseStream = Literal["torch-2.11", "torch-2.13"]
+"""Numbers that torch draws in half precision: those up to 2.11, and those since (`pipelines.noise`)."""
+NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
+NOISE_STREAM: NoiseStream = "torch-2.11"
+"""Of the torch that the README of each of the TOOLKITS installs, 2.7.0 (their Docker image: 2.9.1)."""
 Guidance = Literal["cfg", "cfg_above_zero", "cfg_above_one", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,

@@ -37,6 +37,7 @@ def sample(
     tag: Annotated[str | None, typer.Option(help="trainer version to reproduce (default: the newest)")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
+    noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +71,9 @@ def sample(
             runner.use_minihub()
         if as_json or mini or not sys.stderr.isatty():
             quiet()
-        pipeline = pipelines.load(model, base=base, device=device, dtype=dtype, toolkit=toolkit)
+        pipeline = pipelines.load(
+            model, base=base, device=device, dtype=dtype, toolkit=toolkit, noise_stream=noise_stream
+        )
         if files:
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
         with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:

@@ -10,19 +10,16 @@ import torch
 from harness.divergence import CONTROL, NOISE, STEP
 from harness.variations.base import Subject, everywhere, patched, variation
 from pipelines import noise
+from pipelines.spec import NoiseStream
 
-Draw = Callable[..., torch.Tensor]
+Shape = tuple[int, ...]
+Change = Callable[[Shape, noise.Generator, torch.dtype], torch.Tensor]
+normal = noise.normal
 
 
-def _drawing(change: Callable[[Draw, tuple[int, ...], dict[str, Any]], torch.Tensor]) -> AbstractContextManager[None]:
-    """`change(randn, shape, options)` in place of `torch.randn`, which every draw of noise goes through."""
-    randn = torch.randn
-
-    def draw(*size: Any, **options: Any) -> torch.Tensor:
-        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
-        return change(randn, shape, options)
-
-    return patched(torch, "randn", draw)
+def _drawing(change: Change) -> AbstractContextManager[None]:
+    """`change(shape, generator, dtype)` in place of `noise.normal`, from which every draw of a render comes."""
+    return patched(noise, "normal", change)
 
 
 def _spatial(s: Subject) -> bool:
@@ -38,9 +35,9 @@ def noise_of_another_generator(s: Subject) -> Iterator[Subject]:
     """The seed goes to a CUDA generator (Philox), whose numbers are others than the CPU's."""
     streams: dict[int, np.random.Generator] = {}
 
-    def change(_randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+    def change(shape: Shape, _generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         stream = streams.setdefault(0, np.random.Generator(np.random.Philox(s.settings.seed)))
-        return torch.from_numpy(stream.standard_normal(shape)).to(options.get("dtype") or torch.float32)
+        return torch.from_numpy(stream.standard_normal(shape)).to(dtype)
 
     with _drawing(change):
         yield s
@@ -51,19 +48,39 @@ def _posterior_first(s: Subject) -> bool:
     return bool(s.settings.control) and s.spec.family in ("flex2", "omnigen2")
 
 
+def _in_bfloat16(stream: NoiseStream) -> AbstractContextManager[None]:
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
+        before, generator.stream = generator.stream, stream
+        numbers = normal(shape, generator, torch.bfloat16).to(dtype)
+        generator.stream = before
+        return numbers
+
+    return _drawing(change)
+
+
+def _draws_otherwise(stream: NoiseStream) -> Callable[[Subject], bool]:
+    return lambda s: s.pipeline.base.dtype == "float32" or s.pipeline.base.noise_stream != stream
+
+
 @variation(
     shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
-    source="torch's bfloat16 normal stream changed between 2.11 and 2.13; ComfyUI and half-precision pipelines draw so",
-    applies=everywhere,
+    source="torch's bfloat16 normal stream changed in 2.12; ComfyUI and half-precision pipelines draw so",
+    applies=_draws_otherwise("torch-2.13"),
 )
 def noise_drawn_in_bfloat16(s: Subject) -> Iterator[Subject]:
-    """Noise is drawn in bfloat16, whose stream is the installed torch's."""
+    """Noise is drawn in bfloat16, by torch 2.13 or later."""
+    with _in_bfloat16("torch-2.13"):
+        yield s
 
-    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
-        dtype = options.get("dtype") or torch.float32
-        return randn(shape, **{**options, "dtype": torch.bfloat16}).to(dtype)
 
-    with _drawing(change):
+@variation(
+    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    source="torch's bfloat16 normal stream changed in 2.12; the trainer's README installs 2.7.0",
+    applies=_draws_otherwise("torch-2.11"),
+)
+def noise_drawn_in_bfloat16_by_an_older_torch(s: Subject) -> Iterator[Subject]:
+    """Noise is drawn in bfloat16, by torch up to 2.11."""
+    with _in_bfloat16("torch-2.11"):
         yield s
 
 
@@ -74,7 +91,7 @@ def noise_drawn_in_bfloat16(s: Subject) -> Iterator[Subject]:
 )
 def noise_rounded_to_float16(s: Subject) -> Iterator[Subject]:
     """Noise is drawn in float32 and rounded to float16."""
-    with _drawing(lambda randn, shape, options: randn(shape, **options).to(torch.float16).to(torch.float32)):
+    with _drawing(lambda shape, generator, dtype: normal(shape, generator, torch.float32).half().to(dtype)):
         yield s
 
 
@@ -86,12 +103,12 @@ def noise_rounded_to_float16(s: Subject) -> Iterator[Subject]:
 def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
     """The same numbers fill the latents in another order."""
 
-    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         if len(shape) < 4:
-            return randn(shape, **options)
+            return normal(shape, generator, dtype)
         channels = 2 if shape[1] == 1 else 1  # Qwen-Image's latents have a dimension for frames before them
         others = [n for dim, n in enumerate(shape) if dim != channels]
-        return randn((*others, shape[channels]), **options).movedim(-1, channels).contiguous()
+        return normal((*others, shape[channels]), generator, dtype).movedim(-1, channels).contiguous()
 
     with _drawing(change):
         yield s
@@ -105,10 +122,10 @@ def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
 def noise_drawn_frame_by_frame(s: Subject) -> Iterator[Subject]:
     """Each latent frame is drawn by itself."""
 
-    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         if len(shape) != 5 or shape[2] == 1:
-            return randn(shape, **options)
-        return torch.cat([randn((*shape[:2], 1, *shape[3:]), **options) for _ in range(shape[2])], dim=2)
+            return normal(shape, generator, dtype)
+        return torch.cat([normal((*shape[:2], 1, *shape[3:]), generator, dtype) for _ in range(shape[2])], dim=2)
 
     with _drawing(change):
         yield s
@@ -123,10 +140,10 @@ def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
     """The noise of the steps comes from a generator of its own, the first noise does not."""
     draws: list[int] = []
 
-    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         draws.append(1)
-        own = {"generator": noise.seeded(s.settings.seed + len(draws))} if len(draws) > 1 else {}
-        return randn(shape, **{**options, **own})
+        own = noise.seeded(s.settings.seed + len(draws), generator.stream) if len(draws) > 1 else generator
+        return normal(shape, own, dtype)
 
     with _drawing(change):
         yield s
@@ -145,7 +162,7 @@ def _samples_posterior(s: Subject) -> bool:
 def control_image_as_the_posterior_mode(s: Subject) -> Iterator[Subject]:
     """The control image's latents are the mean; the number drawn for them is thrown away."""
 
-    def mode(distribution: Any, generator: torch.Generator) -> torch.Tensor:
+    def mode(distribution: Any, generator: noise.Generator) -> torch.Tensor:
         shape, parameters = tuple(distribution.mean.shape), distribution.parameters
         noise.draw(shape, generator, parameters.dtype, parameters.device)
         return distribution.mode()
@@ -171,13 +188,16 @@ def control_image_drawn_unseeded(s: Subject) -> Iterator[Subject]:
     sample = DiagonalGaussianDistribution.sample
     posterior_sample = noise.posterior_sample
 
+    def another(generator: noise.Generator) -> noise.Generator:
+        return noise.seeded(s.settings.seed + 1, generator.stream)
+
     def other(distribution: Any, generator: Any = None) -> torch.Tensor:
         sample(distribution, generator)
-        return sample(distribution, noise.seeded(s.settings.seed + 1))
+        return sample(distribution, another(generator))
 
-    def ours(distribution: Any, generator: torch.Generator) -> torch.Tensor:
+    def ours(distribution: Any, generator: noise.Generator) -> torch.Tensor:
         posterior_sample(distribution, generator)
-        return posterior_sample(distribution, noise.seeded(s.settings.seed + 1))
+        return posterior_sample(distribution, another(generator))
 
     with patched(noise, "posterior_sample", ours), patched(DiagonalGaussianDistribution, "sample", other):
         yield s
@@ -192,9 +212,9 @@ def noise_multiplied(s: Subject) -> Iterator[Subject]:
     """The initial noise is multiplied by 1.03."""
     draws: list[int] = []
 
-    def change(randn: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> torch.Tensor:
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         draws.append(1)
-        return randn(shape, **options) * (1.03 if len(draws) == 1 else 1.0)
+        return normal(shape, generator, dtype) * (1.03 if len(draws) == 1 else 1.0)
 
     with _drawing(change):
         yield s

@@ -41,7 +41,7 @@ ROWS = (
         quirks=(
             "The trainer asks for steps_offset 0, but hands its scheduler to the constructor of "
             "StableDiffusionPipeline, which rewrites it to 1: every timestep is one later.",
-            "DDPM draws fresh noise in every step but the last, from the same CPU generator.",
+            "DDPM draws fresh noise in every step, from the same CPU generator; in the last too, whose timestep is 1.",
         ),
         source=LEGACY,
     ),
