@@ -3,6 +3,7 @@
 from harness.minihub import tokenizers
 from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
 from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl
+from harness.minihub.repos.qwen import VISION as QWEN_VISION
 
 PROCESSOR_FILES, TOKENS = tokenizers.qwen()
 VISION_TOKENS = ("vision_start", "vision_end", "vision", "image", "video")
@@ -31,25 +32,7 @@ LANGUAGE = {
     "use_sliding_window": False,
     "vocab_size": TOKENS + len(VISION_TOKENS),
 }
-VISION = {
-    "model_type": "qwen2_5_vl",
-    "depth": 1,
-    "fullatt_block_indexes": [0],
-    "hidden_act": "silu",
-    "hidden_size": WIDTH,
-    "in_channels": 3,
-    "in_chans": 3,
-    "initializer_range": 0.02,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "out_hidden_size": WIDTH,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "temporal_patch_size": 2,
-    "tokens_per_second": 2,
-    "window_size": 112,
-}
+VISION = {**QWEN_VISION, "depth": 1, "fullatt_block_indexes": [0]}
 MLLM = {
     "model_type": "qwen2_5_vl",
     "text_config": LANGUAGE,
