@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness import cases
+from harness import cases, history
 from harness.cases import ROOT, Case
 from harness.goldens import GOLDENS, golden_path
 from harness.recorder import pins
@@ -39,6 +39,8 @@ class Status(NamedTuple):
     pixel_max: float | None = None
     latents: float | None = None
     verdict: str = ""
+    change: history.Change | None = None
+    """Of the trainer's own pictures, since the tag before."""
 
 
 class Sensitivity(NamedTuple):
@@ -100,12 +102,14 @@ class Catalogue:
         """How the model stands at one tag."""
         if model in row.lacks:
             return Status(row.tag, row.commit, "the trainer does not have it yet")
+        change = history.change([case for case in self.cases if case.model == model], row.tag, self.goldens)
         if not (found := self.checked(row.tag, model)):
-            return Status(row.tag, row.commit, "unverified")
+            return Status(row.tag, row.commit, "unverified", change=change)
         worst = min((case["verdict"] for case in found), key=ORDER.index)
         passing = sum(case["verdict"] in PASSING for case in found)
         words = f"{passing} of {len(found)} cases {worst if worst in PASSING else f'pass ({worst})'}"
-        return Status(row.tag, row.commit, words, _worst(found, "pixel_max"), _worst(found, "latents_rel_l2"), worst)
+        pixel_max, latents = _worst(found, "pixel_max"), _worst(found, "latents_rel_l2")
+        return Status(row.tag, row.commit, words, pixel_max, latents, worst, change)
 
     def sensitivity(self, model: str) -> list[Sensitivity]:
         """Of every negative control, at the newest tag; the weakest first."""

@@ -1,13 +1,14 @@
 """The catalogue says what the committed data say, and nothing older."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from harness import cases, catalogue
+from harness import cases, catalogue, history
 from harness.catalogue import Catalogue
 from harness.cli import app
 from harness.recorder import pins
@@ -66,6 +67,15 @@ def test_a_drift_is_no_match(reports: Path) -> None:
 
 def test_a_model_that_an_older_trainer_lacks_is_not_unverified_there() -> None:
     assert "the trainer does not have it yet" in catalogue.pages()["ltx2.3.md"]
+
+
+def test_what_a_trainer_version_changed_is_measured_on_its_own_pictures() -> None:
+    def change(model: str) -> str:
+        return str(history.change([case for case in cases.load_all() if case.model == model], "v0.7.29.202603241"))
+
+    assert change("flux") == "the same bytes"
+    assert re.fullmatch(r"4 of 4 cases differ, up to \d\d+/255", change("wan21_1b")), "UniPC's steps begin elsewhere"
+    assert history.change(cases.load_all(), "v0.7.19.202601281") is None, "nothing is older"
 
 
 def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None:
