@@ -59,7 +59,7 @@ class Adapter:
             self._originals.append((module, weight.to("cpu", copy=True)))
             module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)
         elif multiplier != 0:
-            self._hooks.append(module.register_forward_hook(_live(change, module, multiplier)))
+            self._hooks.append(module.register_forward_hook(live(change, module, multiplier)))
 
     def _restore(self) -> None:
         for hook in self._hooks:
@@ -86,8 +86,8 @@ def scaled(change: LowRank | Kron, multiplier: float) -> torch.Tensor:
     return multiplier * change.weight() * change.scale
 
 
-def _live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
-    """A forward hook: (module, inputs, output) -> output with the change."""
+def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
+    """A forward hook: (module, inputs, output) -> output with the change, computed in the change's dtype."""
     from torch import nn
     from torch.nn import functional
 
@@ -108,7 +108,8 @@ def _live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
         return operate(args[0].to(weight.dtype), weight + delta * multiplier, module.bias).to(args[0].dtype)
 
     def low_rank(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        x, change = args[0].float(), here(args[0])
+        change = here(args[0])
+        x = args[0].to(change.down.dtype)
         up = functional.linear if isinstance(module, nn.Linear) else functional.conv2d
         result = output + (up(operate(x, change.down), change.up) * change.scale * multiplier).to(output.dtype)
         if change.magnitude is not None:

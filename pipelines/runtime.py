@@ -17,11 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading
+from pipelines import loading, quantize
 from pipelines.adapter import Adapter
 from pipelines.errors import Cancelled, RequestError, Unsupported
 from pipelines.lora import Lora, Shapes, read
 from pipelines.output import Media
+from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
 from pipelines.spec import NOISE_STREAM, NOISE_STREAMS, TOOLKITS, ModelSpec, NoiseStream
 
@@ -56,10 +57,18 @@ class Base:
     """One loaded base model. Loads at first use, once; every `Pipeline` made from it shares it."""
 
     def __init__(
-        self, spec: ModelSpec, repo: str, device: str, dtype: str, noise_stream: NoiseStream, *, offload: bool = False
+        self,
+        spec: ModelSpec,
+        repo: str,
+        device: str,
+        dtype: str,
+        noise_stream: NoiseStream,
+        quantization: Quantization,
+        *,
+        offload: bool = False,
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
-        self.noise_stream = noise_stream
+        self.noise_stream, self.quantization = noise_stream, quantization
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
@@ -69,10 +78,15 @@ class Base:
         return find(self.spec, self.repo)
 
     @cached_property
+    def recovery(self) -> Lora | None:
+        """The accuracy-recovery adapter of a quantised base."""
+        return quantize.recovery_adapter(self.quantization, self.spec, self.shapes)
+
+    @cached_property
     def pipe(self) -> Any:
         import torch
 
-        _ = self.shapes  # a wrong `base` shows here, before gigabytes are read
+        _ = self.shapes, self.recovery  # a wrong `base` or adapter shows here, before gigabytes are read
         try:
             pipe = self.family.load(self.spec, self.repo, getattr(torch, self.dtype))
         except OSError as error:
@@ -80,6 +94,7 @@ class Base:
                 f"{self.repo} could not be loaded: {error} (is it downloaded, is the network there, does it need a "
                 "login with `hf auth login`?)"
             ) from error
+        quantize.apply(pipe, self.spec, self.quantization, self.recovery)
         if not self.offload:
             return pipe.to(self.device)
         pipe.enable_model_cpu_offload(device=self.device)
@@ -118,7 +133,7 @@ class Pipeline:
             path: the file; for a model with two experts, a file that holds both.
             high, low: the files of a two-expert model; one alone leaves the other expert as it is.
             mode: "merged" adds the change to the weights, "live" adds it to each layer's output; None takes what the
-                trainer does for this model.
+                trainer does for this model (live where the base is quantised).
             allow_partial: accept a file of which only some keys belong to the model.
             strengths: "high" and "low" -> what the multiplier is multiplied with for that expert.
 
@@ -128,9 +143,12 @@ class Pipeline:
         files = {name: Path(p) for name, p in (("", path), ("high", high), ("low", low)) if p is not None}
         if not files:
             raise RequestError("with_lora() needs a file: path, or high and low")
+        usual: LoraMode = "live" if self.base.quantization.quantize else self.spec.lora_mode
+        if mode == "merged" and self.base.quantization.quantize:
+            raise RequestError("mode merged: a LoRA cannot be merged into a quantised base; leave it out, or take live")
         lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
         lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
-        return replace(self, lora=lora, mode=mode or self.spec.lora_mode)
+        return replace(self, lora=lora, mode=mode or usual)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
         """Render one request; `fields` are those of `pipelines.settings.Request`.
@@ -188,6 +206,11 @@ class Pipeline:
             "settings": settings.as_dict(),
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
+            **(
+                {"quantization": quantize.report(self.base.pipe, self.spec, self.base.quantization, self.base.recovery)}
+                if self.base.quantization != Quantization()
+                else {}
+            ),
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
@@ -203,6 +226,7 @@ def load(
     dtype: str | None = None,
     toolkit: str = TOOLKITS[-1],
     noise_stream: str | None = None,
+    quantization: Quantization | None = None,
     offload: bool = False,
 ) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
@@ -214,6 +238,7 @@ def load(
         noise_stream: the torch whose random numbers in half precision to draw, a member of
             `pipelines.spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
             draw the same.
+        quantization: how the trainer's job quantised the base model; None for not at all.
         offload: keep each component in main memory but while it computes.
 
     Raises:
@@ -228,7 +253,10 @@ def load(
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
     if noise_stream not in (None, *NOISE_STREAMS):
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
-    return Pipeline(Base(spec, base or spec.base, device, dtype, noise_stream or NOISE_STREAM, offload=offload))
+    quantization = quantization or Quantization()
+    quantization.check(spec)
+    stream = noise_stream or NOISE_STREAM
+    return Pipeline(Base(spec, base or spec.base, device, dtype, stream, quantization, offload=offload))
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

@@ -35,6 +35,20 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
+class Quantizes:
+    """How the trainer quantises a model, if a job asks for it (`pipelines.quantize`)."""
+
+    encoders: tuple[str, ...] = ("text_encoder",)
+    """Components of `quantize_te`."""
+    encoder_qtype: Literal["qtype", "qtype_te"] = "qtype"
+    """Which of the job's fields says how they are quantised. For most it is the denoiser's."""
+    reads: Literal["adapter", "exclude", "neither"] = "adapter"
+    """What else of the job's is read here: an accuracy-recovery adapter, or names to exclude."""
+    by_default: tuple[bool, bool] = (True, True)
+    """`quantize` and `quantize_te`, as the trainer's UI writes them for a new job (with qfloat8)."""
+
+
+@dataclass(frozen=True)
 class Earlier:
     """What trainer versions before one did otherwise."""
 
@@ -81,6 +95,8 @@ class ModelSpec:
     """Component -> hub id, for what the trainer takes from elsewhere."""
     lora_mode: Literal["merged", "live"] = "merged"
     """How the trainer applies the LoRA while sampling an unquantised job whose samples share one multiplier."""
+    quantizes: Quantizes | None = None
+    """None: a job may ask for it in vain (only, its LoRA is live then)."""
     size_rule: Literal["floor", "refuse"] = "floor"
     controls: tuple[int, int] = (0, 0)
     """Fewest and most control images."""

@@ -1,6 +1,6 @@
 """FLUX.1 and its relatives."""
 
-from pipelines.spec import LEGACY, ModelSpec, Scheduler
+from pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
 
 FLUX_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",
@@ -24,6 +24,7 @@ ROWS = (
         pipeline="FluxPipeline",
         base="black-forest-labs/FLUX.1-dev",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder_2",), reads="exclude"),
         lora_prefixes=("transformer.",),
         scheduler=FLUX_SCHEDULER,
         size_divisor=16,
@@ -44,6 +45,7 @@ ROWS = (
         pipeline="FluxPipeline",
         base="ostris/Flex.1-alpha",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder_2",), reads="exclude"),
         lora_prefixes=("transformer.",),
         scheduler=FLUX_SCHEDULER,
         size_divisor=16,
@@ -67,6 +69,7 @@ ROWS = (
         pipeline="FluxKontextPipeline",
         base="black-forest-labs/FLUX.1-Kontext-dev",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder_2",), reads="exclude"),
         lora_prefixes=("transformer.",),
         scheduler=FLUX_SCHEDULER,
         size_divisor=16,
@@ -98,6 +101,7 @@ ROWS = (
             "vae": "ostris/Flex.1-alpha",
         },
         denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder",), reads="exclude"),
         lora_prefixes=("diffusion_model.", "transformer."),
         scheduler=FLUX_SCHEDULER,
         size_divisor=16,
@@ -128,6 +132,7 @@ ROWS = (
         pipeline="FluxPipeline",
         base="ostris/Flex.2-preview",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder_2",), reads="exclude"),
         lora_prefixes=("transformer.",),
         scheduler=FLUX_SCHEDULER,
         size_divisor=16,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 FLUX2_SCHEDULER = Scheduler(
     # The sigmas come from `families.flux2.schedule` and are final.
@@ -13,6 +13,7 @@ COMMON: dict[str, Any] = {
     "kind": "image",
     "family": "flux2",
     "denoisers": {"": "transformer"},
+    "quantizes": Quantizes(),
     "lora_prefixes": ("diffusion_model.", "transformer."),
     "scheduler": FLUX2_SCHEDULER,
     "size_divisor": 16,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 LLAMA = "unsloth/Meta-Llama-3.1-8B-Instruct"
 
@@ -42,6 +42,7 @@ HIDREAM = ModelSpec(
     base="HiDream-ai/HiDream-I1-Full",
     components={"text_encoder_4": LLAMA, "tokenizer_4": LLAMA},
     denoisers={"": "transformer"},
+    quantizes=Quantizes(("text_encoder_4", "text_encoder_3"), "qtype_te", reads="neither"),
     lora_prefixes=("diffusion_model.", "transformer."),
     # e^1.15, what the second shift is with the 4096 tokens of the real model; `render` takes it from the model.
     scheduler=unipc(flow_shift=3.158193),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.spec import Earlier, ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 LTX2_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",
@@ -53,6 +53,7 @@ COMMON: dict[str, Any] = {
     "family": "ltx2",
     "pipeline": "LTX2Pipeline",
     "denoisers": {"": "transformer"},
+    "quantizes": Quantizes(encoder_qtype="qtype_te"),
     "lora_prefixes": ("diffusion_model.", "transformer."),
     "scheduler": LTX2_SCHEDULER,
     "size_divisor": 32,

@@ -1,6 +1,6 @@
 """Lumina Image 2.0."""
 
-from pipelines.spec import LEGACY, ModelSpec, Scheduler
+from pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
 
 ROWS = (
     ModelSpec(
@@ -11,6 +11,7 @@ ROWS = (
         pipeline="Lumina2Pipeline",
         base="Alpha-VLLM/Lumina-Image-2.0",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(reads="exclude", by_default=(False, True)),
         lora_prefixes=("transformer.",),
         scheduler=Scheduler(
             "FlowMatchEulerDiscreteScheduler",

@@ -1,6 +1,6 @@
 """OmniGen2."""
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 ROWS = (
     ModelSpec(
@@ -11,6 +11,7 @@ ROWS = (
         pipeline="ours",
         base="OmniGen2/OmniGen2",
         denoisers={"": "transformer"},
+        quantizes=Quantizes(encoder_qtype="qtype_te", reads="neither", by_default=(False, True)),
         lora_prefixes=("diffusion_model.", "transformer."),
         scheduler=Scheduler("FlowMatchEulerUpwards", {"num_train_timesteps": 1000}),
         size_divisor=8,

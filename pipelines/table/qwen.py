@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.spec import ModelSpec, Scheduler
+from pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 QWEN_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",
@@ -22,6 +22,7 @@ QWEN_SCHEDULER = Scheduler(
 SHARED: dict[str, Any] = {
     "family": "qwen",
     "denoisers": {"": "transformer"},
+    "quantizes": Quantizes(encoder_qtype="qtype_te"),
     "lora_prefixes": ("diffusion_model.", "transformer."),
     "scheduler": QWEN_SCHEDULER,
     "size_divisor": 32,

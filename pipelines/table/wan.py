@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.spec import Earlier, ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 UNIPC_CONFIG: Mapping[str, Any] = {
     "final_sigmas_type": "zero",
@@ -60,6 +60,7 @@ WAN21_1B = ModelSpec(
     base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     components={"text_encoder": "ai-toolkit/umt5_xxl_encoder", "tokenizer": "ai-toolkit/umt5_xxl_encoder"},
     denoisers={"": "transformer"},
+    quantizes=Quantizes(by_default=(False, True)),
     lora_prefixes=("diffusion_model.", "transformer."),
     **unipc(flow_shift=3.0, most_steps=333, most_before=500),
     size_divisor=16,
@@ -81,7 +82,13 @@ WAN21_1B = ModelSpec(
     source=("toolkit/models/wan21/wan21.py", "toolkit/models/wan21/wan_lora_convert.py"),
 )
 
-WAN21_14B = replace(WAN21_1B, id="wan21_14b", title="Wan 2.1 T2V 14B", base="Wan-AI/Wan2.1-T2V-14B-Diffusers")
+WAN21_14B = replace(
+    WAN21_1B,
+    id="wan21_14b",
+    title="Wan 2.1 T2V 14B",
+    base="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    quantizes=Quantizes(),
+)
 
 WAN21_I2V_14B = replace(
     WAN21_1B,
@@ -89,6 +96,7 @@ WAN21_I2V_14B = replace(
     title="Wan 2.1 I2V 14B 720P",
     pipeline="WanImageToVideoPipeline",
     base="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+    quantizes=Quantizes(),
     controls=(1, 1),
     size_rule="floor",
     quirks=(
@@ -114,6 +122,7 @@ WAN22_14B_T2V = replace(
     base="ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
     components={**WAN21_1B.components, "vae": "ai-toolkit/wan2.1-vae"},
     denoisers={"high": "transformer", "low": "transformer_2"},
+    quantizes=Quantizes(),
     size_rule="floor",
     extra={"pipeline": {"boundary_ratio": 0.875}},
     quirks=(
@@ -156,6 +165,7 @@ WAN22_5B = replace(
     id="wan22_5b",
     title="Wan 2.2 TI2V 5B",
     base="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    quantizes=Quantizes(),
     **unipc(flow_shift=5.0, most_steps=200, most_before=250),
     size_divisor=32,
     size_rule="floor",

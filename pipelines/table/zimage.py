@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.spec import Earlier, ModelSpec, Scheduler
+from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 ZIMAGE_SCHEDULER = Scheduler(
     "FlowMatchEulerToZero", {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}
@@ -23,6 +23,7 @@ BASE = ModelSpec(
     pipeline="ZImagePipeline",
     base="Tongyi-MAI/Z-Image",
     denoisers={"": "transformer"},
+    quantizes=Quantizes(encoder_qtype="qtype_te"),
     lora_prefixes=("diffusion_model.", "transformer."),
     scheduler=ZIMAGE_SCHEDULER,
     size_divisor=32,
