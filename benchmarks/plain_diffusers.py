@@ -38,7 +38,7 @@ def distance(golden: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
 
 
 def measure(bench: runner.Bench, case: Case) -> dict[str, Any]:
-    golden = goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model))
+    golden = goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     row: dict[str, Any] = {"case": case.id}
     ours, ours_seconds = twice(lambda: bench.render(pipeline, settings))

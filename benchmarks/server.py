@@ -42,7 +42,7 @@ Body = dict[str, Any]
 def lora(case_id: str) -> Path:
     """The LoRA file of a golden."""
     case = cases.load(cases.CASES / f"{case_id}.yaml")
-    return goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model)).path("lora")
+    return goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras)).path("lora")
 
 
 def bodies(count: int, seed: int = 0, side: int = 64, steps: int = 2) -> Iterator[Body]:

@@ -92,6 +92,24 @@ class Sample(_Strict):
         return numbered or ([self.ctrl_img] if self.ctrl_img else [])
 
 
+class Quantization(_Strict):
+    """The trainer's `model:` fields about a quantised base."""
+
+    quantize: bool = False
+    quantize_te: bool | None = None
+    qtype: str = "qfloat8"
+    qtype_te: str = "qfloat8"
+    accuracy_recovery_adapter: str | None = None
+    exclude: tuple[str, ...] = ()
+    """The trainer's `quantize_kwargs.exclude`."""
+
+    @property
+    def repositories(self) -> list[str]:
+        """Hub id of the accuracy-recovery adapter."""
+        adapter = self.qtype.partition("|")[2] or self.accuracy_recovery_adapter
+        return ["/".join(adapter.split("/")[:2])] if adapter else []
+
+
 class Training(_Strict):
     """Record this case at the end of a real training (`run.py`) instead of from a made LoRA."""
 
@@ -111,6 +129,9 @@ class Case(_Strict):
     lora: Lora | None = None
     training: Training | None = None
     trigger_word: str | None = None
+    base: str | None = None
+    """Hub id of another base model than the trainer's default (`model.name_or_path`)."""
+    quantization: Quantization | None = None
     trainer_model: dict[str, Any] = Field(default_factory=dict)
     """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
     sample: Sample
@@ -124,11 +145,18 @@ class Case(_Strict):
             raise ValueError("sample.network_multiplier is set but there is no lora: section; remove one or add one")
         if self.training is not None and self.lora is None:
             raise ValueError("training: needs a lora: section (the network that is trained)")
+        if self.quantization and self.quantization.quantize and self.lora and self.lora.mode != "live":
+            raise ValueError("lora.mode: live, where quantization.quantize is set (the trainer cannot merge there)")
         return self
 
     @property
     def model(self) -> str:
         return self.id.split("/")[0]
+
+    @property
+    def extras(self) -> list[str]:
+        """Hub ids of what it loads besides its model's own repositories."""
+        return [*([self.base] if self.base else []), *(self.quantization.repositories if self.quantization else [])]
 
     @property
     def job_name(self) -> str:
@@ -169,7 +197,13 @@ def load(path: Path) -> Case:
         raise CaseError(f"{path}: " + "; ".join(lines)) from error
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"sample": Sample, "lora": Lora, "network": Network, "training": Training}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "sample": Sample,
+    "lora": Lora,
+    "network": Network,
+    "training": Training,
+    "quantization": Quantization,
+}
 
 
 def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:

@@ -77,7 +77,7 @@ def measure(device: str, other: Path | None, progress: Callable[[str], None]) ->
 def _goldens() -> Iterator[tuple[Case, goldens.Golden]]:
     for case in cases.load_all():
         if case.tier == "mini":
-            yield case, goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model))
+            yield case, goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
 
 
 def save(folder: Path, progress: Callable[[str], None]) -> None:

@@ -96,7 +96,7 @@ def outcomes(
 
 
 def _prepare(bench: Bench, case: Case, tag: str) -> Prepared:
-    golden = goldens.load(tag, case, factory.manifest_sha256(case.model))
+    golden = goldens.load(tag, case, factory.manifest_sha256(case.model, case.extras))
     subject = Subject.of(bench.pipeline(case, golden), bench.request(case))
     _ = subject.pipe  # loading is no part of the case's time
     started = time.perf_counter()

@@ -148,7 +148,7 @@ def main(out: Path, tag: str, case_ids: list[str]) -> None:
             try:
                 quiet()
                 case = cases.load(cases.CASES / f"{case_id}.yaml")
-                made = Plain(case, goldens.load(tag, case, factory.manifest_sha256(case.model)))
+                made = Plain(case, goldens.load(tag, case, factory.manifest_sha256(case.model, case.extras)))
                 with capture(made.pipe) as trace:
                     picture = made.render()
                 (out / case_id).parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,7 @@ class Bench:
         self.device, self.dtype, self.controls = device, dtype, controls
         self.tag = tag or newest_tag()
         self._loaded: Any = None
+        self._loaded_as: Any = None
 
     @property
     def toolkit(self) -> str:
@@ -75,16 +76,21 @@ class Bench:
     def pipeline(self, case: Case, golden: Golden) -> Any:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
         import pipelines
+        from pipelines.quantize import Quantization
 
-        wanted = (case.model, golden.noise_stream)
-        if self._loaded is None or (self._loaded.spec.id, self._loaded.base.noise_stream) != wanted:
+        quantization = Quantization(**case.quantization.model_dump()) if case.quantization else None
+        wanted = (case.model, case.base, golden.noise_stream, quantization)
+        if self._loaded is None or self._loaded_as != wanted:
             self._loaded = None  # let the old model go before the next one loads
+            self._loaded_as = wanted
             self._loaded = pipelines.load(
                 case.model,
+                base=case.base,
                 device=self.device,
                 dtype=self.dtype,
                 toolkit=self.toolkit,
                 noise_stream=golden.noise_stream,
+                quantization=quantization,
             )
         if case.lora is None:
             return self._loaded
@@ -175,7 +181,9 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         environment=facts(bench.device, bench.dtype),
     )
     try:
-        golden = goldens.load(bench.tag, case, factory.manifest_sha256(case.model) if case.tier == "mini" else None)
+        golden = goldens.load(
+            bench.tag, case, factory.manifest_sha256(case.model, case.extras) if case.tier == "mini" else None
+        )
         _describe(result, golden)
         _compare(result, bench, case, golden, out)
     except GoldenError as error:

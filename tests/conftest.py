@@ -30,7 +30,7 @@ def golden_of() -> Callable[[str], Golden]:
     @cache
     def golden(case_id: str) -> Golden:
         case = cases.load(cases.CASES / f"{case_id}.yaml")
-        return goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model))
+        return goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
 
     return golden
 

@@ -21,7 +21,7 @@ from harness.minihub import factory
 bench = runner.Bench()
 for name in sys.argv[1:]:
     case = cases.load(cases.CASES / f"{name}.yaml")
-    golden = goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model))
+    golden = goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
     frames = bench.render(bench.pipeline(case, golden), bench.settings(case)).frames
     print(name, sha256(frames.tobytes()).hexdigest())
 """

@@ -255,7 +255,7 @@ def test_damage_counts_before_staleness(root: Path) -> None:
 
 def test_every_case_has_a_golden_that_loads() -> None:
     for case in cases.load_all():
-        assert goldens.load(TAG, case, factory.manifest_sha256(case.model)).case == case.id
+        assert goldens.load(TAG, case, factory.manifest_sha256(case.model, case.extras)).case == case.id
 
 
 def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:

@@ -88,7 +88,7 @@ def key_of(case: Case, combination: Combination, tag: str, mode: Mode, checkout:
     golden = goldens.golden_path(tag, case.id)
     recorded = sha256(golden.read_bytes()).hexdigest() if golden.is_file() else None
     parts: list[Any] = [
-        mode, tag, case.id, case.sha256, recorded, factory.manifest_sha256(case.model), _source(mode),
+        mode, tag, case.id, case.sha256, recorded, factory.manifest_sha256(case.model, case.extras), _source(mode),
         _family(case.model), combination.model_dump_json(), environment.borrowed_versions(),
     ]  # fmt: skip
     if combination.diffusers.startswith(FROM_GIT) and checkout is not None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from hashlib import sha1, sha256
 from pathlib import Path
@@ -203,7 +203,8 @@ def write_manifests(home: Path) -> None:
         _manifest_path(repo_id).write_text(to_json(_hashes(snapshot(home, repo_id))))
 
 
-def manifest_sha256(model: str) -> str:
-    """Hash over the files of the repositories that `model` loads: what its goldens depend on."""
-    manifest = {repo.id: json.loads(_manifest_path(repo.id).read_text()) for repo in MODELS[model]}
+def manifest_sha256(model: str, extras: Collection[str] = ()) -> str:
+    """Hash over the files of the repositories that `model` loads, and `extras`: what its goldens depend on."""
+    repos = (*(repo.id for repo in MODELS[model]), *extras)
+    manifest = {repo: json.loads(_manifest_path(repo).read_text()) for repo in repos}
     return sha256(to_json(manifest).encode()).hexdigest()

@@ -130,7 +130,7 @@ def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Nam
         "case": case.id,
         "case_sha256": case.sha256,
         "tag": args.tag,
-        "minihub_sha256": factory.manifest_sha256(case.model),
+        "minihub_sha256": factory.manifest_sha256(case.model, case.extras),
         "recorder": VERSION,
         "trainer": trainer,
         **{key: result[key] for key in ("origin", "short_way", "environment", "patches", "settings", "output")},
@@ -157,7 +157,9 @@ def main() -> int:
     factory.verify()
     work = factory.default_home().parent.parent / "record" / args.tag
     prints = {
-        c.id: sha256(f"{VERSION} {c.sha256} {factory.manifest_sha256(c.model)} {trainer}".encode()).hexdigest()
+        c.id: sha256(
+            f"{VERSION} {c.sha256} {factory.manifest_sha256(c.model, c.extras)} {trainer}".encode()
+        ).hexdigest()
         for c in todo
     }
     fresh = [c for c in todo if not is_staged(work / "staged" / c.id, prints[c.id])]

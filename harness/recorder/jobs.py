@@ -5,8 +5,8 @@ from typing import Any
 
 from harness.cases import Case
 
-# What the trainer's UI writes for each model (ui/src/app/jobs/new/options.ts), with quantisation off: a float32
-# golden cannot have a quantised base.
+# What the trainer's UI writes for each model (ui/src/app/jobs/new/options.ts), with quantisation off: that is the
+# case's to say.
 MODELS: dict[str, dict[str, Any]] = {
     "sd15": {"arch": "sd15", "name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5"},
     "sdxl": {"arch": "sdxl", "name_or_path": "stabilityai/stable-diffusion-xl-base-1.0"},
@@ -86,7 +86,7 @@ def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> 
             "lr": 1e-4,
             "dtype": dtype,
         },
-        "model": {**MODELS[case.model], "quantize": False, "quantize_te": False, **case.trainer_model},
+        "model": {**MODELS[case.model], **quantization(case), **case.trainer_model},
         "sample": sample_section(case, sampler),
     }
     if case.lora is not None:
@@ -98,15 +98,25 @@ def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> 
     return {"job": "extension", "config": {"name": case.job_name, "process": [process]}, "meta": {"name": "[name]"}}
 
 
+def quantization(case: Case) -> dict[str, Any]:
+    """What the case says of its base, in fields of the `model:` section."""
+    base = {"name_or_path": case.base} if case.base else {}
+    if case.quantization is None:
+        return {**base, "quantize": False, "quantize_te": False}
+    fields = case.quantization.model_dump(exclude_none=True, exclude={"exclude"})
+    return {**base, **fields, "quantize_kwargs": {"exclude": list(case.quantization.exclude)}}
+
+
 def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     """One sample; with `lora.mode: live` a second one with another multiplier, which keeps the LoRA out of the
-    weights for the whole sampling event."""
+    weights for the whole sampling event. (A quantised base does so by itself.)"""
     item = case.sample.model_dump(exclude_unset=True)
     rescale = item.pop("guidance_rescale", 0.0)
     # Of this one the trainer reads the section's field only.
     norm = {"do_cfg_norm": item.pop("do_cfg_norm")} if "do_cfg_norm" in item else {}
     samples = [item]
-    if case.lora is not None and case.lora.mode == "live":
+    quantized = case.quantization is not None and case.quantization.quantize
+    if case.lora is not None and case.lora.mode == "live" and not quantized:
         controls = {name: path for name, path in item.items() if name.startswith("ctrl_img")}
         samples.append({"prompt": "a", "neg": "", "width": 64, "height": 64, "sample_steps": 2,
                         "network_multiplier": 0.0, **controls})  # fmt: skip

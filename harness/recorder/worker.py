@@ -18,7 +18,7 @@ import numpy as np
 
 from harness import cases
 from harness.cases import Case
-from harness.environment import facts
+from harness.environment import facts, version_of
 from harness.minihub.weights import uniform
 from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
 from harness.trace import Tracer
@@ -264,7 +264,8 @@ def main(request: dict[str, Any]) -> None:
         out = Path(request["out"]) / case_id
         record(case, Path(request["folder"]), out)
         result = json.loads((out / "result.json").read_text())
-        result |= {"environment": env, "fingerprint": request["fingerprints"][case_id]}
+        libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
+        result |= {"environment": env | libraries, "fingerprint": request["fingerprints"][case_id]}
         (out / "result.json").write_text(json.dumps(result))
         (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
         print(f"RECORDED {case_id}", flush=True)

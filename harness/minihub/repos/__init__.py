@@ -1,7 +1,7 @@
 """Every miniature repository, and which of them each model id loads."""
 
 from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, qwen, sd, wan, wan22, zimage
+from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, quantized, qwen, sd, wan, wan22, zimage
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),
@@ -37,4 +37,6 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "wan22_14b_i2v": (wan22.WAN22_14B_I2V, wan.UMT5_XXL, wan22.WAN21_VAE_ALONE),
     "wan22_5b": (wan22.WAN22_5B, wan.UMT5_XXL),
 }
-REPOS: dict[str, Repo] = {repo.id: repo for repos in MODELS.values() for repo in repos}
+EXTRAS = (quantized.RECOVERY, quantized.WAN22_14B_T2V_WIDE)
+"""Loaded by the cases that name them."""
+REPOS: dict[str, Repo] = {repo.id: repo for repos in (*MODELS.values(), EXTRAS) for repo in repos}
