@@ -15,16 +15,21 @@ def covering_case(pipeline: Any, reports: Path = ROOT / "reports") -> dict[str, 
     if pipeline.base.repo != pipeline.spec.base:
         return None
     tag = next(row.tag for row in pins.rows() if row.version == pipeline.spec.toolkit)
-    return covering(pipeline.spec.id, pipeline.mode if pipeline.lora else None, tag, reports)
+    quantized = pipeline.base.quantization.quantize or pipeline.base.quantization.encoders
+    return covering(pipeline.spec.id, pipeline.mode if pipeline.lora else None, tag, reports, quantized=quantized)
 
 
-def covering(model: str, lora_mode: str | None, tag: str, reports: Path = ROOT / "reports") -> dict[str, Any] | None:
-    """The case with the same model and LoRA mode (None: no LoRA), and its verdict in the last committed summary.
+def covering(
+    model: str, lora_mode: str | None, tag: str, reports: Path = ROOT / "reports", *, quantized: bool = False
+) -> dict[str, Any] | None:
+    """The case with the same model and LoRA mode (None: no LoRA), and its verdict in the last committed summary. A
+    quantised base is vouched for by a case with one, of whatever type.
 
     A mini case vouches for the wiring, not for the weights: it ran the same code on a miniature of the model.
     """
     for case in _cases():
-        if case.model == model and (case.lora.mode if case.lora else None) == lora_mode:
+        same = case.model == model and (case.lora.mode if case.lora else None) == lora_mode
+        if same and (case.quantization is not None) == quantized:
             return {"case": case.id, "tag": tag, "tier": case.tier,
                     "verdict": _verdicts(reports / tag / "summary.json").get(case.id, "not checked"),
                     "device": "cpu", "dtype": "float32"}  # fmt: skip

@@ -50,7 +50,7 @@ def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[
     """(comparison, one render, the other) within this environment."""
     first = runner.legal_repeat(bench, case, golden)
     yield "same code again", first, runner.legal_repeat(bench, case, golden)
-    if case.lora is not None:
+    if case.lora is not None and not (case.quantization and case.quantization.quantize):
         merged, live = (runner.legal_repeat(bench, case, golden, mode) for mode in ("merged", "live"))
         yield "merged against live LoRA", merged, live
     if bench.device == "cpu":

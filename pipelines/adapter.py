@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.lora import Delta, Kron, Lora, LowRank
+from pipelines.quantize import Packed
 from pipelines.settings import LoraMode
 
 if TYPE_CHECKING:
@@ -51,10 +52,12 @@ class Adapter:
 
     def _apply(self, delta: Delta, multiplier: float, mode: LoraMode) -> None:
         module: Any = self.denoisers[delta.component].get_submodule(delta.module)
-        change = _to(delta.change, module.weight.device)
+        packed = isinstance(module, Packed)
+        change = _to(delta.change, (module.packed_data if packed else module.weight).device)
         if isinstance(change, LowRank) and change.magnitude is not None:
             mode = "live"  # the trainer never merges a DoRA
         if mode == "merged":
+            assert not packed, "a quantised weight takes no change"
             weight = module.weight.data
             self._originals.append((module, weight.to("cpu", copy=True)))
             module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)

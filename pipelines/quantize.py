@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import RequestError
+from pipelines.errors import LoraError, RequestError
 from pipelines.lora import LowRank
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _with_torchao(module: nn.Module, qtype: str) -> None:
         packed = pack(layer.weight.data, qtype)
         if packed is None:
             return
-        _replace_weight(layer, packed, _packed(type(layer)))
+        _replace_weight(layer, packed, _packed(layer.__class__))
 
 
 def _linears(module: nn.Module) -> Iterator[Any]:
@@ -220,7 +220,10 @@ def recovery_adapter(quantization: Quantization, spec: ModelSpec, shapes: Shapes
     given = quantization.adapter_of(spec)
     if given is None:
         return None
-    adapter = lora.read({"": _file(given)}, spec, shapes)
+    try:
+        adapter = lora.read({"": _file(given)}, spec, shapes)
+    except LoraError as error:
+        raise RequestError(f"accuracy_recovery_adapter {given}: {error}") from error
     if any(not isinstance(delta.change, LowRank) for delta in adapter.deltas):
         raise RequestError(f"accuracy_recovery_adapter {given}: only plain LoRAs are reproduced; this is another kind")
     return adapter

@@ -38,6 +38,11 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
     noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
+    quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
+    quantize_te: Annotated[bool | None, typer.Option(help="the text encoder too (default: as --quantize)")] = None,
+    qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
+    qtype_te: Annotated[str, typer.Option(help="of the text encoder, where the trainer tells them apart")] = "qfloat8",
+    recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
     as_json: Json = False,
 ) -> None:
@@ -53,6 +58,7 @@ def sample(
         from harness.quiet import quiet
         from harness.recorder import pins
         from pipelines.output import check_path
+        from pipelines.quantize import Quantization
         from pipelines.settings import Request, resolve, spec_of
 
         toolkit = pins.row(tag or pins.newest()).version
@@ -72,7 +78,13 @@ def sample(
         if as_json or mini or not sys.stderr.isatty():
             quiet()
         pipeline = pipelines.load(
-            model, base=base, device=device, dtype=dtype, toolkit=toolkit, noise_stream=noise_stream
+            model,
+            base=base,
+            device=device,
+            dtype=dtype,
+            toolkit=toolkit,
+            noise_stream=noise_stream,
+            quantization=Quantization(quantize, quantize_te, qtype, qtype_te, recovery),
         )
         if files:
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def missing_alpha_read_as_one(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=LORA,
     source="PEFT computes B @ A in the adapter's dtype and fuse_lora adds in bfloat16; trainer: float32, rounded once",
-    applies=lambda s: _has(s) and _low_rank(s) and not _dora(s),
+    applies=lambda s: _has(s) and _low_rank(s) and not _dora(s) and not s.pipeline.base.quantization.quantize,
 )
 def fused_in_bfloat16(s: Subject) -> Iterator[Subject]:
     """The product of the LoRA's halves is rounded to bfloat16 before it is merged."""
@@ -123,7 +123,7 @@ def fused_in_bfloat16(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=DENOISER,
     source="stacks with PEFT adapters (Diffusers set_adapters, ComfyUI) against the trainer's merge, or the reverse",
-    applies=lambda s: _has(s) and not _dora(s),
+    applies=lambda s: _has(s) and not _dora(s) and not s.pipeline.base.quantization.quantize,
 )
 def live_for_merged(s: Subject) -> Iterator[Subject]:
     """The LoRA is added to each layer's output where the trainer merges it into the weights, or the other way round."""

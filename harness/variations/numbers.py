@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional
 
 from harness.divergence import DENOISER, POSITIVE, STEP
 from harness.variations.base import Subject, changes, everywhere, patched, rounded, scheduler_made, variation, weights
+from pipelines.quantize import Quantization
+from pipelines.runtime import Base
 
 
 def _denoiser_weights(s: Subject, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Subject]:
@@ -28,6 +31,23 @@ def _int8(weight: torch.Tensor) -> torch.Tensor:
 
 def _float8(weight: torch.Tensor) -> torch.Tensor:
     return weight.to(torch.float8_e4m3fn).to(weight.dtype) if weight.dim() > 1 else weight
+
+
+def _quantized(s: Subject) -> bool:
+    asked = s.pipeline.base.quantization
+    return s.spec.quantizes is not None and (asked.quantize or asked.encoders)
+
+
+@variation(
+    shows=lambda s: POSITIVE if s.pipeline.base.quantization.encoders else DENOISER,
+    source="every stack that loads the released weights: the trainer's UI quantises most models by default",
+    applies=_quantized,
+)
+def base_not_quantised(s: Subject) -> Iterator[Subject]:
+    """The base model is as it was released, where the trainer had quantised it; the LoRA stays live."""
+    base = s.pipeline.base
+    plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, Quantization(), offload=base.offload)
+    yield replace(s, pipeline=replace(s.pipeline, base=plain))
 
 
 @variation(
