@@ -194,6 +194,7 @@ def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
         "mutation": catalogue.mutation(spec.id),
         "cases": catalogue.shown(spec.id),
         "command": _command(spec),
+        "quantised": _quantised(spec),
         "newest": pins.row(pins.newest()),
     }
 
@@ -233,6 +234,20 @@ def _controls(spec: ModelSpec) -> str:
     if most == 0:
         return "none"
     return str(least) if least == most else f"{least} to {most}"
+
+
+def _quantised(spec: ModelSpec) -> str:
+    row = spec.quantizes
+    if row is None:
+        return "none: a job may ask for it, and nothing comes of it but a live LoRA"
+    on = " and ".join(f"`{name}`" for name, on in zip(("quantize", "quantize_te"), row.by_default, strict=True) if on)
+    encoders = ", ".join(f"`{name}`" for name in row.encoders)
+    also = {
+        "adapter": "; reads accuracy-recovery adapters",
+        "exclude": "; reads `quantize_kwargs.exclude`",
+        "neither": "; reads neither an accuracy-recovery adapter nor `quantize_kwargs`",
+    }[row.reads]
+    return f"the trainer's UI sets {on} (qfloat8); of the encoders {encoders}, as `{row.encoder_qtype}` says{also}"
 
 
 def _lora(case: Case) -> str:

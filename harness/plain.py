@@ -25,7 +25,7 @@ from harness.trace import Trace, capture
 
 
 class NoPlainScript(Exception):
-    """Diffusers has no pipeline for this model."""
+    """Diffusers has no pipeline for this model, or the case asks for what such a script would not do."""
 
 
 class Plain:
@@ -34,6 +34,8 @@ class Plain:
     def __init__(self, case: Case, golden: Golden) -> None:
         from PIL import Image
 
+        if case.extras or case.quantization:
+            raise NoPlainScript(f"{case.id}: a plain script renders neither quantised bases nor other base models")
         settings = runner.Bench(tag=golden.tag).settings(case)
         pipe, self.loaded = stock(case.model)
         pipe.set_progress_bar_config(disable=True)

@@ -138,12 +138,11 @@ class Packed:
 @cache
 def _classes() -> dict[str, type]:
     """Classes of quantised layers that are of one class whatever they were before, as quanto makes them."""
-    import torch
     from torch import nn
 
     class QLinear(Packed, nn.Linear):  # type: ignore[override]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            output = torch.matmul(x.to(self.packed_scale.dtype), self.weight.t())
+            output = nn.functional.linear(x.to(self.packed_scale.dtype), self.weight)
             return output if self.bias is None else output + self.bias
 
     class QConv2d(Packed, nn.Conv2d):  # type: ignore[override]

@@ -109,6 +109,7 @@ FAST = {
         "latents in float16": STEP,
         "saved as jpeg": PICTURE,
     },
+    "flux/quantized": {"base not quantised": POSITIVE},
     "flux2_klein_4b/reference": {
         "mu of stock diffusers": SCHEDULE,
         "references at the size of the picture": CONTROL,

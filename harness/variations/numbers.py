@@ -53,7 +53,7 @@ def base_not_quantised(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=DENOISER,
     source="the trainer's quantize (qfloat8, the UI's default) and ComfyUI's fp8 weights; ostris/ai-toolkit issue 589",
-    applies=everywhere,
+    applies=lambda s: not s.pipeline.base.quantization.quantize,
 )
 def base_in_float8(s: Subject) -> Iterator[Subject]:
     """The denoiser's weights are rounded to float8."""
@@ -63,7 +63,7 @@ def base_in_float8(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=DENOISER,
     source="optimum-quanto qint8, bitsandbytes and torchao int8 bases; GGUF Q8_0",
-    applies=everywhere,
+    applies=lambda s: not s.pipeline.base.quantization.quantize,
 )
 def base_in_int8(s: Subject) -> Iterator[Subject]:
     """The denoiser's weights are rounded to 8-bit integers, one scale a row."""
