@@ -151,7 +151,7 @@ def test_a_result_counts_until_something_changes_that_it_depends_on(monkeypatch:
     for part in ("_source", "_family"):
         monkeypatch.setattr(run, part, lambda _: "other code")
         changed.append(key())
-    monkeypatch.setattr(factory, "manifest_sha256", lambda model: "another mini hub")
+    monkeypatch.setattr(factory, "manifest_sha256", lambda *_repositories: "another mini hub")
     changed.append(key())
     assert len(set(changed)) == len(changed)
 
