@@ -99,8 +99,13 @@ def _number(sketched: np.ndarray) -> float:
 
 
 def first(found: Mapping[str, float], limit: float) -> str | None:
-    """The boundary beyond `limit` that comes first in the order of causes."""
+    """The boundary beyond `limit` that comes first in the order of causes.
+
+    What does not reach the final latents is no cause of what comes after them.
+    """
     beyond = [name for name, error in found.items() if not error <= limit]
+    if found.get("decode/in", float("inf")) <= limit:
+        beyond = [name for name in beyond if name == "decode/out"]
     return min(beyond, key=_rank, default=None)
 
 

@@ -216,6 +216,14 @@ def test_noise_is_named_although_it_is_seen_after_the_prediction_that_it_changed
     assert located(trace_of(**dict.fromkeys(names, x)), trace_of(**dict.fromkeys(names, x + 1))) == NOISE
 
 
+def test_rounding_on_the_way_is_no_cause_where_the_final_latents_are_equal() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 4))
+    golden = trace_of(**dict.fromkeys(("step2/denoiser#0", "decode/in", "decode/out"), x))
+    assert located(golden, trace_of(**{"step2/denoiser#0": 1.01 * x, "decode/in": x, "decode/out": x + 1})) == (
+        f"{DECODER}: VAE"
+    )
+
+
 def test_a_control_image_is_named_where_the_noise_in_the_same_tensor_is_equal() -> None:
     x = np.random.default_rng(0).standard_normal((1, 8, 4))
     golden = trace_of(**{"step0/denoiser#0.hidden_states": x, "step0/noise": x})
