@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,11 +192,12 @@ def read(path: Path) -> list[Outcome]:
     return [Outcome.model_validate(json.loads(line)) for line in whole]
 
 
-def of_model(model: str, only_cases: list[str], tag: str, done: list[str], file: Path) -> None:
-    """Append the outcomes of one model to `file`, as they come; `done` names variations to leave out.
+def of_model(task: tuple[str, list[str], str, list[str], Path]) -> str:
+    """Append the outcomes of one model to a file, as they come: (model, cases, tag, variations to leave out, file).
 
-    A worker of its own: it sets up the mini hub and loads the model.
+    A worker of its own: it sets up the mini hub and loads the model. Returns the model's id.
     """
+    model, only_cases, tag, done, file = task
     from harness.quiet import quiet
 
     runner.use_minihub()  # before any Hugging Face library is imported, which `quiet` does
@@ -205,6 +205,7 @@ def of_model(model: str, only_cases: list[str], tag: str, done: list[str], file:
     for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done):
         with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
             stream.write(outcome.model_dump_json() + "\n")
+    return model
 
 
 def run(
@@ -241,12 +242,9 @@ def run(
     before: dict[str, list[str]] = {}
     for outcome in read(file):
         before.setdefault(outcome.model, []).append(outcome.variation)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(of_model, m, only_cases, tag, before.get(m, []), file): m for m in models}
-        for number, future in enumerate(as_completed(futures), 1):
-            if future.exception() is not None:
-                pool.shutdown(cancel_futures=True)
-            future.result()
-            progress(number, futures[future])
+    tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
+    # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
+            progress(number, model)
     return [outcome for outcome in read(file) if outcome.model in models]
