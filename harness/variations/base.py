@@ -302,8 +302,9 @@ def weights(s: Subject, module: nn.Module, change: Callable[[torch.Tensor], torc
             parameter.data = before
 
 
-def changes(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> bool:
-    """Would `change` move any weight matrix by more than float32 rounds?"""
+def changes(s: Subject, module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Would `change` move any weight of the base (without a LoRA) by more than float32 rounds?"""
+    s.pipeline.base.adapter.set(None)
     return any((change(p.data) - p.data).norm() > 1e-6 * p.data.norm() for p in module.parameters()
                if p.is_floating_point())  # fmt: skip
 

@@ -418,7 +418,7 @@ def _text_encoders_in(dtype: torch.dtype) -> tuple[Callable[[Subject], bool], Ca
     change = rounded(dtype)
 
     def applies(s: Subject) -> bool:
-        return any(changes(encoder, change) for encoder in _encoders(s))
+        return any(changes(s, encoder, change) for encoder in _encoders(s))
 
     def vary(s: Subject) -> Iterator[Subject]:
         with ExitStack() as stack:

@@ -73,7 +73,7 @@ def base_in_int8(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=DENOISER,
     source="float16 variants on the hub (runcomfy ai-toolkit-inference sd15.py lines 45-50: fp16, then bf16)",
-    applies=lambda s: any(changes(denoiser, rounded(torch.float16)) for denoiser in s.denoisers),
+    applies=lambda s: any(changes(s, denoiser, rounded(torch.float16)) for denoiser in s.denoisers),
 )
 def base_in_float16(s: Subject) -> Iterator[Subject]:
     """The denoiser's weights are rounded to float16."""

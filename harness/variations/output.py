@@ -49,7 +49,7 @@ def _vae_weights(s: Subject, dtype: torch.dtype) -> Iterator[Subject]:
 @variation(
     shows=_vae(DECODER),
     source="the trainer decodes in bfloat16 whatever vae_dtype says (BaseSDTrainProcess.py line 1723)",
-    applies=lambda s: changes(s.pipe.vae, rounded(torch.bfloat16)),
+    applies=lambda s: changes(s, s.pipe.vae, rounded(torch.bfloat16)),
 )
 def vae_in_bfloat16(s: Subject) -> Iterator[Subject]:
     """The VAE's weights are rounded to bfloat16."""
@@ -59,7 +59,7 @@ def vae_in_bfloat16(s: Subject) -> Iterator[Subject]:
 @variation(
     shows=_vae(DECODER),
     source="half-precision pipelines; sdxl-vae-fp16-fix exists because of it; ostris/ai-toolkit issue 146",
-    applies=lambda s: changes(s.pipe.vae, rounded(torch.float16)),
+    applies=lambda s: changes(s, s.pipe.vae, rounded(torch.float16)),
 )
 def vae_in_float16(s: Subject) -> Iterator[Subject]:
     """The VAE's weights are rounded to float16."""
