@@ -215,21 +215,25 @@ class Search:
             sources=[v.source for v in variations],
         )
         try:
-            with ExitStack() as stack:
-                varied = self.subject
-                for variation in variations:
-                    varied = stack.enter_context(variation.applied(varied))
-                stack.enter_context(memory.used(varied, variations))
-                if self._of_another_size(varied, variations):
-                    found.note = "of another size"
-                else:
-                    frames, trace = self._render(varied)
-                    found.picture = sha256(repr(frames.shape).encode() + frames.tobytes()).hexdigest()
-                    found.distance = self._distance(frames, trace)
-                    found.note = "of another size" if found.distance is None else ""
+            made = self._varied(memory, variations)
+            if made is None:
+                found.note = "of another size"
+            else:
+                found.picture = sha256(repr(made[0].shape).encode() + made[0].tobytes()).hexdigest()
+                found.distance = self._distance(*made)
+                found.note = "of another size" if found.distance is None else ""
         except Exception as error:  # noqa: BLE001  some pairs cannot be rendered; the result lists them with the reason
             found.note = f"could not be rendered: {type(error).__name__}: {error}"[:300]
         self.candidates.append(found)
+
+    def _varied(self, memory: Memory, variations: tuple[Variation, ...]) -> tuple[Frames, Trace] | None:
+        """A render under variations; None if it would be of another size than theirs."""
+        with ExitStack() as stack:
+            varied = self.subject
+            for variation in variations:
+                varied = stack.enter_context(variation.applied(varied))
+            stack.enter_context(memory.used(varied, variations))
+            return None if self._of_another_size(varied, variations) else self._render(varied)
 
     def _render(self, subject: Subject) -> tuple[Frames, Trace]:
         tracer = Tracer()

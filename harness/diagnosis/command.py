@@ -1,0 +1,197 @@
+"""`lora-drift diagnose`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.cases import Case
+    from harness.diagnosis.search import Diagnosis, Search
+    from harness.variations import Subject
+    from pipelines.settings import Request
+
+OF_A_CASE = ("case", "image", "trace", "tag", "device", "budget", "top", "as_json")
+"""Options that mean something beside --case."""
+
+
+def add(app: typer.Typer) -> None:
+    app.command()(diagnose)
+
+
+def diagnose(
+    ctx: typer.Context,
+    image: Annotated[Path | None, typer.Option(help="theirs: .png .jpg .webp .gif, or a video: .mp4 .mkv")] = None,
+    trace: Annotated[Path | None, typer.Option(help="theirs, as harness.trace.capture saved it")] = None,
+    case: Annotated[str | None, typer.Option(help="what it should be, e.g. flux/lora; or say it with --model")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="model id")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="may hold [trigger] and flags")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
+    negative: Annotated[str, typer.Option("--negative", "-n")] = "",
+    width: Annotated[int | None, typer.Option(help="pixels")] = None,
+    height: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    guidance: Annotated[float | None, typer.Option(help="in the model's own convention")] = None,
+    guidance_rescale: Annotated[float, typer.Option(help="SDXL only")] = 0.0,
+    seed: Annotated[int, typer.Option()] = 42,
+    multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
+    frames: Annotated[int | None, typer.Option(help="video models")] = None,
+    fps: Annotated[int | None, typer.Option(help="video models")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="control image, in order (repeatable)")] = None,
+    trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
+    name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
+    lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
+    base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
+    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
+    mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
+    budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
+    top: Annotated[int, typer.Option(min=1, help="rows of the ranking to print")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+) -> None:
+    """Say why another program's picture is not ours: which of the known deviations makes ours theirs.
+
+    Renders the reference, then each variation that applies, then the promising pairs, and ranks them by how near they
+    come. Ctrl-C prints what is known by then.
+
+        lora-drift diagnose -m flux --lora my.safetensors -p "a photo of sks" --seed 7 --image theirs.png
+
+    Exits with 0 when the picture is explained, 1 when nothing explains it, 130 when interrupted.
+    """
+    from harness.cli import check_device, fail, user_errors
+    from pipelines.settings import Request
+
+    with user_errors():
+        if image is None and trace is None:
+            fail("--image: name the picture to explain (or a trace of its render with --trace)")
+        if (case is None) == (model is None):
+            fail(
+                "say what the picture should be: --case ID, or --model with --prompt and the other settings of a render"
+            )
+        if budget is not None and not budget > 0:
+            fail(f"--budget {budget:g}: give a number of seconds above 0")
+        check_device(device)
+        if case is not None:
+            _refuse_settings(ctx)
+            subject, tier = _subject_of_case(case, tag, device)
+        else:
+            if prompt is None:
+                fail("--prompt: say what was rendered")
+            request = Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier,
+                              frames, fps, trigger, name, [str(path) for path in control or ()])  # fmt: skip
+            assert model is not None
+            subject = _subject(model, request, lora or [], tag, mini, mode=lora_mode, allow_partial=allow_partial,
+                               base=base, device=device, dtype=dtype)  # fmt: skip
+            tier = "mini" if mini else "full"
+        search = _search(subject, image, trace, tier)
+        found, interrupted = _run(search, budget, quiet=as_json)
+    _show(found, top, as_json)
+    raise typer.Exit(130 if interrupted else int(found.verdict == "unexplained"))
+
+
+def _refuse_settings(ctx: typer.Context) -> None:
+    """A case says all settings itself."""
+    from harness.cli import fail
+
+    given = [p for p in ctx.params if p not in OF_A_CASE and ctx.get_parameter_source(p).name == "COMMANDLINE"]  # type: ignore[union-attr]
+    if given:
+        fail(f"--{given[0].replace('_', '-')}: a case has its own settings; leave it out, or use --model for --case")
+
+
+def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subject, str]:
+    from harness import cases, goldens, runner
+    from harness.cases import CaseError
+    from harness.minihub import factory
+    from harness.quiet import quiet
+
+    chosen: Case | None = next((c for c in cases.load_all() if c.id == case_id), None)
+    if chosen is None:
+        raise CaseError(f"no such case: {case_id} (`ls cases/*` lists them)")
+    if chosen.tier == "mini":
+        runner.use_minihub()
+    quiet()
+    from harness.variations import Subject
+
+    bench = runner.Bench(device, tag=tag)
+    try:
+        golden = goldens.load(
+            bench.tag, chosen, factory.manifest_sha256(chosen.model) if chosen.tier == "mini" else None
+        )
+    except goldens.GoldenError as error:
+        raise CaseError(str(error)) from error
+    return Subject.of(bench.pipeline(chosen, golden), bench.request(chosen)), chosen.tier
+
+
+def _subject(model: str, request: Request, lora: list[str], tag: str | None, mini: bool, **options: Any) -> Subject:
+    import pipelines
+    from harness import runner
+    from harness.cli import fail, lora_files
+    from harness.quiet import quiet
+    from harness.recorder import pins
+    from pipelines.settings import resolve, spec_of
+
+    toolkit = pins.row(tag or pins.newest()).version
+    if request.seed == -1:
+        fail("--seed -1: the picture has a seed; say which")
+    resolve(spec_of(model, toolkit), request)
+    files, mode = lora_files(lora), options.pop("mode")
+    if mode not in (None, "merged", "live"):
+        fail(f"--lora-mode {mode}: use merged or live")
+    if mini:
+        runner.use_minihub()
+    quiet()
+    from harness.variations import Subject
+
+    allow_partial = options.pop("allow_partial")
+    pipeline = pipelines.load(model, toolkit=toolkit, **options)
+    if files:
+        pipeline = pipeline.with_lora(**files, mode=mode, allow_partial=allow_partial)
+    return Subject.of(pipeline, request)
+
+
+def _search(subject: Subject, image: Path | None, trace: Path | None, tier: str) -> Search:
+    from harness.diagnosis import pictures
+    from harness.diagnosis.search import Search
+    from harness.trace import Trace
+    from pipelines.errors import RequestError
+
+    theirs = pictures.read(image) if image is not None else None
+    if theirs is not None and subject.spec.kind != "video" and len(theirs.frames) > 1:
+        raise RequestError(f"image {image}: holds {len(theirs.frames)} frames; {subject.spec.id} makes pictures")
+    try:
+        seen = Trace.load(trace) if trace is not None else None
+    except Exception as error:  # safetensors raises classes of its own for what is not its file
+        raise RequestError(f"trace {trace}: not a trace that harness.trace.capture saved ({error})") from error
+    return Search(subject, theirs, trace=seen, tier=tier)
+
+
+def _run(search: Search, budget: float | None, *, quiet: bool) -> tuple[Diagnosis, bool]:
+    """What was found, and whether Ctrl-C ended it."""
+    from harness.cli import progress
+    from harness.diagnosis.words import number
+
+    interrupted = False
+    with progress("rendering the reference", 1, quiet=quiet) as advance:
+
+        def note(done: int, total: int, best: Any) -> None:
+            advance(done, f"nearest {best.name}: {number(best.distance)}" if best else "trying variations", total)
+
+        try:
+            search.run(budget, note)
+        except KeyboardInterrupt:
+            interrupted = True
+    return search.diagnosis(), interrupted
+
+
+def _show(found: Diagnosis, top: int, as_json: bool) -> None:
+    from harness.diagnosis import words
+
+    if as_json:
+        typer.echo(json.dumps({"headline": words.headline(found), **found.model_dump()}, indent=2))
+    else:
+        typer.echo(words.text(found, top))
