@@ -1,0 +1,372 @@
+"""`lora-drift diagnose`: names what was done to a picture, whatever it was saved as, and says when it does not know."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from harness import cli
+from harness.diagnosis import pictures, search
+from harness.diagnosis.pictures import Picture
+from harness.diagnosis.reuse import Memory
+from harness.diagnosis.search import Search, diagnose
+from harness.divergence import NEGATIVE, SCHEDULE
+from harness.trace import capture
+from harness.variations import LIBRARY, Subject, Variation, applicable
+from pipelines import Pipeline
+from pipelines.errors import RequestError
+from pipelines.output import Media
+from pipelines.runtime import Output
+from pipelines.settings import Request
+
+REQUEST = Request("a red fox", negative="blurry", width=64, height=64, steps=3, guidance_scale=4.0, seed=7)
+ASKED = ["--model", "sd15", "--mini", "--prompt", "a red fox", "--negative", "blurry", "--width", "64",
+         "--height", "64", "--steps", "3", "--guidance", "4", "--seed", "7"]  # fmt: skip
+FEW = ("negative prompt ignored", "guidance one less", "one step more", "base in float8", "levels truncated",
+       "saved as jpeg", "size rounded up", "noise of another generator", "dynamic shift off", "lora off")  # fmt: skip
+
+
+@pytest.fixture
+def subject(pipeline_of: Callable[[str], Pipeline]) -> Subject:
+    return Subject.of(pipeline_of("sd15"), REQUEST)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small library: what is tested is the search, not each of a hundred variations (the benchmark does)."""
+    monkeypatch.setattr(search, "applicable", lambda s: (v for v in applicable(s) if v.name in FEW))
+
+
+def frames_of(subject: Subject, *names: str) -> np.ndarray:
+    if names:
+        with LIBRARY[names[0]].applied(subject) as varied:
+            return frames_of(varied, *names[1:])
+    output = subject.pipeline.render(subject.settings)
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+
+
+def saved(frames: np.ndarray, path: Path, **options: Any) -> Path:
+    Image.fromarray(frames[0]).save(path, **options)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["diagnose", *map(str, arguments)])
+
+
+# ------------------------------------------------------------------------------------------------------------ codecs
+
+
+def scenery(count: int = 1) -> np.ndarray:
+    """Smooth, with edges and some grain."""
+    x, y = np.meshgrid(np.linspace(0, 3, 96), np.linspace(0, 2, 72))
+    grain = np.random.default_rng(0).normal(0, 6, (72, 96, 3))
+    frames = [np.stack([120 + 90 * np.sin(x + i + c) * np.cos(y * c) + 40 * (x > 1.5) for c in (1, 2, 3)], -1) + grain
+              for i in range(count)]  # fmt: skip
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "codec"),
+    [
+        ("a.png", {}, "PNG, lossless"),
+        ("a.webp", {"lossless": True}, "WEBP, lossless"),
+        ("a.jpg", {"quality": 75}, "JPEG, quality 75, 4:2:0"),
+        ("a.jpg", {"quality": 92, "subsampling": 0}, "JPEG, quality 92, 4:4:4"),
+        ("a.jpg", {"quality": 30, "optimize": True, "progressive": True}, "JPEG, quality 30, 4:2:0"),
+        ("a.jpg", {"qtables": [[9] * 64, [30] * 64]}, "JPEG, with quantisation tables of its own, 4:2:0"),
+        ("a.gif", {}, "GIF"),
+    ],
+)
+def test_pixels_come_out_as_the_file_has_them_when_saved_as_the_file_was(
+    tmp_path: Path, name: str, options: dict[str, Any], codec: str
+) -> None:
+    frames = scenery()
+    theirs = pictures.read(saved(frames, tmp_path / name, **options))
+    assert theirs.codec.startswith(codec)
+    assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
+
+
+@pytest.mark.parametrize("quality", [20, 50, 75, 80, 90, 98])
+def test_the_quality_of_a_webp_is_found_from_its_quantisers(tmp_path: Path, quality: int) -> None:
+    frames = scenery()
+    theirs = pictures.read(saved(frames, tmp_path / "a.webp", quality=quality))
+    about = int(theirs.codec.removeprefix("WebP, quality about "))
+    assert abs(about - quality) <= 8  # judged by what is left of the picture; for a candidate it is judged again
+    assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "H.264, crf 25.0"), ("a.mkv", "FFV1"), ("a.webp", "WebP")])
+def test_videos_that_we_save_are_read_and_saved_again_to_the_bit(
+    tmp_path: Path, name: str, codec: str, pipeline_of: Callable[[str], Pipeline]
+) -> None:
+    frames = scenery(9)
+    settings = Subject.of(pipeline_of("sd15"), REQUEST).settings
+    Output(Media([Image.fromarray(f) for f in frames]), settings, {}).save(tmp_path / name)
+    theirs = pictures.read(tmp_path / name)
+    assert theirs.codec.startswith(codec) and theirs.size == (9, 72, 96)
+    assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
+
+
+def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("a.png", "a.mp4", "a.webp"):
+        (tmp_path / name).write_bytes(b"no picture")
+        with pytest.raises(RequestError, match=name):
+            pictures.read(tmp_path / name)
+    with pytest.raises(RequestError, match="no such file"):
+        pictures.read(tmp_path / "absent.png")
+
+
+# ------------------------------------------------------------------------------------------------------------- reuse
+
+
+def one_of_each_kind(subject: Subject) -> Iterator[Variation]:
+    seen: set[str] = set()
+    for variation in applicable(subject):
+        if variation.kind not in seen or variation.kind in ("guidance", "output"):
+            seen.add(variation.kind)
+            yield variation
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux", "zimage_turbo"])
+def test_what_is_reused_changes_no_picture(
+    model: str, pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]
+) -> None:
+    subject = Subject.of(pipeline_of(model).with_lora(lora_of(f"{model}/lora")), REQUEST)
+    with Memory(subject) as memory:
+        with memory.recording(subject):
+            reference = frames_of(subject)
+        for variation in one_of_each_kind(subject):
+            with variation.applied(subject) as varied, memory.used(varied, (variation,)):
+                reused = frames_of(varied)
+            assert np.array_equal(reused, frames_of(subject, variation.name)), variation.name
+    assert np.array_equal(reference, frames_of(subject))
+
+
+def test_a_change_of_the_picture_alone_computes_no_denoising_step(subject: Subject) -> None:
+    steps: list[int] = []
+    with Memory(subject) as memory:
+        with memory.recording(subject):
+            frames_of(subject)
+        handle = subject.denoisers[0].conv_in.register_forward_hook(lambda *_: steps.append(1))
+        try:
+            gamma = LIBRARY["gamma applied twice"]
+            with gamma.applied(subject) as varied, memory.used(varied, (gamma,)):
+                frames_of(varied)
+            assert not steps
+            frames_of(subject)
+            assert steps
+        finally:
+            handle.remove()
+
+
+# -------------------------------------------------------------------------------------------------------- the search
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.jpg", {"quality": 75}), ("a.webp", {"quality": 80})])
+@pytest.mark.usefixtures("few")
+def test_the_cause_is_named_whatever_the_picture_was_saved_as(
+    subject: Subject, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    theirs = saved(frames_of(subject, "negative prompt ignored"), tmp_path / name, **options)
+    found = diagnose(subject, pictures.read(theirs), tier="mini")
+    assert (found.verdict, found.ranking[0].variations) == ("explained", ["negative prompt ignored"])
+    assert found.reference is not None and found.reference > 10 > (found.limit or 0)
+    assert found.complete and found.tried >= 7
+
+
+@pytest.mark.usefixtures("few")
+def test_two_causes_at_once_are_found_as_a_pair(subject: Subject) -> None:
+    pair = Picture.of(frames_of(subject, "one step more", "levels truncated"))
+    found = diagnose(subject, pair, tier="mini")
+    assert found.verdict == "explained"
+    assert set(found.ranking[0].variations) == {"one step more", "levels truncated"}
+
+
+@pytest.mark.usefixtures("few")
+def test_the_same_picture_needs_no_explanation(subject: Subject) -> None:
+    found = diagnose(subject, Picture.of(frames_of(subject)), tier="mini")
+    assert (found.verdict, found.tried, found.reference) == ("same", 0, 0.0)
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_in_no_library_is_not_explained(subject: Subject) -> None:
+    other = Subject.of(subject.pipeline, Request("a blue house", negative="grey", width=64, height=64, steps=3, seed=9))
+    found = diagnose(subject, Picture.of(frames_of(other)), tier="mini")
+    assert found.verdict == "unexplained" and found.complete
+
+
+@pytest.mark.usefixtures("few")
+def test_another_size_is_said_and_looked_for_first(pipeline_of: Callable[[str], Pipeline]) -> None:
+    subject = Subject.of(pipeline_of("flux"), Request("a fox", width=72, height=64, steps=2, seed=1))
+    assert (subject.settings.width, subject.settings.height) == (64, 64)
+    found = diagnose(subject, Picture.of(frames_of(subject, "size rounded up")), tier="mini")
+    assert found.size == "theirs is 80x64, the reference 64x64"
+    assert (found.verdict, found.ranking[0].variations) == ("explained", ["size rounded up"])
+
+
+@pytest.mark.usefixtures("few")
+def test_a_size_of_no_rule_does_not_hide_what_else_differs(subject: Subject) -> None:
+    large = subject.but(width=80)
+    found = diagnose(subject, Picture.of(frames_of(large, "negative prompt ignored")), tier="mini")
+    assert found.size == "theirs is 80x64, the reference 64x64" and found.verdict == "explained"
+    assert set(found.ranking[0].variations) == {"another size", "negative prompt ignored"}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_codec_whose_quality_is_unknown_never_gives_a_sure_answer(subject: Subject) -> None:
+    theirs = Picture(frames_of(subject, "negative prompt ignored"), "vp9", None)
+    found = diagnose(subject, theirs, tier="mini")
+    assert (found.verdict, found.limit) == ("unexplained", None)
+    assert found.ranking[0].variations == ["negative prompt ignored"]
+
+
+@pytest.mark.usefixtures("few")
+def test_after_a_search_the_same_render_gives_the_same_bytes(subject: Subject) -> None:
+    before = frames_of(subject)
+    diagnose(subject, Picture.of(frames_of(subject, "base in float8")), tier="mini")
+    assert np.array_equal(frames_of(subject), before)
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.usefixtures("few")
+def test_the_command_says_the_cause_the_codec_and_its_floor(subject: Subject, tmp_path: Path) -> None:
+    theirs = saved(frames_of(subject, "negative prompt ignored"), tmp_path / "theirs.jpg", quality=75)
+    done = run(*ASKED, "--image", theirs)
+    assert done.exit_code == 0, done.output
+    assert 'Explained by "negative prompt ignored": The negative prompt is taken for an empty one.' in done.stdout
+    assert "JPEG, quality 75, 4:2:0. It alone moves the reference by" in done.stdout
+    assert "diffusers issue 13377" in done.stdout
+
+
+@pytest.mark.usefixtures("few")
+def test_json_holds_the_whole_ranking(subject: Subject, tmp_path: Path) -> None:
+    theirs = saved(frames_of(subject, "guidance one less"), tmp_path / "theirs.png")
+    found = json.loads(run(*ASKED, "--image", theirs, "--json").stdout)
+    assert found["verdict"] == "explained" and found["headline"].startswith('Explained by "guidance one less"')
+    distances = [c["distance"] for c in found["ranking"]]
+    assert distances == sorted(distances) and len(distances) >= 7 and distances[0] <= found["limit"]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_case_says_the_settings_itself(golden_of: Callable[[str], Any], tmp_path: Path) -> None:
+    theirs = saved(golden_of("sd15/lora").frames(), tmp_path / "theirs.png")
+    done = run("--case", "sd15/lora", "--image", theirs)
+    assert done.exit_code == 0 and "It is the reference" in done.stdout
+    done = run("--case", "sd15/lora", "--image", theirs, "--seed", 3)
+    assert done.exit_code == 2 and "--seed: a case has its own settings" in done.stderr
+
+
+@pytest.mark.usefixtures("few")
+def test_nothing_that_explains_it_is_exit_code_1_and_says_how_far_the_best_came(tmp_path: Path) -> None:
+    theirs = saved(scenery()[:, :64, :64], tmp_path / "theirs.png")
+    done = run(*ASKED, "--image", theirs)
+    assert done.exit_code == 1
+    assert "Nothing in the library explains it." in done.stdout
+
+
+@pytest.mark.usefixtures("few")
+def test_ctrl_c_leaves_a_ranking(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = saved(frames_of(subject, "base in float8"), tmp_path / "theirs.png")
+    tried, original = [], Search._try
+
+    def interrupted(self: Search, *args: Any) -> None:
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        tried.append(args)
+        original(self, *args)
+
+    monkeypatch.setattr(Search, "_try", interrupted)
+    done = run(*ASKED, "--image", theirs)
+    assert done.exit_code == 130
+    assert "Stopped after 3 tries" in done.stdout and "   3  " in done.stdout
+
+
+@pytest.mark.usefixtures("few")
+def test_a_budget_ends_the_search(subject: Subject, tmp_path: Path) -> None:
+    theirs = saved(frames_of(subject, "base in float8"), tmp_path / "theirs.png")
+    done = run(*ASKED, "--image", theirs, "--budget", "0.001", "--json")
+    found = json.loads(done.stdout)
+    assert not found["complete"] and found["tried"] == 0 and done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*ASKED], "--image: name the picture"),
+        (["--image", "IMAGE"], "--case ID, or --model"),
+        (["--image", "IMAGE", "--model", "sd15"], "--prompt: say what was rendered"),
+        (["--image", "IMAGE", "--case", "sd15/nope"], "no such case: sd15/nope"),
+        ([*ASKED, "--image", "nope.png"], "nope.png: no such file"),
+        ([*ASKED, "--image", "ANIMATED"], "holds 3 frames; sd15 makes pictures"),
+        ([*ASKED, "--image", "IMAGE", "--trace", "IMAGE"], "not a trace"),
+        ([*ASKED, "--image", "IMAGE", "--budget", "0"], "--budget 0"),
+        ([*ASKED, "--image", "IMAGE", "--seed", "-1"], "the picture has a seed"),
+        ([*ASKED, "--image", "IMAGE", "--lora", "nope.safetensors"], "nope.safetensors"),
+        ([*ASKED, "--image", "IMAGE", "--steps", "0"], "steps 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_weights_load(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_args: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("pipelines.families.sd.load", load)
+    Image.fromarray(scenery()[0]).save(tmp_path / "a.png")
+    first, *others = (Image.fromarray(frame) for frame in scenery(3))
+    first.save(tmp_path / "b.webp", save_all=True, append_images=others)
+    files = {"IMAGE": str(tmp_path / "a.png"), "ANIMATED": str(tmp_path / "b.webp")}
+    done = run(*(files.get(word, word) for word in arguments))
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+
+
+# ------------------------------------------------------------------------------------------------------------ traces
+
+
+def stock_flux(path: Path, **scheduler: Any) -> Path:
+    """A plain Diffusers script, with the three lines that trace it."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **scheduler)
+    with capture(pipe) as trace:
+        pipe("a red fox", width=64, height=64, num_inference_steps=3, guidance_scale=4.0,
+             generator=torch.Generator().manual_seed(7))  # fmt: skip
+    trace.save(path)
+    return path
+
+
+FLUX = ["--model", "flux", "--mini", "--prompt", "a red fox", "--width", "64", "--height", "64", "--steps", "3",
+        "--guidance", "4", "--seed", "7"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("few")
+def test_a_trace_of_a_stock_pipeline_is_explained_without_a_picture(tmp_path: Path) -> None:
+    done = run(*FLUX, "--trace", stock_flux(tmp_path / "same.safetensors"))
+    assert done.exit_code == 0 and "It is the reference" in done.stdout, done.output
+    found = json.loads(run(*FLUX, "--trace", stock_flux(tmp_path / "t", use_dynamic_shifting=False), "--json").stdout)
+    assert found["first_divergence"].startswith(SCHEDULE)
+    assert (found["verdict"], found["ranking"][0]["variations"]) == ("explained", ["dynamic shift off"])
+
+
+@pytest.mark.usefixtures("few")
+def test_what_shows_where_the_traces_part_is_tried_first(subject: Subject, tmp_path: Path) -> None:
+    with LIBRARY["negative prompt ignored"].applied(subject) as varied, capture(varied.pipe) as trace:
+        frames = frames_of(varied)
+    looked = Search(subject, Picture.of(frames), trace=trace, tier="mini")
+    looked.run()
+    found = looked.diagnosis()
+    assert found.first_divergence.startswith(NEGATIVE)
+    assert looked.candidates[0].variations == ["negative prompt ignored"] and found.verdict == "explained"
