@@ -42,7 +42,7 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
 
-        def advance(done: int, description: str = label) -> None:
-            bar.update(task, completed=done, description=description)
+        def advance(done: int, description: str = label, total: int | None = None) -> None:
+            bar.update(task, completed=done, description=description, total=total)
 
         yield advance

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.commands import Json, fail, progress, user_errors
+from harness.commands.sample import check_device, lora_files
+
 if TYPE_CHECKING:
     from harness.cases import Case
     from harness.diagnosis.search import Diagnosis, Search
     from harness.variations import Subject
     from pipelines.settings import Request
 
+app = typer.Typer()
+
 OF_A_CASE = ("case", "image", "trace", "tag", "device", "budget", "top", "as_json")
 """Options that mean something beside --case."""
 
 
-def add(app: typer.Typer) -> None:
-    app.command()(diagnose)
-
-
+@app.command()
 def diagnose(
     ctx: typer.Context,
     image: Annotated[Path | None, typer.Option(help="theirs: .png .jpg .webp .gif, or a video: .mp4 .mkv")] = None,
@@ -49,10 +51,11 @@ def diagnose(
     tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
+    noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
     budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
     top: Annotated[int, typer.Option(min=1, help="rows of the ranking to print")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of text")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say why another program's picture is not ours: which of the known deviations makes ours theirs.
 
@@ -63,7 +66,6 @@ def diagnose(
 
     Exits with 0 when the picture is explained, 1 when nothing explains it, 130 when interrupted.
     """
-    from harness.cli import check_device, fail, user_errors
     from pipelines.settings import Request
 
     with user_errors():
@@ -86,7 +88,7 @@ def diagnose(
                               frames, fps, trigger, name, [str(path) for path in control or ()])  # fmt: skip
             assert model is not None
             subject = _subject(model, request, lora or [], tag, mini, mode=lora_mode, allow_partial=allow_partial,
-                               base=base, device=device, dtype=dtype)  # fmt: skip
+                               base=base, device=device, dtype=dtype, noise_stream=noise_stream)  # fmt: skip
             tier = "mini" if mini else "full"
         search = _search(subject, image, trace, tier)
         found, interrupted = _run(search, budget, quiet=as_json)
@@ -96,8 +98,6 @@ def diagnose(
 
 def _refuse_settings(ctx: typer.Context) -> None:
     """A case says all settings itself."""
-    from harness.cli import fail
-
     given = [p for p in ctx.params if p not in OF_A_CASE and ctx.get_parameter_source(p).name == "COMMANDLINE"]  # type: ignore[union-attr]
     if given:
         fail(f"--{given[0].replace('_', '-')}: a case has its own settings; leave it out, or use --model for --case")
@@ -130,7 +130,6 @@ def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subjec
 def _subject(model: str, request: Request, lora: list[str], tag: str | None, mini: bool, **options: Any) -> Subject:
     import pipelines
     from harness import runner
-    from harness.cli import fail, lora_files
     from harness.quiet import quiet
     from harness.recorder import pins
     from pipelines.settings import resolve, spec_of
@@ -172,7 +171,6 @@ def _search(subject: Subject, image: Path | None, trace: Path | None, tier: str)
 
 def _run(search: Search, budget: float | None, *, quiet: bool) -> tuple[Diagnosis, bool]:
     """What was found, and whether Ctrl-C ended it."""
-    from harness.cli import progress
     from harness.diagnosis.words import number
 
     interrupted = False
