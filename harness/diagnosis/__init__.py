@@ -3,6 +3,6 @@
     from harness.diagnosis import pictures, search
     found = search.diagnose(Subject.of(pipeline, request), pictures.read(path))
 
-`pictures` (and `webp`) reads files and knows their codecs, `search` looks, `reuse` keeps what was computed, `words` says
-it.
+`pictures` (and `webp`) reads files and knows their codecs, `search` looks, `reuse` keeps what was computed, `words`
+says it.
 """
