@@ -278,11 +278,12 @@ class Search:
         if again is None or self.theirs is None:
             return self._limits["trace"].limit
         mean = self._limits["pixel_mean"]  # the share of values that are off, by one level each
+        least = float(np.sqrt(mean.limit))
         if self.theirs.lossless:
-            return float(np.sqrt(mean.limit))
+            return least
         # A codec makes much of little. The spread itself, then: what is beyond it would hide small causes.
         saved = again(frames)
-        return max(_rms(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3))
+        return max(least, *(_rms(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
 
     def _divergence(self, ours: Trace) -> str:
         """Where their trace leaves ours."""
