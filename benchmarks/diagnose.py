@@ -92,7 +92,7 @@ def scene(model: str, chance: random.Random) -> Subject:
         try:
             subject = Subject.of(pipeline, request)
             rendered(subject)
-        except (RequestError, ValueError):  # a size that this model refuses
+        except (RequestError, ValueError, RuntimeError):  # a size that this model refuses, or cannot render
             continue
         return subject
 
@@ -272,7 +272,12 @@ def main() -> None:
     runner.use_minihub()
     quiet()
     rows = [json.loads(line) for path in given.summary or () for line in path.read_text().splitlines()]
+    if given.json and given.json.is_file():  # go on with what is there
+        rows = [json.loads(line) for line in given.json.read_text().splitlines()]
+    done = {row["scene"] for row in rows}
     for number in range(0 if given.summary else -(-given.draws // A_SCENE)):
+        if number in done:
+            continue
         chance = random.Random(f"{given.seed} {number}")
         model = chance.choice(given.model or list(MODELS))
         subject = scene(model, chance)

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
+import torch
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from harness import cli
 from harness.diagnosis import pictures, search
 from harness.diagnosis.pictures import Picture
-from harness.diagnosis.reuse import Memory
+from harness.diagnosis.reuse import Memory, _key
 from harness.diagnosis.search import Search, diagnose
 from harness.divergence import NEGATIVE, SCHEDULE
 from harness.trace import capture
@@ -149,6 +149,15 @@ def test_what_is_reused_changes_no_picture(
     assert np.array_equal(reference, frames_of(subject))
 
 
+def test_inputs_are_told_apart_by_what_is_in_them() -> None:
+    one = torch.ones(1).expand(1)
+    assert _key([one, {"a": None}]) == _key([torch.ones(1), {"a": None}])
+    others = ([one.double(), {"a": None}], [one, {"a": 1}], [one, {"b": None}], [one[None], {"a": None}], [one * 2, {}])
+    assert len({_key(value) for value in ([one, {"a": None}], *others)}) == 6
+    assert _key([one.bfloat16().expand(3, 2)]) is not None
+    assert _key([object()]) is None
+
+
 def test_a_change_of_the_picture_alone_computes_no_denoising_step(subject: Subject) -> None:
     steps: list[int] = []
     with Memory(subject) as memory:
@@ -276,7 +285,8 @@ def test_nothing_that_explains_it_is_exit_code_1_and_says_how_far_the_best_came(
 @pytest.mark.usefixtures("few")
 def test_ctrl_c_leaves_a_ranking(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = saved(frames_of(subject, "base in float8"), tmp_path / "theirs.png")
-    tried, original = [], Search._try
+    tried: list[Any] = []
+    original = Search._try
 
     def interrupted(self: Search, *args: Any) -> None:
         if len(tried) == 3:
@@ -335,7 +345,6 @@ def test_what_is_wrong_is_said_before_any_weights_load(
 
 def stock_flux(path: Path, **scheduler: Any) -> Path:
     """A plain Diffusers script, with the three lines that trace it."""
-    import torch
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.float32)

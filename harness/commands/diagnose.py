@@ -149,7 +149,7 @@ def _subject(model: str, request: Request, lora: list[str], tag: str | None, min
     allow_partial = options.pop("allow_partial")
     pipeline = pipelines.load(model, toolkit=toolkit, **options)
     if files:
-        pipeline = pipeline.with_lora(**files, mode=mode, allow_partial=allow_partial)
+        pipeline = pipeline.with_lora(**files, mode=mode, allow_partial=allow_partial)  # type: ignore[arg-type]
     return Subject.of(pipeline, request)
 
 

@@ -111,7 +111,8 @@ def _key(value: Any) -> bytes | None:
 def _add(digest: Any, value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         digest.update(repr((tuple(value.shape), value.dtype)).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        flat = value.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)  # what is expanded, too
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
         return True
     if isinstance(value, list | tuple):
         digest.update(f"{type(value).__name__} {len(value)}".encode())
