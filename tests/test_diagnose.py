@@ -114,6 +114,16 @@ def test_videos_that_we_save_are_read_and_saved_again_to_the_bit(
     assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
 
 
+@pytest.mark.parametrize("name", ["a.webp", "a.gif"])
+def test_a_frame_that_is_repeated_is_one_long_frame_in_the_file(tmp_path: Path, name: str) -> None:
+    frames = scenery(4)[[0, 0, 1, 2, 3]]
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(tmp_path / name, save_all=True, append_images=others, duration=62, loop=0)
+    theirs = pictures.read(tmp_path / name)
+    assert theirs.size[0] == 5
+    assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
+
+
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     for name in ("a.png", "a.mp4", "a.webp"):
         (tmp_path / name).write_bytes(b"no picture")

@@ -85,7 +85,13 @@ def read(path: Path) -> Picture:
 def _decoded(image: Any) -> Frames:
     from PIL import ImageSequence
 
-    return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+    frames, times = [], []
+    for frame in ImageSequence.Iterator(image):
+        frames.append(np.asarray(frame.convert("RGB")))
+        times.append(frame.info.get("duration") or 0)
+    # Writers make one long frame of equal ones.
+    shortest = min(times)
+    return np.repeat(np.stack(frames), [round(t / shortest) if shortest else 1 for t in times], axis=0)
 
 
 def _through(frames: Frames, kind: str, **options: Any) -> Frames:

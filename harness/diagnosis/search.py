@@ -16,6 +16,7 @@ from harness import divergence, gates
 from harness.diagnosis.pictures import Frames, Picture
 from harness.diagnosis.reuse import Memory
 from harness.divergence import SIZE
+from harness.equivalent import EQUIVALENT
 from harness.trace import Trace, Tracer
 from harness.variations import Subject, Variation, applicable
 
@@ -179,11 +180,14 @@ class Search:
         """Of the best ones with all others, each pair in the order of the graph."""
         most = float("inf") if self.reference is None else PROMISING * self.reference
         near = [c for c in self._ranking() if c.distance is not None and c.distance <= most][:FIRSTS]
+        near = [c for c in near if (c.variations[0], "") not in EQUIVALENT]
         by_name = {v.name: v for v in singles}
         place = {name: number for number, name in enumerate(by_name)}
         seen = set()
         for first in near:
             for other in singles:
+                if (other.name, "") in EQUIVALENT:  # rounding, of which a codec makes a chance hit
+                    continue
                 names = frozenset((first.variations[0], other.name))
                 if len(names) == 2 and names not in seen:
                     seen.add(names)
