@@ -87,11 +87,10 @@ class Catalogue:
         return {tag: json.loads(file.read_text(encoding="utf-8")) for tag, file in files.items() if file.is_file()}
 
     @cached_property
-    def mutants(self) -> list[dict[str, Any]]:
-        """Rows of reports/mutation.json: {"model", "variation", "caught_by": case or null, "equivalent": bool, ...}."""
+    def mutants(self) -> dict[str, dict[str, list[Any]]]:
+        """Of reports/mutation.json: model -> variation -> [case, boundary]; not caught: [case, verdict, distance]."""
         file = self.reports / "mutation.json"
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        return content["rows"] if isinstance(content, dict) else content
+        return json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
 
     def checked(self, tag: str, model: str) -> list[dict[str, Any]]:
         """Cases of a model in the tag's summary."""
@@ -126,9 +125,9 @@ class Catalogue:
 
     def mutation(self, model: str) -> Mutation | None:
         """Score of the mutation run; None where it was not run."""
-        rows = [row for row in self.mutants if row["model"] == model and not row.get("equivalent")]
-        missed = sorted({row["variation"] for row in rows if not row["caught_by"]})
-        return Mutation(sum(bool(row["caught_by"]) for row in rows), len(rows), missed) if rows else None
+        rows = {name: row for name, row in self.mutants.get(model, {}).items() if row[1] != "equivalent"}
+        missed = sorted(name for name, row in rows.items() if len(row) > 2)
+        return Mutation(len(rows) - len(missed), len(rows), missed) if rows else None
 
     def shown(self, model: str) -> list[Shown]:
         """The model's cases, with what the trainer made of them at the newest tag."""

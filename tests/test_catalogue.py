@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness import cases, catalogue, history
+from harness import cases, catalogue, history, scores
 from harness.catalogue import Catalogue
 from harness.cli import app
+from harness.divergence import LORA
+from harness.mutation import Outcome
 from harness.recorder import pins
 from pipelines import MODELS
 
@@ -79,14 +81,17 @@ def test_what_a_trainer_version_changed_is_measured_on_its_own_pictures() -> Non
 
 
 def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None:
+    (reports / "mutation.json").unlink(missing_ok=True)
     assert "realistic deviations" not in catalogue.pages(Catalogue(reports))["flux.md"]
-    rows = [
-        {"model": "flux", "variation": "shift dropped", "caught_by": "flux/base"},
-        {"model": "flux", "variation": "alpha ignored", "caught_by": None},
-        {"model": "flux", "variation": "no change at all", "caught_by": None, "equivalent": True},
-        {"model": "sd15", "variation": "shift dropped", "caught_by": "sd15/base"},
+    defaults = {"case": "flux/base", "truth": LORA, "named": LORA, "distance": 0.1}
+    caught: dict[str, Any] = {"verdict": "caught", **defaults}
+    found = [
+        Outcome(model="flux", variation="shift dropped", **caught),
+        Outcome(model="flux", variation="alpha ignored", **{**caught, "verdict": "survived"}),
+        Outcome(model="flux", variation="live for merged", **{**caught, "verdict": "equivalent"}),
+        Outcome(model="sd15", variation="shift dropped", **caught),
     ]
-    (reports / "mutation.json").write_text(json.dumps(rows))
+    scores.write(found, "v1", reports / "mutation")
     pages = catalogue.pages(Catalogue(reports))
     assert "Of 2 realistic deviations (`lora-drift mutate`), the cases catch 1; not alpha ignored." in pages["flux.md"]
     assert "Of 1 realistic deviations (`lora-drift mutate`), the cases catch 1." in pages["sd15.md"]
