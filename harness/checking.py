@@ -22,6 +22,7 @@ def run(
     *,
     tag: str | None,
     device: str,
+    dtype: str | None = None,
     jobs: int,
     json_file: Path | None,
     report: bool,
@@ -39,6 +40,7 @@ def run(
         command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
                    "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
         command += ["-n", str(jobs)] if jobs > 1 else []
+        command += ["--drift-dtype", dtype] if dtype else []
         command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
         code = subprocess.run(command, cwd=ROOT).returncode
         found = results.read(file) if file.is_file() else []

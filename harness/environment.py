@@ -1,6 +1,7 @@
 """What a picture was rendered with. The recorder and our runs note the same facts, so that they can be compared."""
 
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,12 @@ def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device_kind(environment: Mapping[str, Any]) -> str:
+    """ "cpu", "h100", "rtx-4090": within a kind of device the same libraries compute the same."""
+    words = environment.get("gpu", environment["device"]).lower().replace("nvidia", "").replace("geforce", "").split()
+    return "-".join(words[: 2 if words[0] == "rtx" else 1])
 
 
 @cache

@@ -39,14 +39,16 @@ class GateError(Exception):
 
 
 @cache
-def load(tier: str, device: str, dtype: str) -> dict[str, Gate]:
-    """Metric name -> gate.
+def load(tier: str, device: str, dtype: str, *, same_torch: bool = False) -> dict[str, Gate]:
+    """Metric name -> gate. `device` is a kind of device (`harness.environment.device_kind`); where the golden is of the
+    same torch, what was measured for that counts: on a GPU, the same bits.
 
     Raises:
         GateError: nothing was measured there; a run without a gate cannot pass.
     """
-    key = f"{tier}/{device}/{dtype}"
+    key, exact = f"{tier}/{device}/{dtype}", f"{tier}/{device}/{dtype}/same torch"
     table = json.loads(GATES.read_text(encoding="utf-8"))["gates"]
+    key = exact if same_torch and exact in table else key
     if key not in table:
         raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}); measure them with "
                         "`lora-drift gates --help`")  # fmt: skip

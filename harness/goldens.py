@@ -9,6 +9,7 @@ Everything here only reads; `harness.recorder` is the only writer.
 import json
 import lzma
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.cases import ROOT, Case
+from harness.environment import device_kind
 from harness.minihub import factory
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 GOLDENS = ROOT / "goldens"
 FORMAT = 1
+CPU = {"device": "cpu", "dtype": "float32"}
 
 
 class GoldenError(Exception):
@@ -84,6 +87,11 @@ class Golden(BaseModel):
     def noise_stream(self) -> str:
         """The stream of half-precision noise of the torch that recorded it (`pipelines.spec.NOISE_STREAMS`)."""
         return "torch-2.11" if Version(self.environment["torch"]) < Version("2.12") else "torch-2.13"
+
+    def same_torch(self, environment: Mapping[str, Any]) -> bool:
+        """Was it recorded with the torch of `environment` (patch releases and builds aside)?"""
+        ours, its = (Version(e["torch"]).release[:2] for e in (environment, self.environment))
+        return ours == its
 
     def stored(self, name: str) -> Path:
         """The file under goldens/ that holds an artefact."""
@@ -161,22 +169,33 @@ def seal(content: dict[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def golden_path(tag: str, case_id: str, root: Path = GOLDENS) -> Path:
-    return root / tag / f"{case_id}.json"
+def variant(environment: Mapping[str, Any]) -> str:
+    """Which set of a tag's goldens belongs to an environment: "" for float32, whatever the device, since there devices
+    differ by rounding only; else the kind of device and the dtype, "h100-bfloat16"."""
+    if environment["dtype"] == "float32":
+        return ""
+    return f"{device_kind(environment)}-{environment['dtype']}"
+
+
+def golden_path(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") -> Path:
+    return root / (f"{tag}@{variant}" if variant else tag) / f"{case_id}.json"
 
 
 def tags(root: Path = GOLDENS) -> list[str]:
     """Recorded tags, oldest first."""
-    return sorted((p.name for p in root.glob("v*") if p.is_dir()), key=_version)
+    return sorted((p.name for p in root.glob("v*") if p.is_dir() and "@" not in p.name), key=_version)
 
 
 def _version(tag: str) -> list[int]:
     return [int(part) for part in tag.lstrip("v").split(".")]
 
 
-def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS) -> Golden:
+def load(
+    tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS, *, environment: Mapping[str, Any] = CPU
+) -> Golden:
     """Read the golden of `case` and check everything that it vouches for.
 
+    `environment` names the device and the dtype (`harness.environment.facts`).
     `minihub_sha256` is the hash of the mini hub in use for the case's model; None for the `full` tier.
 
     Raises:
@@ -184,8 +203,10 @@ def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS)
         Corrupt: the JSON or an artefact is not what the recorder wrote (says which and how).
         Stale: the case or the mini hub changed after recording.
     """
-    path = golden_path(tag, case.id, root)
-    again = f"python -m harness.recorder --trainer DIR --tag {tag} --case {case.id}"
+    wanted = variant(environment)
+    path = golden_path(tag, case.id, root, variant=wanted)
+    there = f" --device {environment['device']} --dtype {environment['dtype']}" if wanted else ""
+    again = f"python -m harness.recorder --trainer DIR --tag {tag}{there} --case {case.id}"
     if not path.is_file():
         raise Missing(f"no golden {_shown(path, root)}: the trainer never rendered this case. Record it: {again}")
     try:
@@ -199,9 +220,10 @@ def load(tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS)
     if golden.seal != seal(content):
         raise Corrupt(f"{_shown(path, root)} was edited after recording (its seal does not fit). Restore it: git "
                       f"checkout -- {_shown(path, root)}")  # fmt: skip
-    if (golden.case, golden.tag) != (case.id, tag):
+    if (golden.case, golden.tag, variant(golden.environment)) != (case.id, tag, wanted):
         raise Corrupt(
-            f"{_shown(path, root)} is the golden of {golden.case} at {golden.tag}: two goldens were swapped. "
+            f"{_shown(path, root)} is the golden of {golden.case} at {golden.tag} ({golden.environment['device']}, "
+            f"{golden.environment['dtype']}): two goldens were swapped. "
             f"Restore it: git checkout -- {_shown(path, root)}"
         )
     for name, artefact in golden.artefacts.items():

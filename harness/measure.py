@@ -10,8 +10,8 @@ import numpy as np
 
 from harness import cases, gates, goldens, metrics, runner
 from harness.cases import Case
+from harness.environment import device_kind
 from harness.gates import FACTORS
-from harness.minihub import factory
 from harness.runner import Bench, Rendered
 from harness.trace import Trace, errors
 
@@ -58,11 +58,11 @@ def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[
             yield "one thread against two", first, runner.legal_repeat(bench, case, golden)
 
 
-def measure(device: str, other: Path | None, progress: Callable[[str], None]) -> Spread:
+def measure(device: str, dtype: str | None, other: Path | None, progress: Callable[[str], None]) -> Spread:
     """The largest distances over all mini cases; `other` is a file that `save` wrote in another environment."""
     runner.use_minihub()
-    bench, spread = Bench(device), Spread()
-    for case, golden in _goldens():
+    bench, spread = Bench(device, dtype), Spread()
+    for case, golden in _goldens(bench):
         progress(case.id)
         pairs = list(repeats(bench, case, golden))
         if other is not None:
@@ -74,17 +74,17 @@ def measure(device: str, other: Path | None, progress: Callable[[str], None]) ->
     return spread
 
 
-def _goldens() -> Iterator[tuple[Case, goldens.Golden]]:
+def _goldens(bench: Bench) -> Iterator[tuple[Case, goldens.Golden]]:
     for case in cases.load_all():
         if case.tier == "mini":
-            yield case, goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
+            yield case, bench.golden(case)
 
 
-def save(folder: Path, progress: Callable[[str], None]) -> None:
+def save(folder: Path, device: str, dtype: str | None, progress: Callable[[str], None]) -> None:
     """Keep this environment's renders of all mini cases for `measure` in another one."""
     runner.use_minihub()
-    bench = Bench()
-    for case, golden in _goldens():
+    bench = Bench(device, dtype)
+    for case, golden in _goldens(bench):
         progress(case.id)
         ours = runner.legal_repeat(bench, case, golden)
         stem = folder / case.id
@@ -101,8 +101,14 @@ def _loaded(folder: Path, case: Case) -> Rendered:
         return Rendered(arrays["frames"], arrays["latents"], trace, {}, arrays.get("audio"))
 
 
+def key(device: str, dtype: str | None) -> str:
+    """What the gates of the mini cases are filed under: "mini/h100/bfloat16"."""
+    environment = Bench(device, dtype).environment
+    return f"mini/{device_kind(environment)}/{environment['dtype']}"
+
+
 def write(spread: Spread, key: str) -> None:
-    """Put the gates derived from `spread` under `key` ("tier/device/dtype") into gates.json."""
+    """Put the gates derived from `spread` into gates.json under `key`."""
     table = json.loads(gates.GATES.read_text(encoding="utf-8")) if gates.GATES.is_file() else {"gates": {}}
     table["gates"][key] = {
         name: {"spread": float(f"{value:.3g}"), "factor": FACTORS[name], "seen_in": seen}

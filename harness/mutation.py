@@ -18,11 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from harness import cases, divergence, gates, goldens, metrics, runner
+from harness import cases, divergence, gates, metrics, runner
 from harness.cases import Case, CaseError
 from harness.equivalent import EQUIVALENT
 from harness.goldens import Golden
-from harness.minihub import factory
 from harness.results import Metric
 from harness.runner import Bench, Rendered, encodings_kept
 from harness.trace import Trace
@@ -80,9 +79,9 @@ def outcomes(
     Raises:
         NotMatching: a case is red already.
     """
-    bench = Bench(device)
+    bench = Bench(device, tag=tag)
     chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
-    prepared = [_prepare(bench, case, tag) for case in chosen]
+    prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
     prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
     if not prepared:
@@ -94,8 +93,8 @@ def outcomes(
                 yield _outcome(bench, variation, applying)
 
 
-def _prepare(bench: Bench, case: Case, tag: str) -> Prepared:
-    golden = goldens.load(tag, case, factory.manifest_sha256(case.model, case.extras))
+def _prepare(bench: Bench, case: Case) -> Prepared:
+    golden = bench.golden(case)
     subject = Subject.of(bench.pipeline(case, golden), bench.request(case))
     _ = subject.pipe  # loading is no part of the case's time
     started = time.perf_counter()
@@ -147,7 +146,7 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     )
     if outcome.verdict == "survived":
         return outcome
-    limit = gates.load(prepared.case.tier, bench.device, bench.dtype)["trace"].limit
+    limit = bench.gates(prepared.case, prepared.golden)["trace"].limit
     found = divergence.distances(prepared.trace, ours.trace)
     boundary = divergence.first(found, limit) or runner.finished(measured) or ""
     golden_mode = prepared.golden.settings.get("lora_mode")
@@ -169,7 +168,7 @@ def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContext
 
 def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
     """The gated metrics; one that cannot be measured (another shape, not a number) is outside its gate."""
-    limits = gates.load(prepared.case.tier, bench.device, bench.dtype)
+    limits = bench.gates(prepared.case, prepared.golden)
     if prepared.reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
         return [Metric(name="pixel_max", value=None, gate=limits["pixel_max"].limit)]
     latents = prepared.golden.latents()

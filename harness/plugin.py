@@ -26,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lora-drift", "LoRA drift against the trainer")
     group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
+    group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
+                    help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
+    group.addoption("--drift-require-goldens", action="store_true",
+                    help="fail where a GPU or a real model has no golden yet, instead of listing it")  # fmt: skip
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
     group.addoption("--drift-no-controls", action="store_true",
                     help="leave the negative controls out (as `lora-drift matrix` does)")  # fmt: skip
@@ -97,8 +101,9 @@ class CaseFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         case = cases.load(self.path)
-        device = _device(self.config)
-        name = case.id if device == "cpu" else f"{case.id}[{device}]"
+        device, dtype = _device(self.config), self.config.getoption("--drift-dtype")
+        where = "-".join(part for part in (device if device != "cpu" else "", dtype) if part)
+        name = f"{case.id}[{where}]" if where else case.id
         item = CaseItem.from_parent(self, name=name, case=case, device=device)
         if device != "cpu" or case.tier == "full":
             item.add_marker("gpu")
@@ -130,6 +135,7 @@ class CaseItem(pytest.Item):
         bench = self.config.stash.get(BENCH, None)
         if bench is None:
             options = {
+                "dtype": self.config.getoption("--drift-dtype"),
                 "tag": self.config.getoption("--drift-tag"),
                 "controls": not self.config.getoption("--drift-no-controls"),
             }
@@ -137,6 +143,9 @@ class CaseItem(pytest.Item):
         self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())
         measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
         self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
+        optional = self.device != "cpu" or self.case.tier == "full"
+        if self.result.verdict == "missing" and optional and not self.config.getoption("--drift-require-goldens"):
+            pytest.skip(f"not recorded: {self.result.message}")
         if self.result.verdict not in PASSING:
             raise DriftFailure(self.result)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import controls, divergence, gates, goldens, known, metrics
 from harness.cases import ROOT, Case
-from harness.environment import facts
+from harness.environment import device_kind, facts
 from harness.goldens import Golden, GoldenError
 from harness.minihub import factory
 from harness.recorder import pins
@@ -61,9 +61,11 @@ class Bench:
     """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
 
     def __init__(
-        self, device: str = "cpu", dtype: str = "float32", *, tag: str | None = None, controls: bool = True
+        self, device: str = "cpu", dtype: str | None = None, *, tag: str | None = None, controls: bool = True
     ) -> None:
-        self.device, self.dtype, self.controls = device, dtype, controls
+        """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it."""
+        self.device, self.controls = device, controls
+        self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
         self._loaded_as: Any = None
@@ -72,6 +74,19 @@ class Bench:
     def toolkit(self) -> str:
         """The trainer version whose behaviour is rendered."""
         return pins.row(self.tag).version
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return facts(self.device, self.dtype)
+
+    def golden(self, case: Case) -> Golden:
+        """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
+        hub = factory.manifest_sha256(case.model, case.extras) if case.tier == "mini" else None
+        return goldens.load(self.tag, case, hub, environment=self.environment)
+
+    def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
+        kind, same = device_kind(self.environment), golden.same_torch(self.environment)
+        return gates.load(case.tier, kind, self.dtype, same_torch=same)
 
     def pipeline(self, case: Case, golden: Golden) -> Any:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
@@ -178,12 +193,11 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         verdict="error",
         about=case.about,
         lora=case.lora.network.type if case.lora else "",
-        environment=facts(bench.device, bench.dtype),
+        environment=bench.environment,
     )
     try:
-        golden = goldens.load(
-            bench.tag, case, factory.manifest_sha256(case.model, case.extras) if case.tier == "mini" else None
-        )
+        _need(bench.device)
+        golden = bench.golden(case)
         _describe(result, golden)
         _compare(result, bench, case, golden, out)
     except GoldenError as error:
@@ -213,8 +227,7 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
-    _need(bench.device)
-    limits = gates.load(case.tier, bench.device, bench.dtype)
+    limits = bench.gates(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):
         ours = bench.render(pipeline, settings)

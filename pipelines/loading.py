@@ -86,8 +86,9 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
                 f"base {repo!r}: found no {name} there ({error}). Give the folder or hub id of a {spec.title} model in "
                 f"the layout of {spec.base}"
             ) from error
+        cls = getattr(diffusers, config["_class_name"])  # imports much, of which some cannot bear the meta device
         with torch.device("meta"):
-            shapes[component] = dict(module_shapes(getattr(diffusers, config["_class_name"]).from_config(config)))
+            shapes[component] = dict(module_shapes(cls.from_config(config)))
     return shapes
 
 

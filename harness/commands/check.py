@@ -3,11 +3,13 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from harness.commands import Json, Models, fail, progress, user_errors
+
+Dtype = Literal["float32", "bfloat16"]
 
 app = typer.Typer()
 known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
@@ -20,6 +22,7 @@ def check(
     tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
     case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
     report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
@@ -38,6 +41,7 @@ def check(
                 case or [],
                 tag=tag,
                 device=device,
+                dtype=dtype,
                 jobs=jobs,
                 json_file=results,
                 report=report,
@@ -104,6 +108,7 @@ def gates(
     save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
     against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
     write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
     as_json: Json = False,
 ) -> None:
@@ -123,11 +128,11 @@ def gates(
                 advance(len(seen) - 1, case_id)
 
             if save is not None:
-                measure.save(save, note)
+                measure.save(save, device, dtype, note)
                 raise typer.Exit
-            spread = measure.measure(device, against, note)
+            spread = measure.measure(device, dtype, against, note)
         if write:
-            measure.write(spread, f"mini/{device}/float32")
+            measure.write(spread, measure.key(device, dtype))
     if as_json:
         typer.echo(json.dumps(spread, indent=2))
     else:

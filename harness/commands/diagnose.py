@@ -106,7 +106,6 @@ def _refuse_settings(ctx: typer.Context) -> None:
 def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subject, str]:
     from harness import cases, goldens, runner
     from harness.cases import CaseError
-    from harness.minihub import factory
     from harness.quiet import quiet
 
     chosen: Case | None = next((c for c in cases.load_all() if c.id == case_id), None)
@@ -119,9 +118,7 @@ def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subjec
 
     bench = runner.Bench(device, tag=tag)
     try:
-        golden = goldens.load(
-            bench.tag, chosen, factory.manifest_sha256(chosen.model) if chosen.tier == "mini" else None
-        )
+        golden = bench.golden(chosen)
     except goldens.GoldenError as error:
         raise CaseError(str(error)) from error
     return Subject.of(bench.pipeline(chosen, golden), bench.request(chosen)), chosen.tier

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from harness import cases, goldens
 from harness.cases import ROOT, Case, CaseError
 from harness.minihub import factory
-from harness.recorder import pins, store
+from harness.recorder import jobs, pins, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -35,9 +35,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", action="append", metavar="M", help="only this model (repeatable)")
     parser.add_argument("--case", action="append", metavar="ID", help="only this case, e.g. flux/lora (repeatable)")
     parser.add_argument("--job-like", action="store_true", help="only cases that are recorded through a real training")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="what the trainer computes on (%(default)s)"
+    )
+    parser.add_argument("--dtype", choices=sorted(jobs.DTYPES), help="the trainer's train.dtype (default: float32 on "
+                        "the CPU, bfloat16, which is the trainer's own default, on a GPU)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes at once (%(default)s)")
     parser.add_argument("--check-only", action="store_true", help="compare with the stored goldens, write nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    return args
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
@@ -84,16 +91,21 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
         "folder": str(work / "jobs"),
         "out": str(work / "staged"),
         "fingerprints": {c.id: prints[c.id] for c in group},
+        "device": args.device,
+        "dtype": args.dtype,
     }
-    env = os.environ | {
-        "HF_HOME": str(factory.default_home()),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-    }
+    env = (
+        os.environ
+        | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
+        | {
+            "HF_HOME": str(factory.default_home()),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+        }
+    )
     log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
@@ -155,7 +167,7 @@ def main() -> int:
         return 2
     factory.build()
     factory.verify()
-    work = factory.default_home().parent.parent / "record" / args.tag
+    work = factory.default_home().parent.parent / "record" / f"{args.tag}-{args.device}-{args.dtype}"
     prints = {
         c.id: sha256(
             f"{VERSION} {c.sha256} {factory.manifest_sha256(c.model, c.extras)} {trainer}".encode()

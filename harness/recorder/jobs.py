@@ -1,7 +1,7 @@
 """From a case to the trainer's own job config: what a user would have put in the YAML that trained the LoRA."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.cases import Case
 
@@ -59,11 +59,23 @@ MODELS: dict[str, dict[str, Any]] = {
 TWINS = {"flux2_diffusers": "flux2"}
 """Ids that the trainer does not know -> the id with whose LoRAs the trainer's goldens for them are recorded: the same
 model from other files, which must render the same pictures."""
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+"""Ours -> what the trainer calls it."""
 DDPM = {"sd15", "sdxl"}
 """Models whose UI default sampler and training schedule is ddpm; all others use flowmatch."""
 
 
-def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> dict[str, Any]:
+class Where(NamedTuple):
+    """What the trainer computes on, and in which dtype."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+CPU = Where()
+
+
+def job(case: Case, folder: Path, lora: Path | None, where: Where = CPU) -> dict[str, Any]:
     """The job config (a `run.py` YAML as a dict) that makes the trainer render `case` as its first sample.
 
     `lora` is the file that the trainer starts from (`network.pretrained_lora_path`); None for the base model, and
@@ -73,7 +85,7 @@ def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> 
     process: dict[str, Any] = {
         "type": "sd_trainer",
         "training_folder": str(folder),
-        "device": "cpu",
+        "device": where.device,
         "trigger_word": case.trigger_word,
         "train": {
             "batch_size": 1,
@@ -84,7 +96,7 @@ def job(case: Case, folder: Path, lora: Path | None, *, dtype: str = "fp32") -> 
             "noise_scheduler": sampler,
             "optimizer": "adamw",
             "lr": 1e-4,
-            "dtype": dtype,
+            "dtype": DTYPES[where.dtype],
         },
         "model": {**MODELS[case.model], **quantization(case), **case.trainer_model},
         "sample": sample_section(case, sampler),

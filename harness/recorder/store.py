@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from harness.goldens import GOLDENS, golden_path, seal, stored, unpacked, write_atomically
+from harness.goldens import GOLDENS, golden_path, seal, stored, unpacked, variant, write_atomically
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
@@ -18,7 +18,7 @@ FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
     model = content["case"].split("/")[0]
-    sealed = golden_path(content["tag"], content["case"], root)
+    sealed = golden_path(content["tag"], content["case"], root, variant=variant(content["environment"]))
     before = sealed.read_text(encoding="utf-8") if sealed.is_file() else None
     content["artefacts"] = {}
     for name, source in artefacts.items():

@@ -18,6 +18,7 @@ from harness import metrics
 from harness.cases import Case
 from harness.minihub.weights import uniform
 from harness.recorder import jobs, worker
+from harness.recorder.jobs import Where
 
 CAPTIONS = ("a photo of sks in the forest", "a small sks by the sea", "sks at night")
 
@@ -53,12 +54,12 @@ def _observed(observer: worker.Observer) -> Iterator[None]:
         BaseSDTrainProcess.sample = original
 
 
-def train(case: Case, folder: Path, observer: worker.Observer) -> dict[str, Path]:
+def train(case: Case, folder: Path, observer: worker.Observer, where: Where) -> dict[str, Path]:
     """Run `run.py` on the case's job; returns the LoRA file(s) that it saved at the end."""
     assert case.lora is not None and case.training is not None
     make_dataset(folder / "dataset", case.training.resolution)
     job_file = folder / "job.yaml"
-    job_file.write_text(yaml.safe_dump(jobs.job(case, folder, None)))
+    job_file.write_text(yaml.safe_dump(jobs.job(case, folder, None, where)))
     arguments, sys.argv = sys.argv, ["run.py", str(job_file)]
     try:
         with _observed(observer):
@@ -68,14 +69,13 @@ def train(case: Case, folder: Path, observer: worker.Observer) -> dict[str, Path
     return worker.lora_files(folder / case.job_name, case.job_name)
 
 
-def record(case: Case, folder: Path, out: Path) -> None:
+def record(case: Case, folder: Path, out: Path, where: Where) -> None:
     """Record `case` at the end of its training, and compare with the short way."""
     trained = worker.Observer()
-    loras = train(case, folder / "training" / case.id, trained)
+    loras = train(case, folder / "training" / case.id, trained, where)
     short = worker.Observer()
-    worker.render(
-        case.model_copy(update={"training": None}), next(iter(loras.values())), folder / "jobs" / case.id, short
-    )
+    untrained = case.model_copy(update={"training": None})
+    worker.render(untrained, next(iter(loras.values())), folder / "jobs" / case.id, short, where)
     assert trained.frames is not None and short.frames is not None
     assert trained.tracer.trace.final_latents is not None and short.tracer.trace.final_latents is not None
     agreement = {

@@ -21,6 +21,7 @@ from harness.cases import Case
 from harness.environment import facts, version_of
 from harness.minihub.weights import uniform
 from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
+from harness.recorder.jobs import Where
 from harness.trace import Tracer
 
 PATCHES: dict[str, list[str]] = {**patches_flux.LINES, **patches_flux2.PATCHES}
@@ -135,7 +136,7 @@ def fill(network: Any, model: str, lora_name: str) -> None:
                 "lokr_w2_b": np.sqrt(3.0 / fan_in),
             }
             if part == "magnitude":
-                filled = parameter.detach().numpy() * (1 + 0.2 * values)
+                filled = parameter.detach().cpu().numpy() * (1 + 0.2 * values)
             else:
                 filled = np.round(values * spread[part] * 512) / 512
             parameter.data.copy_(torch.from_numpy(filled.astype(np.float32)))
@@ -160,7 +161,7 @@ def lora_deltas(sd: Any) -> Iterator[tuple[str, np.ndarray]]:
             delta = torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3) * module.scale
         else:
             delta = module.lora_up.weight.float() @ module.lora_down.weight.float() * module.scale
-        yield names[id(original)], delta.detach().float().numpy()
+        yield names[id(original)], delta.detach().float().cpu().numpy()
 
 
 def run_process(config: dict[str, Any], **hooks: Callable[..., Any]) -> Any:
@@ -176,7 +177,7 @@ def run_process(config: dict[str, Any], **hooks: Callable[..., Any]) -> Any:
     return process
 
 
-def make_lora(case: Case, folder: Path) -> dict[str, Path]:
+def make_lora(case: Case, folder: Path, where: Where) -> dict[str, Path]:
     """Let the trainer build its network for `case` and save it; returns the saved file(s)."""
     assert case.lora is not None
     lora = case.lora
@@ -187,7 +188,7 @@ def make_lora(case: Case, folder: Path) -> dict[str, Path]:
         process.save()
         raise Done
 
-    run_process(jobs.job(case, folder, None), hook_before_train_loop=before_train_loop)
+    run_process(jobs.job(case, folder, None, where), hook_before_train_loop=before_train_loop)
     return lora_files(folder / lora.name, lora.name)
 
 
@@ -201,7 +202,7 @@ def lora_files(folder: Path, name: str) -> dict[str, Path]:
     return {artefact: path for artefact, path in files.items() if path.is_file()}
 
 
-def render(case: Case, lora: Path | None, folder: Path, observer: Observer) -> None:
+def render(case: Case, lora: Path | None, folder: Path, observer: Observer, where: Where) -> None:
     """Let the trainer render `case` as the first sample of a job, and stop it there."""
 
     def sample(process: Any, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
@@ -212,7 +213,7 @@ def render(case: Case, lora: Path | None, folder: Path, observer: Observer) -> N
             original(*args, **kwargs)
         raise Done
 
-    run_process(jobs.job(case, folder, lora), sample=sample)
+    run_process(jobs.job(case, folder, lora, where), sample=sample)
 
 
 def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Path, extra: dict[str, Any]) -> None:
@@ -237,32 +238,34 @@ def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Pa
     (out / "result.json").write_text(json.dumps(result))
 
 
-def record(case: Case, folder: Path, out: Path) -> None:
+def record(case: Case, folder: Path, out: Path, where: Where) -> None:
     """Record one case from a fresh load (merging a LoRA in and out again does not restore weights exactly)."""
     if case.training is not None:
         from harness.recorder import training
 
-        training.record(case, folder, out)
+        training.record(case, folder, out, where)
         return
     loras: dict[str, Path] = {}
     if case.lora is not None:
         made = folder / "loras" / case.model
-        loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made)
+        loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made, where)
     observer = Observer(case.model)
     # Of two experts' files the trainer is given either, and finds the other by its name.
-    render(case, next(iter(loras.values()), None), folder / "jobs" / case.id, observer)
+    render(case, next(iter(loras.values()), None), folder / "jobs" / case.id, observer, where)
     write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})
 
 
 def main(request: dict[str, Any]) -> None:
-    """`request`: cases (ids), folder, out (staging root). Prints one line `RECORDED <id>` per finished case."""
-    env = facts("cpu", "float32")
+    """`request`: cases (ids), folder, out (staging root), device, dtype. Prints
+    one line `RECORDED <id>` per finished case."""
+    where = Where(request["device"], request["dtype"])
+    env = facts(*where)
     for model in dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"]):
         APPLY.get(model, lambda: None)()
     for case_id in request["cases"]:
         case = cases.load(cases.CASES / f"{case_id}.yaml")
         out = Path(request["out"]) / case_id
-        record(case, Path(request["folder"]), out)
+        record(case, Path(request["folder"]), out, where)
         result = json.loads((out / "result.json").read_text())
         libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
         result |= {"environment": env | libraries, "fingerprint": request["fingerprints"][case_id]}
