@@ -25,14 +25,16 @@ class Known(BaseModel):
     case: str
     tag: str | None = None
     device: str | None = None
+    dtype: str | None = None
     cause: str
     pixel_max: float
     latents_rel_l2: float
     expires: date
 
     def covers(self, result: Result) -> bool:
-        """Is it about this case, tag and device?"""
-        return self.case == result.case and self.tag in (None, result.tag) and self.device in (None, result.device)
+        """Is it about this case, tag, device and dtype?"""
+        asked = ((self.tag, result.tag), (self.device, result.device), (self.dtype, result.dtype))
+        return self.case == result.case and all(ours in (None, its) for ours, its in asked)
 
 
 @cache
@@ -86,7 +88,15 @@ def add(found: list[Result], case: str, cause: str, expires: date, path: Path | 
     worst = max(drifts, key=lambda r: _size(r)["pixel_max"])
     if any(entry.covers(worst) for entry in entries(path)):
         raise CaseError(f"{path.name} already lists {case}; edit or remove that entry")
-    entry = Known(case=case, tag=worst.tag, device=worst.device, cause=cause.strip(), expires=expires, **_size(worst))
+    entry = Known(
+        case=case,
+        tag=worst.tag,
+        device=worst.device,
+        dtype=worst.dtype,
+        cause=cause.strip(),
+        expires=expires,
+        **_size(worst),
+    )
     text = path.read_text(encoding="utf-8") if path.is_file() else HEAD
     lines = yaml.safe_dump([entry.model_dump()], sort_keys=False, allow_unicode=True, width=118)
     path.write_text(text + lines, encoding="utf-8")

@@ -7,6 +7,7 @@ pytest cases/ -m gpu                the same on CUDA (and the `full` tier, where
 """
 
 import json
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "full: needs the real weights")
+    if hasattr(config, "workerinput") and _device(config) == "cuda":
+        _take_gpu(config.workerinput["workerid"])
     path: Path | None = config.getoption("--drift-json")
     if path is not None and not hasattr(config, "workerinput"):
         try:
@@ -47,6 +50,27 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[STREAM] = path.open("w", encoding="utf-8")
         except OSError as error:
             raise pytest.UsageError(f"--drift-json {path}: {error.strerror}") from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Under `-n auto`, one worker per GPU."""
+    if _device(config) != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.device_count() or None
+
+
+def _take_gpu(worker: str) -> None:
+    """Worker gw<n> sees one GPU only, the n-th of those that this run may use (from the first again, if there are more
+    workers than GPUs)."""
+    import torch
+
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = allowed.split(",") if allowed is not None else [str(n) for n in range(torch.cuda.device_count())]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker.removeprefix("gw")) % len(devices)]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -141,6 +165,12 @@ class CaseItem(pytest.Item):
             }
             bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
         self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())
+        if self.result.verdict == "error" and not runner.usable(self.device):
+            lost = f"{self.case.id}: {self.result.message}; the GPU refuses this process from here on"
+            if "PYTEST_XDIST_WORKER" in os.environ:  # xdist reports the case as crashed and starts another worker
+                os.write(2, f"{lost}\n".encode())
+                os._exit(1)
+            pytest.exit(f"{lost}. With `-n 1` the run goes on in a new process.", returncode=1)
         measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
         self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
         optional = self.device != "cpu" or self.case.tier == "full"

@@ -1,5 +1,6 @@
 """Checks one case: renders it with our pipelines, compares with the trainer's golden, and tries the controls."""
 
+import gc
 import math
 import os
 import time
@@ -113,6 +114,14 @@ class Bench:
         files = {names[a]: golden.path(a) for a in golden.artefacts if a in names}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
 
+    def forget(self) -> None:
+        """Let the loaded model go: after an error (a full GPU, say) the next case starts from nothing."""
+        import torch
+
+        self._loaded = self._loaded_as = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
     @staticmethod
     def request(case: Case) -> Any:
         """What the case asks, in our terms."""
@@ -204,6 +213,7 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
     except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest
         result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
+        bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
     return known.judge(result)
 
@@ -301,6 +311,19 @@ def _need(device: str) -> None:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"{device} was asked for, but there is no CUDA device here; run without `-m gpu`")
+
+
+def usable(device: str) -> bool:
+    """Does the device still answer this process? Some errors of a GPU end everything that the process has there."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shape(frames: np.ndarray) -> str:

@@ -51,7 +51,38 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
             module.to(dtype).eval().requires_grad_(False)
     diffusers.utils.logging.set_verbosity(verbosity)
     pipe.set_progress_bar_config(disable=True)
+    keep_attention(pipe)
+    round_norms(pipe.vae)
     return pipe
+
+
+ATTENTION = {"T5EncoderModel": "eager", "UMT5EncoderModel": "eager", "Gemma2Model": "sdpa"}
+"""Class of text encoder -> the attention that the trainer's transformers (4.57) runs it on. In 5 these are "sdpa",
+"sdpa" and "eager", which round otherwise: 0.6 % of the embeddings in bfloat16."""
+
+
+def keep_attention(pipe: Any) -> None:
+    """Run the text encoders of `pipe` on the attention that the trainer has."""
+    for module in pipe.components.values():
+        wanted = ATTENTION.get(type(module).__name__)
+        if wanted == "eager":
+            module.set_attn_implementation(wanted)
+        elif wanted:
+            module.config._attn_implementation = wanted  # past the check by which 5 refuses Gemma 2 on SDPA
+
+
+def round_norms(vae: Any) -> None:
+    """Normalise in the dtype of the model, as the pinned Diffusers does in the autoencoders of Wan and Qwen-Image; from
+    0.39 on half precision goes through float32 there."""
+    from torch.nn import functional
+
+    def in_own_dtype(norm: Any) -> Any:
+        axis = 1 if norm.channel_first else -1
+        return lambda x: functional.normalize(x, dim=axis) * norm.scale * norm.gamma + norm.bias
+
+    for module in vae.modules():
+        if type(module).__name__ in ("WanRMS_norm", "QwenImageRMS_norm"):
+            module.forward = in_own_dtype(module)
 
 
 def component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:

@@ -32,6 +32,14 @@ class Generator(torch.Generator):
     """A CPU generator that knows which stream its draws in half precision are to be of."""
 
     stream: NoiseStream
+    on_device: torch.Generator | None = None
+    """The device's own generator with the same seed, once something was drawn there."""
+
+    def of(self, device: torch.device) -> torch.Generator:
+        """Seeding seeds the generators of all devices; what names no generator draws from its own device's."""
+        if self.on_device is None:
+            self.on_device = torch.Generator(device).manual_seed(self.initial_seed())
+        return self.on_device
 
 
 def seeded(seed: int, stream: NoiseStream) -> Generator:
@@ -92,9 +100,14 @@ def draw(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, devic
 def posterior_sample(distribution: Any, generator: Generator) -> torch.Tensor:
     """A sample of a VAE's posterior (`encode(x).latent_dist`), drawn from the render's own generator.
 
-    Where the trainer calls `.sample()` without a generator on the CPU, it continues the same stream.
+    The trainer calls `.sample()` without a generator: on the CPU that continues the same stream, on a GPU it begins
+    that GPU's.
     """
-    noise = draw(tuple(distribution.mean.shape), generator, distribution.parameters.dtype, distribution.mean.device)
+    shape, dtype, device = tuple(distribution.mean.shape), distribution.parameters.dtype, distribution.mean.device
+    if device.type == "cpu":
+        noise = normal(shape, generator, dtype)
+    else:
+        noise = torch.randn(shape, generator=generator.of(device), dtype=dtype, device=device)
     return distribution.mean + distribution.std * noise
 
 

@@ -29,6 +29,17 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu)
 
 
+class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
+    """Euler's step in the dtype of the latents, as FLUX.2's own sampling has it; the stock scheduler goes through
+    float32 and rounds once."""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *_: Any, **__: Any) -> tuple[Any]:
+        index = self._step_index or 0
+        self._step_index = index + 1
+        now, then = (self.sigmas[i].item() for i in (index, index + 1))
+        return (sample + (then - now) * model_output,)
+
+
 class FlowUniPCFromBelowOne(UniPCMultistepScheduler):
     """UniPC over even steps that begin at 0.999 and end at 0, as Diffusers laid them out before #12109 (0.37): now they
     begin at 1 and end at 0.001."""

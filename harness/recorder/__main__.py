@@ -101,7 +101,7 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
             "HF_HOME": str(factory.default_home()),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
         }

@@ -41,6 +41,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         # nn.Module's own `to`: that of Diffusers warns of the very cast that the trainer makes.
         nn.Module.to(module, dtype).eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
+    loading.keep_attention(pipe)
     return pipe
 
 
@@ -99,20 +100,22 @@ def checkpoint(base: str) -> Path:
 def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
     import torch
+    from diffusers import ChromaTransformer2DModel
     from safetensors import safe_open
 
-    with safe_open(checkpoint(base), framework="pt") as file, torch.device("meta"):
+    with safe_open(checkpoint(base), framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
-        return {"transformer": dict(module_shapes(denoiser(shapes)))}
+    with torch.device("meta"):
+        model: Any = ChromaTransformer2DModel(**sizes(shapes))
+    return {"transformer": dict(module_shapes(model))}
 
 
-def denoiser(shapes: dict[str, list[int]]) -> Any:
-    """A new denoiser of the size that the shapes of the file's tensors say.
+def sizes(shapes: dict[str, list[int]]) -> dict[str, Any]:
+    """The denoiser's config, from the shapes of the file's tensors.
 
     Raises:
         RequestError: not Chroma's original layout.
     """
-    import diffusers
 
     def count(pattern: str) -> int:
         return len({m[0] for name in shapes if (m := re.match(rf"{pattern}\.\d+\.", name))})
@@ -124,28 +127,29 @@ def denoiser(shapes: dict[str, list[int]]) -> Any:
         text = shapes["txt_in.weight"][1]
     except KeyError as error:
         raise RequestError(f"the base has no tensor {error}: not a Chroma file in the original layout") from error
-    return diffusers.ChromaTransformer2DModel(
-        in_channels=channels,
-        num_layers=count("double_blocks"),
-        num_single_layers=count("single_blocks"),
-        attention_head_dim=head,
-        num_attention_heads=width // head,
-        joint_attention_dim=text,
-        axes_dims_rope=(head // 8, head * 7 // 16, head * 7 // 16),
-        approximator_num_channels=guidance,
-        approximator_hidden_dim=hidden,
-        approximator_layers=count(r"distilled_guidance_layer\.layers"),
-    )
+    return {
+        "in_channels": channels,
+        "num_layers": count("double_blocks"),
+        "num_single_layers": count("single_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": text,
+        "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),
+        "approximator_num_channels": guidance,
+        "approximator_hidden_dim": hidden,
+        "approximator_layers": count(r"distilled_guidance_layer\.layers"),
+    }
 
 
 def load_denoiser(path: Path, dtype: Any) -> Any:
     """The denoiser with the weights of the file."""
     from accelerate import init_empty_weights
+    from diffusers import ChromaTransformer2DModel
     from safetensors.torch import load_file
 
     tensors = load_file(path)
     with init_empty_weights():  # leaves buffers, which are computed and not in the file, as they are
-        model = denoiser({name: list(tensor.shape) for name, tensor in tensors.items()})
+        model: Any = ChromaTransformer2DModel(**sizes({name: list(tensor.shape) for name, tensor in tensors.items()}))
     rows = {name: len(tensor) for name, tensor in model.state_dict().items()}
     renamed: dict[str, torch.Tensor] = {}
     for name in list(tensors):

@@ -1,9 +1,8 @@
 """FLUX.2 dev and klein. Follows extensions_built_in/diffusion_models/flux2 (flux2_model.py, src/pipeline.py,
 src/sampling.py).
 
-The trainer loads single files into network classes of its own; here they are converted to Diffusers' classes. What
-differs from the stock pipelines is the schedule, how the autoencoder's activation rounds, and that the latents of
-reference pictures are rounded to bfloat16.
+The trainer loads single files into network classes of its own; here they are converted to Diffusers' classes, which
+differ in where they round (models/flux2.py). What else differs from the stock pipelines is the schedule.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines import images, loading
 from pipelines.errors import RequestError
 from pipelines.lora import Shapes, Target, module_shapes
+from pipelines.models.flux2 import round_as_the_trainer
 from pipelines.output import Media
 from pipelines.settings import Settings
 from pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Sizes = Mapping[str, Sequence[int]]
 """Tensor name -> shape of a single file."""
@@ -44,8 +44,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         tokenizer=tokenizer,
         transformer=transformer,
     )
-    _use_swish(vae)
-    pipe.prepare_image_latents = _as_the_trainer(pipe.prepare_image_latents)
+    round_as_the_trainer(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -88,33 +87,6 @@ def schedule(steps: int, tokens: int) -> list[float]:
     shift = math.exp(slope * tokens + (0.5 - slope * 256))
     even = torch.linspace(1, 0, steps + 1)[:-1]
     return (shift / (shift + (1 / even - 1))).tolist()
-
-
-def _use_swish(vae: Any) -> None:
-    """x * sigmoid(x) in two operations, as src/autoencoder.py has it: torch's silu rounds once, and otherwise. The
-    difference, 1e-6, would decide which way some reference latents are rounded to bfloat16."""
-    import torch
-
-    class Swish(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.sigmoid(x)
-
-    for module in list(vae.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.SiLU):
-                setattr(module, name, Swish())
-
-
-def _as_the_trainer(prepare: Any) -> Any:
-    """Reference pictures to latent tokens, rounded to bfloat16 whatever the model's dtype (src/sampling.py
-    `encode_image_refs`). Contiguous pixels: on channels-last ones, as Diffusers hands them over, PyTorch's group norm
-    rounds otherwise (2e-5 of the latents)."""
-
-    def prepared(images: list[torch.Tensor], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        latents, ids = prepare(images=[image.contiguous() for image in images], **options)
-        return latents.bfloat16().to(latents.dtype), ids
-
-    return prepared
 
 
 def lora_targets(name: str) -> list[Target]:

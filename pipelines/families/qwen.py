@@ -23,6 +23,7 @@ PLUS_AREA = 384 * 384
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     pipe = loading.pipeline(spec, base, dtype)
     _mark_image_tokens(pipe.text_encoder)
+    _round_angles(pipe.text_encoder)
     return pipe
 
 
@@ -122,6 +123,22 @@ def _embeds(pipe: Any, name: str, prompt: str, seen: Any) -> dict[str, torch.Ten
     if mask is None:  # all tokens are valid
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
     return {f"{name}_embeds": embeds.to(pipe.transformer.dtype), f"{name}_embeds_mask": mask}
+
+
+def _round_angles(encoder: Any) -> None:
+    """Angles of the vision tower's rotations in the dtype of the model, as the trainer's transformers (4.57) has them;
+    5 goes through float32."""
+    rotations = encoder.model.visual.rotary_pos_emb
+    if not hasattr(rotations, "recomposition_frequencies"):  # 4.57 itself
+        return
+
+    def forward(_x: Any, position_ids: Any) -> tuple[Any, Any]:
+        """`position_ids`: [2, patches], rows and columns."""
+        angles = position_ids[..., None].to(rotations.inv_freq.dtype) * rotations.inv_freq
+        turned = rotations.recomposition_frequencies(angles)
+        return turned.cos(), turned.sin()
+
+    rotations.forward = forward
 
 
 def _mark_image_tokens(text_encoder: Any) -> None:

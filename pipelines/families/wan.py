@@ -131,7 +131,7 @@ def _encode(pipe: Any, video: Any, generator: Any) -> Any:
         torch.tensor(values).view(1, -1, 1, 1, 1)
         for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
     )
-    return (latents - mean.to(latents)) * (1.0 / std).to(latents)
+    return (latents - mean.to(latents)) * (1.0 / std.to(latents))
 
 
 def lora_targets(name: str) -> list[Target]:

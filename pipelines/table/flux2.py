@@ -6,7 +6,7 @@ from pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 FLUX2_SCHEDULER = Scheduler(
     # The sigmas come from `families.flux2.schedule` and are final.
-    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchEulerInOwnDtype",
     {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
 )
 COMMON: dict[str, Any] = {
