@@ -7,7 +7,6 @@ goldens alone. Prints processor time and time on the clock, sizes, and, with a C
 and how long a key press in the filter.
 """
 
-import json
 import shutil
 import sys
 import tempfile
@@ -35,11 +34,11 @@ def from_goldens() -> list[Result]:
     """A match of every golden of the newest tag with itself."""
     found, tag = [], pins.newest()
     for case in load_all():
-        golden = json.loads(goldens.golden_path(tag, case.id).read_text(encoding="utf-8"))
-        picture = f"goldens/{golden['artefacts']['picture']['file']}"
+        golden = goldens.load(tag, case, None)
+        picture = str(golden.stored("picture").relative_to(ROOT))
         metric = Metric(name="pixel_max", value=0, gate=1, floor=1, unit="/255")
         found.append(Result(case=case.id, model=case.model, tag=tag, tier="mini", device="cpu", dtype="float32",
-                            verdict="match", about=case.about, metrics=[metric], frames=golden["output"]["frames"],
+                            verdict="match", about=case.about, metrics=[metric], frames=golden.output["frames"],
                             golden_picture=picture, output_picture=picture))  # fmt: skip
     return found
 

@@ -1,14 +1,13 @@
 """Goldens: what the trainer rendered, sealed so that no later edit goes unseen.
 
 A golden is a JSON file `goldens/<tag>/<model>/<case>.json` that names its artefacts by content
-(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once. What is not a
-picture lies there as `<name>.xz`, half as large.
+(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once, similar ones as
+their difference. `harness.objects` says how.
 Everything here only reads; `harness.recorder` is the only writer.
 """
 
+import io
 import json
-import lzma
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness import objects
 from harness.cases import ROOT, Case
 from harness.environment import device_kind
 from harness.minihub import factory
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 GOLDENS = ROOT / "goldens"
-FORMAT = 1
+FORMAT = 2
 CPU = {"device": "cpu", "dtype": "float32"}
 
 
@@ -95,24 +95,22 @@ class Golden(BaseModel):
 
     def stored(self, name: str) -> Path:
         """The file under goldens/ that holds an artefact."""
-        return stored(self.root, self.artefacts[name].file)
+        return objects.stored(self.root, self.artefacts[name].file)
 
     def data(self, name: str) -> bytes:
-        """One artefact: "picture" (PNG; the frames of a video one below the other), "latents", "trace", "lora" (or
+        """One artefact: "picture" (PPM; the frames of a video one below the other), "latents", "trace", "lora" (or
         "lora_high" and "lora_low"), "audio"."""
-        path = self.stored(name)
-        return unpacked(path) if path.suffix == ".xz" else path.read_bytes()
+        return objects.read(self.stored(name))
 
     def path(self, name: str) -> Path:
-        """A file with the artefact's own bytes: unpacked into the cache, where it is not kept as it is."""
-        if self.stored(name).suffix != ".xz":
-            return self.stored(name)
-        data, path = (
-            self.data(name),
-            factory.default_home().parent.parent / "unpacked" / Path(self.artefacts[name].file).name,
-        )
+        """A file with the artefact (a picture's is a PNG): unpacked into the cache, where it is not kept as it is."""
+        stored = self.stored(name)
+        if stored.suffix == ".png" and objects.base_of(stored) is None:
+            return stored
+        data = objects.png(self.data(name)) if stored.suffix == ".png" else self.data(name)
+        path = factory.default_home().parent.parent / "unpacked" / Path(self.artefacts[name].file).name
         if not path.is_file() or path.read_bytes() != data:
-            write_atomically(path, data)
+            objects.write_atomically(path, data)
         return path
 
     def frames(self) -> "np.ndarray":
@@ -121,8 +119,7 @@ class Golden(BaseModel):
         from PIL import Image
 
         count = int(self.output["frames"])
-        with Image.open(self.path("picture")) as image:
-            strip = np.asarray(image.convert("RGB"))
+        strip = np.asarray(Image.open(io.BytesIO(self.data("picture"))))
         return strip.reshape(count, strip.shape[0] // count, *strip.shape[1:])
 
     def latents(self) -> "np.ndarray":
@@ -136,31 +133,6 @@ class Golden(BaseModel):
         from safetensors.numpy import load
 
         return load(self.data("audio"))["audio"]
-
-
-def stored(root: Path, file: str) -> Path:
-    """Where the artefact that a golden calls `file` lies."""
-    return root / (file if file.endswith(".png") else f"{file}.xz")
-
-
-def unpacked(path: Path) -> bytes:
-    """What an .xz file holds.
-
-    Raises:
-        LZMAError: it is damaged, cut short, or has something behind its end (which `lzma.decompress` would overlook).
-    """
-    unpacker = lzma.LZMADecompressor()
-    data = unpacker.decompress(path.read_bytes())
-    if not unpacker.eof or unpacker.unused_data:
-        raise lzma.LZMAError("bytes are missing" if not unpacker.eof else "there are bytes behind its end")
-    return data
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    scratch.write_bytes(data)
-    scratch.replace(path)
 
 
 def seal(content: dict[str, Any]) -> str:
@@ -237,17 +209,18 @@ def load(
 
 def _check_artefact(golden: Golden, name: str, artefact: Artefact) -> None:
     path = golden.stored(name)
-    shown = _shown(path, golden.root)
-    restore = f"Restore it: git checkout -- {shown}"
-    if not path.is_file():
-        raise Corrupt(f"{shown}, the {name} of {golden.case}, was deleted. {restore}")
+    of = f"the {name} of {golden.case}"
     try:
         data = golden.data(name)
-    except lzma.LZMAError as error:
-        raise Corrupt(f"{shown}, the {name} of {golden.case}, cannot be unpacked ({error}). {restore}") from error
+    except objects.Damaged as error:
+        shown = _shown(error.path, golden.root)
+        if error.path != path:
+            of = f"from which {of} is stored as a difference"
+        # Nobody knows whether a file that is gone was whole: ask for both.
+        wanted = f"'{shown.partition('.')[0]}*'" if error.missing else shown
+        raise Corrupt(f"{shown}, {of}, {error}. Restore it: git checkout -- {wanted}") from error
     if sha256(data).hexdigest() != artefact.sha256:
-        size = f"{len(data)} bytes, recorded {artefact.bytes}" if len(data) != artefact.bytes else "same size"
-        raise Corrupt(f"{shown}, the {name} of {golden.case}, has other bytes than were recorded ({size}). {restore}")
+        raise Corrupt(f"{_shown(path, golden.root)}, {of}, is not what {golden.tag}/{golden.case}.json names")
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -105,7 +105,8 @@ class Result(BaseModel):
     frames: int = 1
     fps: int = 0
     golden_picture: str | None = None
-    """PNG (the frames of a video one below the other); a path relative to the repository."""
+    """PNG (the frames of a video one below the other), maybe a difference (`harness.objects`); a path relative to the
+    repository."""
     output_picture: str | None = None
     """PNG of this run in the same form; a path relative to the repository."""
 

@@ -231,7 +231,7 @@ def _describe(result: Result, golden: Golden) -> None:
         "seal": golden.seal,
     }
     result.frames, result.fps = int(golden.output["frames"]), int(golden.output["fps"])
-    result.golden_picture = os.path.relpath(golden.path("picture"), ROOT)
+    result.golden_picture = os.path.relpath(golden.stored("picture"), ROOT)
 
 
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:

@@ -11,11 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from harness import cases, goldens, runner
+from harness import cases, goldens, objects, runner
 from harness.cases import Case
 from harness.goldens import Corrupt, Golden, GoldenError, Missing, Stale
 from harness.minihub import factory
@@ -90,7 +92,7 @@ def test_a_deleted_artefact_is_named(artefact: str, root: Path) -> None:
     path.unlink()
     message = refused(root, Corrupt)
     assert f"goldens/objects/{MODEL}/{path.name}, the {artefact} of sd15/lora, was deleted" in message
-    assert f"git checkout -- goldens/objects/{MODEL}/{path.name}" in message
+    assert f"git checkout -- 'goldens/objects/{MODEL}/{path.name.partition('.')[0]}*'" in message
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -105,19 +107,144 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_a_damaged_artefact_is_named(artefact: str, damage: str, root: Path) -> None:
     path = load(root).stored(artefact)
-    recorded = path.read_bytes()
-    damaged = DAMAGES[damage](recorded)
-    path.write_bytes(damaged)
-    same_size = len(damaged) == len(recorded)
-    size = "same size" if same_size else f"{len(damaged)} bytes, recorded {len(recorded)}"
-    why = f"has other bytes than were recorded ({size})" if artefact == "picture" else "cannot be unpacked ("
-    assert f"{path.name}, the {artefact} of sd15/lora, {why}" in refused(root, Corrupt)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert f"{path.name}, the {artefact} of sd15/lora, cannot be unpacked (" in refused(root, Corrupt)
 
 
 def test_other_bytes_packed_without_damage_are_noticed(root: Path) -> None:
     golden = load(root)
     golden.stored("latents").write_bytes(lzma.compress(golden.data("latents") + b"!"))
-    assert "latents of sd15/lora, has other bytes than were recorded (" in refused(root, Corrupt)
+    assert "latents of sd15/lora, has other bytes than were recorded." in refused(root, Corrupt)
+
+
+def test_another_pixel_in_a_sound_file_is_noticed(root: Path) -> None:
+    path = load(root).stored("picture")
+    with Image.open(path) as image:
+        image.load()
+    image.putpixel((5, 7), (1, 2, 3))
+    image.save(path)
+    assert "picture of sd15/lora, has other bytes than were recorded." in refused(root, Corrupt)
+
+
+def test_a_picture_packed_by_another_zlib_is_the_same_picture(root: Path) -> None:
+    golden = load(root)
+    frames, path = golden.frames(), golden.stored("picture")
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, compress_level=1)
+    assert (load(root).frames() == frames).all()
+
+
+def test_an_artefact_of_another_name_than_its_hash_is_noticed(root: Path) -> None:
+    content = json.loads(json_of(root).read_text())
+    other = json.loads(json_of(root, "base").read_text())["artefacts"]["picture"]["file"]
+    content["artefacts"]["picture"]["file"] = other
+    reseal(json_of(root), artefacts=content["artefacts"])
+    assert f"is not what {TAG}/sd15/lora.json names" in refused(root, Corrupt)
+
+
+# ------------------------------------------------------------------------------------------------------ differences
+
+OLD, KIN = goldens.tags()[0], "flux_kontext"
+"""A tag and a model whose pictures and latents are stored as differences from a newer tag's."""
+
+
+class Kin:
+    """A copy of that model's goldens."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for part in (f"{OLD}/{KIN}", f"objects/{KIN}"):
+            shutil.copytree(goldens.GOLDENS / part, root / part)
+
+    def load(self, name: str = "lora") -> Golden:
+        return goldens.load(OLD, cases.load(cases.CASES / KIN / f"{name}.yaml"), None, root=self.root)
+
+    def pair(self, artefact: str, name: str = "lora") -> tuple[Path, Path]:
+        """The difference and its base."""
+        path = self.load(name).stored(artefact)
+        base = objects.base_of(path)
+        assert base is not None, f"{path} is whole: choose another model"
+        return path, base
+
+    def refused(self, name: str = "lora") -> str:
+        with pytest.raises(Corrupt) as error:
+            self.load(name)
+        return str(error.value)
+
+
+@pytest.fixture
+def kin(tmp_path: Path) -> Kin:
+    return Kin(tmp_path / "goldens")
+
+
+def test_a_difference_is_handed_out_as_a_whole_picture(kin: Kin) -> None:
+    golden = kin.load()
+    difference, base = kin.pair("picture")
+    assert difference.stat().st_size < base.stat().st_size / 20
+    path = golden.path("picture")
+    assert not path.is_relative_to(kin.root)
+    with Image.open(path) as image, Image.open(base) as like:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", like.size)
+        strip, other = np.asarray(image), np.asarray(like)
+    assert (strip == golden.frames().reshape(strip.shape)).all()
+    assert np.abs(strip.astype(int) - other).max() == 1
+
+
+@pytest.mark.parametrize("artefact", ["picture", "latents"])
+def test_a_deleted_difference_and_a_deleted_base_are_named(artefact: str, kin: Kin) -> None:
+    difference, base = kin.pair(artefact)
+    recorded = difference.read_bytes()
+    difference.unlink()
+    told = f"the {artefact} of {KIN}/lora"
+    mine, its = objects.identity(difference), objects.identity(base)
+    assert f"{told}, was deleted. Restore it: git checkout -- 'goldens/objects/{KIN}/{mine}*'" in kin.refused()
+    difference.write_bytes(recorded)
+    base.unlink()
+    message = kin.refused()
+    assert f"goldens/objects/{KIN}/{base.name}, from which {told} is stored as a difference, was deleted" in message
+    assert f"git checkout -- 'goldens/objects/{KIN}/{its}*'" in message
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("artefact", ["picture", "latents"])
+def test_a_damaged_difference_and_a_damaged_base_are_told_apart(artefact: str, damage: str, kin: Kin) -> None:
+    told = f"the {artefact} of {KIN}/lora"
+    for path, whose in zip(
+        kin.pair(artefact), (told, f"from which {told} is stored as a difference"), strict=True
+    ):  # fmt: skip
+        recorded = path.read_bytes()
+        path.write_bytes(DAMAGES[damage](recorded))
+        message = kin.refused()
+        assert f"goldens/objects/{KIN}/{path.name}, {whose}, cannot be unpacked (" in message
+        assert f"Restore it: git checkout -- goldens/objects/{KIN}/{path.name}" in message
+        path.write_bytes(recorded)
+    kin.load()
+
+
+@pytest.mark.parametrize("artefact", ["picture", "latents"])
+def test_swapped_differences_and_swapped_bases_are_noticed(artefact: str, kin: Kin) -> None:
+    for first, second in zip(kin.pair(artefact, "lora"), kin.pair(artefact, "base"), strict=True):
+        one, other = first.read_bytes(), second.read_bytes()
+        first.write_bytes(other)
+        second.write_bytes(one)
+        assert f"objects/{KIN}/{first.name}, " in kin.refused("lora")
+        assert f"objects/{KIN}/{second.name}, " in kin.refused("base")
+        first.write_bytes(one)
+        second.write_bytes(other)
+    kin.load()
+
+
+def test_a_difference_of_another_size_than_its_base_is_refused(kin: Kin) -> None:
+    difference, _ = kin.pair("picture")
+    Image.new("RGB", (8, 8)).save(difference)
+    assert f"{difference.name}, the picture of {KIN}/lora, cannot be unpacked (it is not of the" in kin.refused()
+
+
+def test_differences_from_each_other_are_refused(kin: Kin) -> None:
+    difference, base = kin.pair("picture")
+    base.rename(base.with_name(f"{objects.identity(base)}-from-{objects.identity(difference)}.png"))
+    assert "is the difference from itself, by way of its bases" in kin.refused()
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
@@ -245,7 +372,7 @@ def test_a_changed_mini_hub_makes_goldens_stale(root: Path) -> None:
 
 
 def test_damage_counts_before_staleness(root: Path) -> None:
-    load(root).path("picture").unlink()
+    load(root).stored("picture").unlink()
     with pytest.raises(Corrupt):
         goldens.load(TAG, case_of(), "0" * 64, root=root)
 
@@ -260,14 +387,16 @@ def test_every_case_has_a_golden_that_loads() -> None:
 
 def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
     used = {
-        goldens.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
+        objects.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
         for path in goldens.GOLDENS.glob("v*/*/*.json")
         for artefact in json.loads(path.read_text())["artefacts"].values()
     }
-    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used)
+    bases = {path: objects.base_of(path) for path in used}
+    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used) | {
+        base for base in bases.values() if base is not None
+    }
     for path, recorded in used.items():
-        data = goldens.unpacked(path) if path.suffix == ".xz" else path.read_bytes()
-        assert sha256(data).hexdigest() == recorded
+        assert sha256(objects.read(path)).hexdigest() == recorded
         assert path.name.startswith(recorded[:16])
 
 

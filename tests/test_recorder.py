@@ -1,5 +1,6 @@
 """The recorder, as far as it runs without the trainer: what it proves, what it asks the trainer for, what it stores."""
 
+import io
 import json
 import struct
 import subprocess
@@ -9,11 +10,13 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from harness import cases, goldens, runner
+from harness import cases, goldens, objects, runner
 from harness.cases import ROOT
 from harness.goldens import Golden
 from harness.minihub import factory
@@ -276,6 +279,57 @@ def test_two_tags_share_equal_artefacts_and_pruning_keeps_them(shelf: Shelf) -> 
     assert store.prune(shelf.root) == 1
     assert not stray.exists()
     assert shelf.load().tag == TAG
+
+
+def nudged(shelf: Shelf) -> None:
+    """One step in one pixel, as another trainer version might have it."""
+    with Image.open(shelf.artefacts["picture"]) as image:
+        pixels = np.array(image)
+    pixels[3, 4, 0] ^= 1
+    Image.fromarray(pixels).save(shelf.artefacts["picture"])
+
+
+def test_another_tags_similar_picture_is_stored_as_a_difference_that_pruning_keeps(shelf: Shelf) -> None:
+    shelf.write()
+    whole = shelf.load()
+    nudged(shelf)
+    assert shelf.write(tag="v9") == "new"
+    assert shelf.write(tag="v9") == "same bytes"
+    case = cases.load(cases.CASES / "sd15" / "lora.yaml")
+    assert objects.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
+    # The base's own golden goes; the base is still needed.
+    goldens.golden_path(TAG, "sd15/lora", shelf.root).unlink()
+    assert store.prune(shelf.root) == 0
+    other = goldens.load("v9", case, None, shelf.root)
+    assert np.abs(other.frames().astype(int) - whole.frames()).sum() == 1
+    # And once the difference goes, nobody needs the base.
+    goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
+    assert store.prune(shelf.root) == 5
+    assert shelf.files() == {}
+
+
+def test_recording_a_differences_base_anew_leaves_the_difference_alone(shelf: Shelf) -> None:
+    shelf.write()
+    before = shelf.artefacts["picture"].read_bytes()
+    nudged(shelf)
+    shelf.write(tag="v9")
+    Image.new("RGB", (128, 128), "green").save(shelf.artefacts["picture"])
+    assert shelf.write() == "CHANGED: picture file"
+    assert store.prune(shelf.root) == 0
+    case = cases.load(cases.CASES / "sd15" / "lora.yaml")
+    with Image.open(io.BytesIO(before)) as image:
+        steps = np.abs(goldens.load("v9", case, None, shelf.root).frames()[0].astype(int) - np.asarray(image))
+    assert steps.sum() == 1
+
+
+def test_a_picture_packed_by_another_zlib_is_the_same_bytes(shelf: Shelf) -> None:
+    shelf.write()
+    first = shelf.files()
+    with Image.open(shelf.artefacts["picture"]) as image:
+        image.load()
+    image.save(shelf.artefacts["picture"], compress_level=1)
+    assert shelf.write() == "same bytes"
+    assert shelf.files() == first
 
 
 def reordered(data: bytes) -> bytes:

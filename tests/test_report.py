@@ -6,6 +6,7 @@ import math
 import re
 from base64 import b64decode
 from datetime import date
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from harness import objects
 from harness.report import scale
 from harness.report.blame import blame
 from harness.report.details import side_by_side
@@ -222,6 +224,23 @@ def test_other_sizes_and_absent_or_broken_pictures_become_a_message(tmp_path: Pa
     broken = result(golden_picture=golden, output_picture="broken.png")
     assert "golden 16×16, output cannot be read" in page([broken], tmp_path).text
     assert "Golden: no picture. Output: no picture." in page([result()], tmp_path).text
+
+
+def test_a_golden_that_is_stored_as_a_difference_is_shown_whole(tmp_path: Path) -> None:
+    content = []
+    for name in ("base.png", "near.png"):
+        frames = noise(1, 40, 40, 3)
+        frames[0, 3, 4, 0] += name == "near.png"
+        content.append(objects.content(tmp_path / picture(tmp_path, name, frames)))
+    base, near = (f"objects/sd15/{sha256(c).hexdigest()[:16]}.png" for c in content)
+    objects.save(tmp_path, base, content[0], [])
+    objects.save(tmp_path, near, content[1], [base])
+    stored = objects.stored(tmp_path, near)
+    assert objects.base_of(stored) is not None
+    assert "the same pixels" in page([result(golden_picture=str(stored), output_picture="near.png")], tmp_path).text
+    objects.stored(tmp_path, base).unlink()
+    gone = details(page([result(golden_picture=str(stored), output_picture="near.png")], tmp_path))
+    assert gone["pictures"]["problems"] == [f"{Path(base).name} was deleted", ""]
 
 
 def test_a_metric_that_was_not_evaluated_never_looks_passed(tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 """The only writer of goldens."""
 
 import json
-import lzma
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from harness.goldens import GOLDENS, golden_path, seal, stored, unpacked, variant, write_atomically
+from harness import objects
+from harness.goldens import GOLDENS, golden_path, seal, variant
+from harness.objects import stored
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
-
-FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
-"""Packing for numbers of four bytes (each byte is predicted by its place in it): 7 % smaller than the default."""
 
 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
@@ -22,35 +21,41 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
     before = sealed.read_text(encoding="utf-8") if sealed.is_file() else None
     content["artefacts"] = {}
     for name, source in artefacts.items():
-        data = source.read_bytes()
+        data = objects.content(source)
         if name.startswith("lora"):
             data = _same_lora(root, content["case"], name, data)
         digest = sha256(data).hexdigest()
         file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
-        packed = data if SUFFIXES[name] == ".png" else lzma.compress(data, filters=FLOATS)
-        path = stored(root, file)
-        if not dry and (not path.is_file() or path.read_bytes() != packed):
-            write_atomically(path, packed)
+        if not dry:
+            others = _named(root, content["case"], name)
+            # Not from what this golden held before, which nobody else may need.
+            objects.save(root, file, data, [other for golden, other in others if golden != sealed])
         content["artefacts"][name] = {"file": file, "sha256": digest, "bytes": len(data)}
     content["seal"] = seal(content)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if before == text:
         return "same bytes"
     if not dry:
-        write_atomically(sealed, text.encode())
+        objects.write_atomically(sealed, text.encode())
     return "new" if before is None else "CHANGED: " + ", ".join(_changed(json.loads(before), content))
 
 
 def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
     """The bytes of this case's LoRA as stored before, at any tag, if that file says the same as `data`: the safetensors
     library, through which the trainer saves, writes metadata in a random order, and the trainer adds its version."""
-    for golden in sorted(root.glob(f"v*/{case}.json")):
-        artefact = json.loads(golden.read_text(encoding="utf-8"))["artefacts"].get(name)
-        path = artefact and stored(root, artefact["file"])
-        before = unpacked(path) if path and path.is_file() else b""
-        if before and _parts(before) == _parts(data):
+    for _, file in _named(root, case, name):
+        before = objects.sound(stored(root, file))
+        if before is not None and _parts(before) == _parts(data):
             return before
     return data
+
+
+def _named(root: Path, case: str, name: str) -> Iterator[tuple[Path, str]]:
+    """Goldens of `case`, of any tag, and what they name as that artefact."""
+    for golden in sorted(root.glob(f"v*/{case}.json")):
+        artefact = json.loads(golden.read_text(encoding="utf-8"))["artefacts"].get(name)
+        if artefact:
+            yield golden, artefact["file"]
 
 
 def _parts(data: bytes) -> tuple[Any, bytes]:
@@ -68,10 +73,15 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def prune(root: Path = GOLDENS) -> int:
-    """Delete artefacts that no golden of any tag names; returns how many."""
+    """Delete artefacts that no golden of any tag names and no difference needs; returns how many."""
     used = set()
     for path in root.glob("v*/*/*.json"):
         used |= {stored(root, a["file"]) for a in json.loads(path.read_text(encoding="utf-8"))["artefacts"].values()}
+    for path in list(used):
+        base = objects.base_of(path)
+        while base is not None and base not in used:
+            used.add(base)
+            base = objects.base_of(base)
     stale = [p for p in root.glob("objects/*/*") if p not in used]
     for path in stale:
         path.unlink()

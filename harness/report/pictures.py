@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from harness import objects
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 INLINE_BUDGET = 20_000_000
@@ -117,14 +119,17 @@ class Album:
     kept: dict[Path, Strip] = field(default_factory=dict)
 
     def strip(self, path: Path | None) -> Strip:
-        """The file at `path`; one that is absent becomes a message."""
+        """The file at `path`, put together if it is stored as a difference; one that is absent becomes a message."""
         if path is None:
             return Strip(problem="no picture")
         if path not in self.kept:
             if len(self.kept) >= KEPT:
                 del self.kept[next(iter(self.kept))]
             try:
-                self.kept[path] = Strip(path.read_bytes())
+                whole = objects.base_of(path) is None
+                self.kept[path] = Strip(path.read_bytes() if whole else objects.png(objects.read(path)))
+            except objects.Damaged as error:
+                self.kept[path] = Strip(problem=f"{error.path.name} {error}")
             except OSError as error:
                 self.kept[path] = Strip(problem=f"file not found: {path.name} ({type(error).__name__})")
         return self.kept[path]

@@ -1,0 +1,158 @@
+"""What is stored comes back, bit by bit, whether it lies whole or as a difference; nothing else passes for it."""
+
+import io
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from harness import objects
+
+FOLDER = "objects/sd15"
+
+
+def named(data: bytes, suffix: str) -> str:
+    return f"{FOLDER}/{sha256(data).hexdigest()[:16]}{suffix}"
+
+
+def picture(pixels: np.ndarray) -> bytes:
+    """As the recorder gets it: the content of a PNG."""
+    height, width = pixels.shape[:2]
+    return f"P6\n{width} {height}\n255\n".encode() + pixels.tobytes()
+
+
+def noise(seed: int, height: int = 40, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def kept(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("goldens")
+
+
+SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(st.data())
+def test_any_two_pictures_come_back_pixel_by_pixel(shelf: Path, data: st.DataObject) -> None:
+    contents = []
+    for size in (data.draw(SIZES), data.draw(SIZES)):
+        raw = data.draw(st.binary(min_size=3 * size[0] * size[1], max_size=3 * size[0] * size[1]))
+        contents.append(picture(np.frombuffer(raw, np.uint8).reshape(*size, 3)))
+    files = [named(content, ".png") for content in contents]
+    for content, file, bases in zip(contents, files, ([], files[:1]), strict=True):
+        objects.save(shelf, file, content, bases)
+    for content, file in zip(contents, files, strict=True):
+        assert objects.read(objects.stored(shelf, file)) == content
+        assert Image.open(io.BytesIO(objects.png(content))).tobytes() == content.split(b"\n", 3)[3]
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 255), min_size=1, max_size=20))
+def test_a_nearly_equal_picture_is_kept_as_a_small_difference(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, steps: list[int]
+) -> None:
+    root = tmp_path_factory.mktemp("goldens")
+    base = noise(seed)
+    near = base.copy()
+    near.reshape(-1)[: len(steps)] += np.array(steps, np.uint8)  # wraps round
+    contents = [picture(base), picture(near)]
+    files = [named(content, ".png") for content in contents]
+    objects.save(root, files[0], contents[0], [])
+    objects.save(root, files[1], contents[1], [files[0]])
+    paths = [objects.stored(root, file) for file in files]
+    assert [objects.read(path) for path in paths] == contents
+    if contents[0] != contents[1]:
+        assert objects.base_of(paths[1]) == paths[0]
+        assert paths[1].stat().st_size * 10 < paths[0].stat().st_size
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_any_two_other_contents_come_back_byte_by_byte(shelf: Path, one: bytes, other: bytes) -> None:
+    files = [named(content, ".safetensors") for content in (one, other)]
+    objects.save(shelf, files[0], one, [])
+    objects.save(shelf, files[1], other, files[:1])
+    assert [objects.read(objects.stored(shelf, file)) for file in files] == [one, other]
+
+
+def chain(root: Path) -> list[tuple[str, bytes]]:
+    """A picture, one near it, and one nearer to the second than to the first."""
+    first = noise(1)
+    second = first + noise(2) // 32
+    third = second.copy()
+    third[0, 0] += 1
+    found = [(named(picture(p), ".png"), picture(p)) for p in (first, second, third)]
+    for position, (file, content) in enumerate(found):
+        objects.save(root, file, content, [file for file, _ in found[:position]])
+    return found
+
+
+def test_a_difference_from_a_difference_takes_the_nearest(tmp_path: Path) -> None:
+    (first, a), (second, b), (third, c) = chain(tmp_path)
+    paths = [objects.stored(tmp_path, file) for file in (first, second, third)]
+    assert [objects.base_of(path) for path in paths] == [None, *paths[:2]]
+    assert [objects.read(path) for path in paths] == [a, b, c]
+    paths[0].unlink()
+    with pytest.raises(objects.Damaged, match="was deleted") as error:
+        objects.read(paths[2])
+    assert error.value.path == paths[0]
+
+
+def test_storing_again_changes_nothing(tmp_path: Path) -> None:
+    found = chain(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    for file, content in reversed(found):
+        objects.save(tmp_path, file, content, [file for file, _ in found])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_storing_again_mends_what_is_damaged_and_no_ring_comes_of_it(damaged: int, tmp_path: Path) -> None:
+    found = chain(tmp_path)
+    objects.stored(tmp_path, found[damaged][0]).write_bytes(b"damaged")
+    for file, content in found:
+        objects.save(tmp_path, file, content, [file for file, _ in found])
+    assert [objects.read(objects.stored(tmp_path, file)) for file, _ in found] == [content for _, content in found]
+    assert len(kept(tmp_path)) == 3
+
+
+def test_another_size_is_kept_whole(tmp_path: Path) -> None:
+    wide, high = picture(noise(1, 30, 40)), picture(noise(1, 40, 30))
+    objects.save(tmp_path, named(wide, ".png"), wide, [])
+    objects.save(tmp_path, named(high, ".png"), high, [named(wide, ".png")])
+    assert not any("-from-" in name for name in kept(tmp_path))
+
+
+@given(st.data())
+def test_any_change_of_a_difference_or_its_base_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("goldens")
+    found = chain(root)
+    path = objects.stored(root, found[data.draw(st.integers(0, 2), label="which")][0])
+    recorded = path.read_bytes()
+    place = data.draw(st.integers(0, len(recorded) - 1), label="where")
+    bit = 1 << data.draw(st.integers(0, 7), label="bit")
+    flipped = recorded[:place] + bytes([recorded[place] ^ bit]) + recorded[place + 1 :]
+    path.write_bytes(data.draw(st.sampled_from([flipped, recorded[:place], recorded + b"\0"]), label="how"))
+    with pytest.raises(objects.Damaged) as error:
+        objects.read(objects.stored(root, found[2][0]))
+    assert error.value.path == path
+
+
+def test_a_picture_with_transparency_is_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4)).save(tmp_path / "0123456789abcdef.png")
+    with pytest.raises(objects.Damaged, match="RGBA"):
+        objects.read(tmp_path / "0123456789abcdef.png")
+
+
+def test_only_names_of_two_hashes_are_differences() -> None:
+    for name in ("i2v-from-photo.png", "0123456789abcdef-from-photo.png", "0123456789abcdef.png"):
+        assert objects.base_of(Path(name)) is None
