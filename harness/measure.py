@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[
     """(comparison, one render, the other) within this environment."""
     first = runner.legal_repeat(bench, case, golden)
     yield "same code again", first, runner.legal_repeat(bench, case, golden)
+    if bench.dtype != "float32":  # in half precision the order of operations makes another picture, in the trainer too
+        return
     if case.lora is not None and not (case.quantization and case.quantization.quantize):
         merged, live = (runner.legal_repeat(bench, case, golden, mode) for mode in ("merged", "live"))
         yield "merged against live LoRA", merged, live
@@ -77,7 +79,8 @@ def measure(device: str, dtype: str | None, other: Path | None, progress: Callab
 def _goldens(bench: Bench) -> Iterator[tuple[Case, goldens.Golden]]:
     for case in cases.load_all():
         if case.tier == "mini":
-            yield case, bench.golden(case)
+            with suppress(goldens.Missing):  # other dtypes have goldens of some cases only
+                yield case, bench.golden(case)
 
 
 def save(folder: Path, device: str, dtype: str | None, progress: Callable[[str], None]) -> None:

@@ -1,0 +1,27 @@
+"""The bfloat16 path, guarded without a GPU: all 32 models render the bits that the trainer rendered on such a CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import cases, runner
+from harness.recorder import pins
+from harness.results import PASSING
+from harness.runner import Bench
+
+MODELS = sorted({case.model for case in cases.load_all() if case.tier == "mini"})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_lora_in_bfloat16_gives_the_trainers_bits(model: str, tmp_path: Path) -> None:
+    runner.use_minihub()
+    torch.set_num_threads(1)
+    bench = Bench("cpu", "bfloat16", tag=pins.newest(), controls=False)  # a gate of 0 catches any
+    case = cases.load(cases.CASES / model / "lora.yaml")
+    theirs = bench.golden(case).environment
+    for name in ("cpu", "cpu_capability"):
+        if theirs[name] != bench.environment[name]:
+            pytest.skip(f"recorded on {theirs[name]}: a {bench.environment[name]} rounds bfloat16 otherwise")
+    result = runner.check(bench, case, tmp_path)
+    assert result.verdict in PASSING, result.message
