@@ -164,8 +164,9 @@ def config(s: Subject, name: str) -> Any:
 
 
 def flow_euler(s: Subject) -> bool:
-    """Diffusers' flow-matching Euler scheduler, or ours that only lays it out otherwise."""
-    return s.spec.scheduler.cls in ("FlowMatchEulerDiscreteScheduler", "FlowMatchEulerToZero")
+    """Diffusers' flow-matching Euler scheduler, or ours that only lay it out or round otherwise."""
+    ours = ("FlowMatchEulerToZero", "FlowMatchEulerInOwnDtype")
+    return s.spec.scheduler.cls in ("FlowMatchEulerDiscreteScheduler", *ours)
 
 
 # ------------------------------------------------------------------------------------------------------------- tools
