@@ -59,8 +59,35 @@ class Divergence(BaseModel):
     error: float | None
     """None: the run has no such boundary, or a tensor of another shape there."""
     gate: float
-    place: str = ""
+    place: str
     """The component in words (harness/divergence.py)."""
+
+    @property
+    def sentence(self) -> str:
+        """How a message ends that says where the run left its golden."""
+        size = "absent or of another shape" if self.error is None else f"{self.error:.2g}, gate {self.gate:.2g}"
+        return f"; it begins in: {self.place} [{self.boundary}: {size}]"
+
+
+class Suspect(BaseModel):
+    """A named deviation (harness/variations) and how far the run's picture is from ours with it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    about: str
+    distance: float
+    """Root mean square, in levels of 255."""
+
+
+class Diagnosis(BaseModel):
+    """What `lora-drift diagnose --results` found: which deviation of pipelines that match makes the run's picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    headline: str
+    ranking: list[Suspect]
+    """The nearest first."""
 
 
 class Excuse(BaseModel):
@@ -93,6 +120,7 @@ class Result(BaseModel):
     metrics: list[Metric] = []
     controls: list[Control] = []
     first_divergence: Divergence | None = None
+    diagnosis: Diagnosis | None = None
     trace: dict[str, float | None] = {}
     """Boundary -> relative error, in the order of the run; None as in `Divergence`."""
     settings: dict[str, Any] = {}
@@ -115,6 +143,13 @@ def merge(paths: list[Path]) -> list[Result]:
     """Results of several files, by tag and case. Of a case that ran twice on one device, the last result counts."""
     found = {(r.tag, r.case, r.tier, r.device, r.dtype): r for path in paths for r in read(path)}
     return [found[key] for key in sorted(found)]
+
+
+def write(path: Path, results: list[Result]) -> None:
+    """Write a results file anew; one that is there stays whole if this is killed."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text("".join(f"{result.model_dump_json()}\n" for result in results), encoding="utf-8")
+    beside.replace(path)
 
 
 def read(path: Path) -> list[Result]:

@@ -336,11 +336,7 @@ def _beyond(metric: Metric) -> str:
 
 
 def _where(result: Result) -> str:
-    first = result.first_divergence
-    if first is None:
-        return ""
-    size = "absent or of another shape" if first.error is None else f"{first.error:.2g}, gate {first.gate:.2g}"
-    return f"; it begins in: {first.place} [{first.boundary}: {size}]"
+    return result.first_divergence.sentence if result.first_divergence else ""
 
 
 def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from harness import cli
+from harness import cases, cli, results, runner
 from harness.diagnosis import pictures, search
 from harness.diagnosis.pictures import Picture
 from harness.diagnosis.reuse import Memory, _key
@@ -41,6 +41,20 @@ def subject(pipeline_of: Callable[[str], Pipeline]) -> Subject:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small library: what is tested is the search, not each of a hundred variations (the benchmark does)."""
     monkeypatch.setattr(search, "applicable", lambda s: (v for v in applicable(s) if v.name in FEW))
+
+
+@pytest.fixture
+def subject_of(pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]) -> Callable[[str], Subject]:
+    """Case id -> what is rendered for it."""
+
+    def subject(case_id: str) -> Subject:
+        case = cases.load(cases.CASES / f"{case_id}.yaml")
+        pipeline = pipeline_of(case.model)
+        if case.lora:
+            pipeline = pipeline.with_lora(lora_of(case_id), mode=case.lora.mode)
+        return Subject.of(pipeline, runner.Bench.request(case))
+
+    return subject
 
 
 def frames_of(subject: Subject, *names: str) -> np.ndarray:
@@ -389,3 +403,35 @@ def test_what_shows_where_the_traces_part_is_tried_first(subject: Subject, tmp_p
     found = looked.diagnosis()
     assert found.first_divergence.startswith(NEGATIVE)
     assert looked.candidates[0].variations == ["negative prompt ignored"] and found.verdict == "explained"
+
+
+# ------------------------------------------------------------------------------------------------------- of a check
+
+
+@pytest.mark.usefixtures("few")
+def test_the_drifts_of_a_check_are_explained_in_its_results(
+    subject_of: Callable[[str], Subject], tmp_path: Path
+) -> None:
+    varied, same = frames_of(subject_of("sd15/lora"), "guidance one less"), frames_of(subject_of("sd15/base"))
+    fixed: dict[str, Any] = {"model": "sd15", "tier": "mini", "device": "cpu", "dtype": "float32"}
+    fixed["tag"] = runner.newest_tag()
+    found = [
+        results.Result(
+            case="sd15/lora", verdict="drift", output_picture=str(saved(varied, tmp_path / "1.png")), **fixed
+        ),
+        results.Result(case="sd15/base", verdict="drift", output_picture=str(saved(same, tmp_path / "2.png")), **fixed),
+        results.Result(case="sd15/snapped", verdict="match", output_picture="never looked at", **fixed),
+    ]
+    file = tmp_path / "results.jsonl"
+    results.write(file, found)
+    done = run("--results", file, "--top", 2)
+    assert done.exit_code == 1, "one of them has no explanation"
+    assert 'sd15/lora: Explained by "guidance one less"' in done.stdout
+    lora, base, snapped = (r.diagnosis for r in results.read(file))
+    assert lora is not None and lora.ranking[0].name == "guidance one less" and len(lora.ranking) == 2
+    assert lora.ranking[0].distance == 0
+    assert base is not None and "it drifts here too" in base.headline
+    assert snapped is None
+    assert run("--results", file, "--seed", 3).exit_code == 2
+    missing = run("--results", tmp_path / "no.jsonl")
+    assert missing.exit_code == 2 and "--results" in missing.stderr

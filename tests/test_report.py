@@ -19,11 +19,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness import objects
+from harness.cases import ROOT
 from harness.report import scale
-from harness.report.blame import blame
+from harness.report.blame import SUSPECTS, blame
 from harness.report.details import side_by_side
 from harness.report.render import render
-from harness.results import IDENTICAL, Control, Divergence, Excuse, Metric, Result, Verdict
+from harness.results import (
+    IDENTICAL,
+    Control,
+    Diagnosis,
+    Divergence,
+    Excuse,
+    Metric,
+    Result,
+    Suspect,
+    Verdict,
+)
 
 TAG = "v1.2.3"
 HOSTILE = "</code><script>alert('x')</script>\"'`<img src=http://evil.example/x>`&amp;"
@@ -141,7 +152,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         metrics=[Metric(name=HOSTILE, value=None, note=HOSTILE)],
         controls=[Control(name=HOSTILE, pixel_max=1, latents_rel_l2=1, caught=False)],
         trace={HOSTILE: 1.0},
-        first_divergence=Divergence(boundary=HOSTILE, error=1, gate=0.1),
+        first_divergence=Divergence(boundary=HOSTILE, error=1, gate=0.1, place=HOSTILE),
+        diagnosis=Diagnosis(headline=HOSTILE, ranking=[Suspect(name=HOSTILE, about=HOSTILE, distance=1)]),
         settings={HOSTILE: HOSTILE},
         environment={HOSTILE: HOSTILE},
         provenance={HOSTILE: [HOSTILE]},
@@ -287,47 +299,76 @@ def test_settings_and_environments_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boundary", "part", "words"),
+    ("place", "part", "suspect"),
     [
-        ("lora/transformer_blocks.0.attn.to_q", "LoRA", "the weight change of transformer_blocks.0.attn.to_q"),
-        ("encode/text_encoder_2#1", "text", "text_encoder_2, call 1"),
-        ("schedule/sigmas", "schedule", "the scheduler's sigmas"),
-        ("step0/noise", "noise", "the initial noise"),
-        ("step0/denoiser#0.img_ids", "input", "img_ids, as the denoiser gets it at step 0"),
-        ("step2/denoiser#1", "denoiser", "the denoiser's prediction at step 2"),
-        ("step3/scheduler.prediction", "guidance", "the guided prediction at step 3"),
-        ("step3/latents", "scheduler", "the latents after step 3"),
-        ("decode/in", "latents", "the latents given to the decoder"),
-        ("decode/out", "decoder", "the decoded picture"),
-        ("step1/something.new", "", "step1/something.new"),
+        ("LoRA: transformer_blocks.0.attn.to_q, not applied", "LoRA", "alpha, rank"),
+        ("prompt embeds: negative (text_encoder_2)", "prompt embeds", "negative prompt"),
+        ("schedule: sigmas", "schedule", "shift"),
+        ("scheduler step: 3", "scheduler step", "its class, order"),
+        ("decoder input: scaling of the final latents", "decoder input", "unpacking"),
+        ("decoder: VAE", "decoder", "tiling"),
     ],
 )
-def test_a_boundary_is_told_in_words(boundary: str, part: str, words: str) -> None:
-    why = blame(result(verdict="drift", first_divergence=Divergence(boundary=boundary, error=1, gate=0.1)))
-    assert (why.part, why.began) == (part, words)
-    assert why.cause.startswith("everything before agrees; look at ")
+def test_a_place_has_its_usual_suspects(place: str, part: str, suspect: str) -> None:
+    first = Divergence(boundary="x", error=1, gate=0.1, place=place)
+    why = blame(result(verdict="drift", first_divergence=first))
+    assert (why.part, why.began) == (part, place)
+    assert why.cause.startswith("everything before agrees; look at ") and suspect in why.cause
+
+
+def test_every_place_that_a_deviation_ever_showed_at_has_suspects() -> None:
+    models = json.loads((ROOT / "reports" / "mutation.json").read_text())["models"]
+    places = {found[1] for model in models.values() for found in model.values() if len(found) == 2}
+    strange = [place for place in places if not any(place.startswith(part) for part in SUSPECTS)]
+    assert len(places) > 10 and strange == []
+
+
+def test_a_diagnosis_is_the_first_of_the_causes(tmp_path: Path) -> None:
+    found = Diagnosis(
+        headline='Explained by "guidance one less".',
+        ranking=[Suspect(name="guidance one less", about="A scale g means g - 1.", distance=0)],
+    )
+    drift = result(
+        verdict="drift",
+        message="beyond the gate: x; it begins in: guidance: step 0 [step0/scheduler.prediction: 0.1, gate 1e-05]",
+        diagnosis=found,
+        settings={"steps": 5},
+        golden_settings={"steps": 4},
+        first_divergence=Divergence(
+            boundary="step0/scheduler.prediction", error=0.1, gate=1e-5, place="guidance: step 0"
+        ),
+    )
+    shown = page([drift], tmp_path)
+    cause = 'Likely cause Explained by "guidance one less". settings differ: steps 4 → 5 Verdict beyond the gate: x'
+    assert cause in shown.text and "it begins in" not in shown.text
+    assert details(shown)["diagnosis"] == [["guidance one less", "A scale g means g - 1.", 0]]
 
 
 def test_a_setting_that_differs_is_the_likely_cause(tmp_path: Path) -> None:
     drift = result(
         verdict="drift",
         message="beyond the gate",
-        first_divergence=Divergence(boundary="schedule/sigmas", error=0.1, gate=1e-5),
+        first_divergence=Divergence(boundary="schedule/sigmas", error=0.1, gate=1e-5, place="schedule: sigmas"),
         settings={"steps": 5, "prompt": "a fox"},
         golden_settings={"num_inference_steps": 4, "prompt": "a fox"},
     )
     shown = page([drift], tmp_path)
-    assert "Began at the scheduler's sigmas schedule/sigmas Likely cause settings differ: steps 4 → 5" in shown.text
+    assert "Began at schedule: sigmas schedule/sigmas Likely cause settings differ: steps 4 → 5" in shown.text
     assert ["steps", "4", "5", True] in details(shown)["settings"]
     assert "settings differ: steps 4 → 5" in (tmp_path / "comment.md").read_text()
 
 
 def test_commands_can_be_pasted(tmp_path: Path) -> None:
-    text = page([result(), result("sd15/base", "drift", metrics=[Metric(name="flip", value=1)])], tmp_path).text
+    drift = result(
+        "sd15/base", "drift", metrics=[Metric(name="flip", value=1)], output_picture="a b.png", device="cuda"
+    )
+    text = page([result(), drift], tmp_path).text
     assert f"pytest cases/flux/lora.yaml --drift-tag {TAG}" in text
     assert f"lora-drift check --model flux --tag {TAG}" in text
     assert f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {TAG} --case flux/lora" in text
     assert f"lora-drift known add sd15/base --cause WHY --expires YYYY-MM-DD --tag {TAG}" in text
+    assert f"lora-drift diagnose --case sd15/base --tag {TAG} --image 'a b.png'" in text
+    assert f"lora-drift check --model sd15 --tag {TAG} --device cuda" in text
     assert "known add flux/lora" not in text, "a match needs no excuse"
 
 

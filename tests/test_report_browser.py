@@ -97,7 +97,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     video = result(
         "wan/lora", "drift", golden_picture=golden, output_picture=save("ours.png", ours), frames=3, fps=8,
         message="beyond the gate", lora="lokr", seconds=2.5,
-        first_divergence=Divergence(boundary="step1/latents", error=0.02, gate=1e-5),
+        first_divergence=Divergence(boundary="step1/latents", error=0.02, gate=1e-5, place="scheduler step: 1"),
         trace={"step0/latents": 1e-7, "step1/latents": 0.02, "decode/out": 0.1},
         metrics=[Metric(name="pixel_max", value=5, gate=1, floor=1, unit="/255")],
         controls=[Control(name="seed + 1", pixel_max=200, latents_rel_l2=1, caught=True)],

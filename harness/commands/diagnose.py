@@ -14,6 +14,7 @@ from harness.commands.sample import check_device, lora_files
 if TYPE_CHECKING:
     from harness.cases import Case
     from harness.diagnosis.search import Diagnosis, Search
+    from harness.runner import Bench
     from harness.variations import Subject
     from pipelines.settings import Request
 
@@ -21,6 +22,8 @@ app = typer.Typer()
 
 OF_A_CASE = ("case", "image", "trace", "tag", "device", "budget", "top", "as_json")
 """Options that mean something beside --case."""
+OF_RESULTS = ("results", "device", "budget", "top")
+"""And beside --results."""
 
 
 @app.command()
@@ -54,6 +57,9 @@ def diagnose(
     noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
     budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="of a check: explain every drift in there, for the report")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="rows of the ranking to print")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -64,23 +70,30 @@ def diagnose(
 
         lora-drift diagnose -m flux --lora my.safetensors -p "a photo of sks" --seed 7 --image theirs.png
 
+    With --results FILE of a check that drifted (run this where its cases match), every drift in there is explained, and
+    the answer written into the file, from which `lora-drift report` shows it.
+
     Exits with 0 when the picture is explained, 1 when nothing explains it, 130 when interrupted.
     """
+    from harness import runner
     from pipelines.settings import Request
 
     with user_errors():
+        if budget is not None and not budget > 0:
+            fail(f"--budget {budget:g}: give a number of seconds above 0")
+        check_device(device)
+        if results is not None:
+            _refuse(ctx, OF_RESULTS, "a check has its own settings; leave it out, or --results")
+            raise typer.Exit(_explain_results(results, device, budget, top))
         if image is None and trace is None:
             fail("--image: name the picture to explain (or a trace of its render with --trace)")
         if (case is None) == (model is None):
             fail(
                 "say what the picture should be: --case ID, or --model with --prompt and the other settings of a render"
             )
-        if budget is not None and not budget > 0:
-            fail(f"--budget {budget:g}: give a number of seconds above 0")
-        check_device(device)
         if case is not None:
-            _refuse_settings(ctx)
-            subject, tier = _subject_of_case(case, tag, device)
+            _refuse(ctx, OF_A_CASE, "a case has its own settings; leave it out, or use --model for --case")
+            subject, tier = _subject_of_case(case, runner.Bench(device, tag=tag))
         else:
             if prompt is None:
                 fail("--prompt: say what was rendered")
@@ -96,14 +109,41 @@ def diagnose(
     raise typer.Exit(130 if interrupted else int(found.verdict == "unexplained"))
 
 
-def _refuse_settings(ctx: typer.Context) -> None:
-    """A case says all settings itself."""
-    given = [p for p in ctx.params if p not in OF_A_CASE and ctx.get_parameter_source(p).name == "COMMANDLINE"]  # type: ignore[union-attr]
+def _refuse(ctx: typer.Context, meaningful: tuple[str, ...], why: str) -> None:
+    """Options that mean nothing beside the one that says all settings itself."""
+    given = [p for p in ctx.params if p not in meaningful and ctx.get_parameter_source(p).name == "COMMANDLINE"]  # type: ignore[union-attr]
     if given:
-        fail(f"--{given[0].replace('_', '-')}: a case has its own settings; leave it out, or use --model for --case")
+        fail(f"--{given[0].replace('_', '-')}: {why}")
 
 
-def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subject, str]:
+def _explain_results(file: Path, device: str, budget: float | None, top: int) -> int:
+    """Explain each drift in a results file and write that into it; returns the exit code."""
+    from harness import results, runner
+    from harness.cases import ROOT
+    from harness.diagnosis import words
+
+    try:
+        found = results.read(file)
+    except (OSError, ValueError) as error:
+        fail(f"--results {file}: {error}")
+    benches: dict[str, Any] = {}
+    code = 0
+    for result in found:
+        if result.verdict not in ("drift", "known") or result.output_picture is None:
+            continue
+        bench = benches.setdefault(result.tag, runner.Bench(device, tag=result.tag))
+        subject, tier = _subject_of_case(result.case, bench)
+        said, interrupted = _run(_search(subject, ROOT / result.output_picture, None, tier), budget, quiet=False)
+        result.diagnosis = words.for_report(said, top)
+        typer.echo(f"{result.case}: {result.diagnosis.headline}")
+        results.write(file, found)
+        if interrupted:
+            return 130
+        code |= said.verdict != "explained"
+    return code
+
+
+def _subject_of_case(case_id: str, bench: Bench) -> tuple[Subject, str]:
     from harness import cases, goldens, runner
     from harness.cases import CaseError
     from harness.quiet import quiet
@@ -116,7 +156,6 @@ def _subject_of_case(case_id: str, tag: str | None, device: str) -> tuple[Subjec
     quiet()
     from harness.variations import Subject
 
-    bench = runner.Bench(device, tag=tag)
     try:
         golden = bench.golden(chosen)
     except goldens.GoldenError as error:

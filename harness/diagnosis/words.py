@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness import results
 from harness.diagnosis.search import Candidate, Diagnosis
 
 
@@ -71,6 +72,19 @@ def text(found: Diagnosis, top: int) -> str:
         lines.append(f"Where that was seen: {'; '.join(found.ranking[0].sources)}")
     lines.append(f"{found.tried} tried in {found.seconds:.0f} s. {_limit(found)}")
     return "\n".join(lines)
+
+
+def for_report(found: Diagnosis, top: int) -> results.Diagnosis:
+    """Of a drift's picture, compared with what this checkout renders."""
+    said = headline(found)
+    if found.verdict == "same":
+        said = "This checkout renders that very picture, so it drifts here too: diagnose where the case matches."
+    ranking = [
+        results.Suspect(name=c.name, about=" ".join(c.about), distance=c.distance)
+        for c in found.ranking[:top]
+        if c.distance is not None
+    ]
+    return results.Diagnosis(headline=said, ranking=ranking)
 
 
 def _codec(found: Diagnosis) -> str:

@@ -1,57 +1,29 @@
-"""From numbers to words: which part of the render a boundary belongs to, and what to look at there."""
+"""From numbers to words: where a failing case began, and what to look at there."""
 
 import re
 from typing import Any, NamedTuple
 
+from harness import divergence as d
 from harness.results import Result
 
-
-class Part(NamedTuple):
-    """One part of a render, as the first boundary that differs names it."""
-
-    name: str
-    began: str
-    """What differs, completed by the boundary's own parts."""
-    suspects: str
-    """What usually makes exactly this differ, when everything before it agrees."""
-
-
-PARTS: tuple[tuple[str, Part], ...] = (
-    (r"lora/(?P<a>.+)", Part("LoRA", "the weight change of {a}", "how the LoRA file is read: alpha, rank, key names")),
-    (
-        r"encode/(?P<a>[^#]+)#(?P<n>\d+)",
-        Part("text", "{a}, call {n}", "the prompt or negative prompt, its template, the tokenizer, the mask"),
-    ),
-    (
-        r"schedule/(?P<a>\w+)",
-        Part("schedule", "the scheduler's {a}", "the scheduler's class or config (shift), or the number of steps"),
-    ),
-    (r"step\d+/noise", Part("noise", "the initial noise", "the seed, the generator, or the latents' shape or dtype")),
-    (
-        r"step(?P<k>\d+)/denoiser#\d+\.(?P<a>.+)",
-        Part(
-            "input", "{a}, as the denoiser gets it at step {k}", "how latents, ids or embeddings are packed or scaled"
-        ),
-    ),
-    (
-        r"step(?P<k>\d+)/denoiser#\d+",
-        Part(
-            "denoiser",
-            "the denoiser's prediction at step {k}",
-            "the weights: LoRA multiplier or merging, dtype, attention, position ids",
-        ),
-    ),
-    (
-        r"step(?P<k>\d+)/scheduler\.prediction",
-        Part("guidance", "the guided prediction at step {k}", "the guidance scale, its formula or its rescaling"),
-    ),
-    (
-        r"step(?P<k>\d+)/latents",
-        Part("scheduler", "the latents after step {k}", "the scheduler's step: its class, order, or noise"),
-    ),
-    (r"decode/in", Part("latents", "the latents given to the decoder", "their scaling, shift or unpacking")),
-    (r"decode/out", Part("decoder", "the decoded picture", "the VAE: its weights, dtype or tiling")),
-)
+SUSPECTS = {
+    d.LORA: "how the LoRA file is read: alpha, rank, key names",
+    d.PROMPTS: "the prompt or negative prompt, its template, the tokenizer, the mask",
+    d.CONTROL: "the control images: their size, order, or encoding",
+    d.SCHEDULE: "the scheduler's class or config (shift), or the number of steps",
+    d.NOISE: "the seed, the generator, or the latents' shape or dtype",
+    d.SIZE: "the rules of size and of the number of frames",
+    d.CONDITIONING: "ids, masks and sizes that the denoiser is told",
+    d.GUIDANCE: "the guidance scale, its formula or its rescaling",
+    d.INPUT: "how latents are packed or scaled",
+    d.DENOISER: "the weights: LoRA multiplier or merging, dtype, attention, position ids",
+    d.STEP: "the scheduler's step: its class, order, or noise",
+    d.DECODER_INPUT: "the scaling, shift or unpacking of the latents",
+    d.DECODER: "the VAE: its weights, dtype or tiling",
+    d.PICTURE: "how the decoded numbers become pixels: rounding, clamping, the frames' order",
+    d.SOUND: "the vocoder, or how sound is cut",
+}
+"""Component (the beginning of a place) -> what usually makes exactly this differ, when everything before it agrees."""
 STEP = re.compile(r"step(\d+)/")
 
 
@@ -59,37 +31,36 @@ class Blame(NamedTuple):
     """Where a failing case began, and what explains it as far as the result itself can tell."""
 
     part: str
+    """The component, one of `SUSPECTS`."""
     began: str
+    """The component with its details."""
     cause: str
 
 
 def blame(result: Result) -> Blame:
     """In words; empty strings where the result does not say."""
-    part = _part(result)
+    first = result.first_divergence
+    place = "" if first is None else first.place
+    part = next((part for part in sorted(SUSPECTS, key=len, reverse=True) if place.startswith(part)), "")
     cause = [result.excuse.cause] if result.excuse else []
+    if result.diagnosis is not None:
+        cause.append(result.diagnosis.headline.rstrip("."))
     if changed := _settings(result):
         cause.append("settings differ: " + "; ".join(changed))
-    if part and not cause:
-        cause.append(f"everything before agrees; look at {part.suspects}")
-    if part is None:
-        return Blame("", "", ". ".join(cause) or result.message)
-    return Blame(part.name, part.began, ". ".join(cause))
+    if first is not None and not cause:
+        cause.append(f"everything before agrees; look at {SUSPECTS.get(part, 'what happens there')}")
+    return Blame(part, place, ". ".join(cause) or result.message)
+
+
+def verdict(result: Result) -> str:
+    """The message without where it begins, for readers who are told that beside it."""
+    return result.message.replace(result.first_divergence.sentence, "") if result.first_divergence else result.message
 
 
 def step(result: Result) -> int | None:
     """Denoising step at which the run left its golden."""
     found = STEP.match(result.first_divergence.boundary) if result.first_divergence else None
     return int(found[1]) if found else None
-
-
-def _part(result: Result) -> Part | None:
-    if result.first_divergence is None:
-        return None
-    boundary = result.first_divergence.boundary
-    for pattern, part in PARTS:
-        if found := re.fullmatch(pattern, boundary):
-            return part._replace(began=part.began.format(**found.groupdict()))
-    return Part("", boundary, "what happens there")
 
 
 RENAMED = {"num_inference_steps": "steps", "network_multiplier": "multiplier"}

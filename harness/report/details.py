@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from harness.report import scale
-from harness.report.blame import Blame, blame, golden_settings, step
+from harness.report.blame import Blame, blame, golden_settings, step, verdict
 from harness.results import PASSING, Metric, Result
 from pipelines import MODELS
 
@@ -47,6 +47,10 @@ class View:
     @cached_property
     def blame(self) -> Blame:
         return blame(self.result)
+
+    @property
+    def message(self) -> str:
+        return verdict(self.result)
 
     def metric(self, name: str) -> Metric | None:
         return next((metric for metric in self.result.metrics if metric.name == name), None)
@@ -110,10 +114,11 @@ def details(view: View, pictures: dict[str, Any]) -> dict[str, Any]:
         "dtype": result.dtype,
         "verdict": result.verdict,
         "about": result.about,
-        "message": result.message,
+        "message": view.message,
         "cause": why.cause,
         "seconds": result.seconds,
         "began": first and {"boundary": first.boundary, "words": why.began, "error": first.error, "gate": first.gate},
+        "diagnosis": result.diagnosis and [[s.name, s.about, s.distance] for s in result.diagnosis.ranking],
         "excuse": result.excuse and result.excuse.model_dump(mode="json"),
         "pictures": pictures,
         "metrics": [_metric(m) for m in result.metrics],
@@ -131,11 +136,13 @@ def commands(result: Result) -> dict[str, str]:
     """What it does -> the command, safe to paste into a shell."""
     case, tag = shlex.quote(result.case), shlex.quote(result.tag)
     path = shlex.quote(f"cases/{result.case}.yaml")
-    device = "" if result.device == "cpu" else f" --drift-device {shlex.quote(result.device)}"
-    found = {"Reproduce": f"pytest {path} --drift-tag {tag}{device}"}
-    if _has_command("diagnose") and result.output_picture:
-        found["Diagnose"] = f"lora-drift diagnose --case {case} --image {shlex.quote(result.output_picture)}"
+    device = "" if result.device == "cpu" else f"device {shlex.quote(result.device)}"
+    found = {"Reproduce": f"pytest {path} --drift-tag {tag}" + (device and f" --drift-{device}")}
+    if result.verdict in ("drift", "known") and result.output_picture:
+        picture = shlex.quote(result.output_picture)
+        found["Diagnose, where the case matches"] = f"lora-drift diagnose --case {case} --tag {tag} --image {picture}"
     found["Check the model"] = f"lora-drift check --model {shlex.quote(result.model)} --tag {tag}"
+    found["Check the model"] += device and f" --{device}"
     found["Record the golden again"] = (
         f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}"
     )
@@ -213,9 +220,3 @@ def _metric(metric: Metric) -> dict[str, Any]:
         "floorAt": round(scale.on_bar(metric, floor), 1) if has_bar and floor is not None else None,
         "note": metric.note or ("not evaluated" if state == "unknown" else ""),
     }
-
-
-def _has_command(name: str) -> bool:
-    from harness.cli import app
-
-    return any(command.callback and command.callback.__name__ == name for command in app.registered_commands)

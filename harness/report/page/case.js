@@ -22,7 +22,7 @@ async function caseView(row, details) {
     view.append(make("p", { class: "none" }, `Golden: ${pictures.problems.golden}. Output: ${pictures.problems.output}.`));
   }
   view.append(
-    make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, traceStrip(d), d.controls.length && controlTable(d.controls))),
+    make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, diagnosis(d), traceStrip(d), d.controls.length && controlTable(d.controls))),
     beside("Settings", d.settings, d.verdict === "drift"),
     beside("Environment", d.environment, false),
     provenance(d.provenance),
@@ -41,6 +41,18 @@ function began(d) {
   if (d.cause && d.cause !== d.message) rows.push(["Likely cause", make("span", {}, ...withCode(d.cause))]);
   rows.push(["Verdict", make("span", {}, ...withCode(d.message || d.verdict))]);
   return make("dl", { class: `message ${d.verdict}` }, ...rows.map(([title, value]) => make("div", {}, make("dt", {}, title), make("dd", {}, value))));
+}
+
+/** What `lora-drift diagnose` ranked: its answer itself is among the causes. */
+function diagnosis(d) {
+  if (!d.diagnosis?.length) return "";
+  const rows = d.diagnosis.map(([name, about, distance]) => make("tr", {},
+    make("th", { scope: "row" }, name, make("small", {}, about)),
+    make("td", { class: "num" }, short(distance))));
+  return make("table", { class: "diagnosis" },
+    make("caption", {}, "Diagnosis ", make("small", {}, "deviations that come nearest to this picture, applied where the case matches")),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "deviation"), make("th", { scope: "col", class: "num" }, "distance, of 255"))),
+    make("tbody", {}, ...rows));
 }
 
 function excuse(d) {
