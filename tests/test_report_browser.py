@@ -3,6 +3,7 @@
 Skipped, with the reason shown, where there is no Chromium. `LORA_DRIFT_SCREENSHOTS=docs` takes the pictures of docs/.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -480,7 +481,21 @@ def test_many_cases_load_their_details_and_pictures_when_opened(
     reader.problems.clear()  # the browser's own word for the missing file
 
 
-def test_the_overview_has_a_column_a_run_and_a_trend(reader: Reader, tmp_path: Path) -> None:
+MATRIX = {
+    "tag": "v1", "mode": "plain", "counts": {"green": 1, "drift": 1, "not installable": 2}, "models": ["flux", "sd15"],
+    "combinations": [
+        {"diffusers": "0.40.0", "transformers": "5.0", "models": {
+            "flux": {"status": "drift", "cases": "1 of 1", "boundary": "schedule/sigmas", "pixel_max": 31.0},
+            "sd15": {"status": "lacks", "message": "too old"}}},
+        {"diffusers": "0.41.0", "transformers": "4.0", "not_installable": "conflict", "models": {}},
+        {"diffusers": "0.9.0", "transformers": "5.0", "models": {"flux": "green", "sd15": "green"}},
+    ],
+    "findings": [{"model": "flux", "first": {"diffusers": "0.40.0"}, "transformers": ["5.0"], "size": "up to 31",
+                  "paragraph": "**flux:** begins with `abc`.\n\n```python\npipe()\n```", "script": "pipe()"}],
+}  # fmt: skip
+
+
+def test_the_overview_has_a_row_a_model_over_tags_and_releases(reader: Reader, tmp_path: Path) -> None:
     def run(folder: str, verdict: str, latents: float) -> None:
         metrics = [Metric(name="latents_rel_l2", value=latents, gate=1e-5), Metric(name="pixel_max", value=1)]
         found = result("flux/base", verdict, metrics=metrics, environment={"torch": "2.15"})
@@ -488,12 +503,26 @@ def test_the_overview_has_a_column_a_run_and_a_trend(reader: Reader, tmp_path: P
 
     run("v1", "match", 1e-6)
     run("v1/diffusers-0.40", "drift", 1e-2)
+    (tmp_path / "matrix-plain.json").write_text(json.dumps(MATRIX))
     page = reader.open(overview.render(tmp_path, tmp_path))
-    expect(page.locator("thead th")).to_have_count(4)
-    expect(page.locator("tbody tr")).to_contain_text("1/1 match")
-    expect(page.locator("tbody tr")).to_contain_text("0/1 drift")
-    expect(page.get_by_role("img", name="worst latents error from 1e-06 to 0.01")).to_be_visible()
+    versions = page.locator("thead .version").all_text_contents()
+    assert versions == ["v1", "v1/diffusers-0.40", "0.9.0 × 5.0", "0.40.0 × 5.0"], "releases by number"
+    flux = page.locator("tbody tr", has_text="flux").locator(".cell")
+    said = ["1/1 1 of 1 cases pass", "0/1 0 of 1 cases pass, the worst is drift", "✓ green", "31 drift, 1 of 1"]
+    assert all(cell.startswith(start) for cell, start in zip(flux.all_text_contents(), said, strict=True))
+    expect(page.get_by_role("img", name="worst latents error from 1e-6 to 0.01")).to_be_visible()
+    expect(page.locator("dl.lede")).to_contain_text("1 green, 1 drift. pip cannot install 0.41.0 × 4.0")
+    page.locator(".finding summary").click()
+    expect(page.locator(".finding p")).to_have_text("flux: begins with abc.")
     found = Axe().run(page).response["violations"]
     assert [f["id"] for f in found if f["impact"] in ("serious", "critical")] == []
     page.get_by_role("link", name="v1/diffusers-0.40").click()
     expect(page.locator(".lede")).to_contain_text("0 of 1 cases reproduce the trainer")
+
+
+def test_the_overview_of_what_is_committed(reader: Reader, tmp_path: Path) -> None:
+    page = reader.open(overview.render(ROOT / "reports", tmp_path), viewport={"width": 1280, "height": 1000})
+    expect(page.locator("tbody th", has_text="flux_kontext")).to_be_visible()
+    assert page.locator("thead .version").count() > 12, "releases beside the tags"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    shot(page, "overview.png")

@@ -59,12 +59,12 @@ def report(
     since: Annotated[
         Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
     ] = None,
-    index: Annotated[bool, typer.Option("--index", help="the overview of all summaries instead")] = False,
+    index: Annotated[bool, typer.Option("--index", help="the overview of all tags and releases instead")] = False,
 ) -> None:
     """Render the report from result files, without rendering a picture again. Files of several machines are merged.
 
     Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
-    the overview of every summary.json under reports/: a column a tag or release, a row a model.
+    the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
     """
     with user_errors():
         from harness import checking
