@@ -112,6 +112,11 @@ def test_a_comment_stays_short_enough_for_a_pull_request(tmp_path: Path) -> None
         ([result("a/x", metrics=latents(1e-6))], [result("a/x", metrics=latents(5e-6))], "1 further off (a/x)"),
         ([result("a/x", metrics=latents(1e-7))], [result("a/x", metrics=latents(1e-6))], "no verdict changed"),
         ([result("a/x")], [result("a/x", device="cuda")], "1 new (a/x); 1 gone (a/x)"),
+        (
+            [result("a/x", environment={"torch": "2.14", "diffusers": "0.42"})],
+            [result("a/x", environment={"torch": "2.15", "diffusers": "0.42", "transformers": "5"})],
+            "no verdict changed; torch 2.14 → 2.15",
+        ),
     ],
 )
 def test_what_changed_since_an_earlier_run(then: list[Result], now: list[Result], sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from harness.recorder import pins
 from harness.results import PASSING, Result
 
 REPORTS = ROOT / "reports"
+LIBRARIES = ("torch", "diffusers", "transformers")
 WORSE = 2.0
 """Latents whose error grew by this factor are worth a word even within their gate."""
 
@@ -27,15 +27,17 @@ class Change(NamedTuple):
     """Only cases of models that this run checked: a run of one model removes nothing."""
     worse: list[str]
     """Still passes, but its latents are further off by a factor of `WORSE`."""
+    libraries: list[str]
+    """`torch 2.14 → 2.15`: what else changed meanwhile."""
 
     @property
     def sentence(self) -> str:
         named = [
             f"{len(cases)} {word} ({', '.join(cases[:4])}{', ...' if len(cases) > 4 else ''})"
-            for word, cases in zip(("broken", "mended", "new", "gone", "further off"), self[1:], strict=True)
+            for word, cases in zip(("broken", "mended", "new", "gone", "further off"), self[1:6], strict=True)
             if cases
         ]
-        return "; ".join(named) or "no verdict changed"
+        return "; ".join([*(named or ["no verdict changed"]), *self.libraries])
 
 
 def changes(results: list[Result], tag: str, since: Path | None = None) -> list[Change]:
@@ -50,12 +52,20 @@ def changes(results: list[Result], tag: str, since: Path | None = None) -> list[
     return [compare(results, name, summary) for name, summary in found]
 
 
-def compare(results: Iterable[Result], since: str, summary: dict[str, Any]) -> Change:
+def versions(results: list[Result]) -> dict[str, str]:
+    """Of the libraries that matter; several where the runs disagree."""
+    found = {name: sorted({str(r.environment[name]) for r in results if r.environment.get(name)}) for name in LIBRARIES}
+    return {name: " / ".join(values) for name, values in found.items() if values}
+
+
+def compare(results: list[Result], since: str, summary: dict[str, Any]) -> Change:
     """The difference of `results` to an earlier summary; cases are told apart by name, tier, device and dtype."""
     now = {(r.case, r.tier, r.device, r.dtype): r for r in results}
     then = {(c["case"], c["tier"], c["device"], c["dtype"]): c for c in summary["cases"]}
     models = {r.model for r in now.values()}
-    change = Change(since, [], [], [], [], [])
+    before = summary.get("versions", {})
+    libraries = [f"{n} {before[n]} → {v}" for n, v in versions(results).items() if before.get(n, v) != v]
+    change = Change(since, [], [], [], [], [], libraries)
     for key, result in sorted(now.items()):
         if key not in then:
             change.added.append(result.case)

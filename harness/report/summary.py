@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from harness.report.blame import blame
-from harness.report.changes import Change
+from harness.report.changes import Change, versions
 from harness.report.scale import ORDER, as_text, rounded
 from harness.results import PASSING, Metric, Result
 
@@ -18,7 +18,6 @@ KEPT = frozenset(
     ("pixel_max", "pixel_mean", "latents_rel_l2", "latents_cosine", "psnr", "ssim", "flip", "temporal"),
 )
 """Metrics that every machine can measure (LPIPS is kept only where it is gated), so that files agree."""
-LIBRARIES = ("torch", "diffusers", "transformers")
 COMMENT_ROWS = 30
 """Failing cases that a pull-request comment lists; the report has them all."""
 
@@ -62,13 +61,10 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
 def summarise(frame: pd.DataFrame, tag: str) -> dict[str, Any]:
     """JSON-safe content of summary.json; no times, messages or machine names: a second run gives the same."""
     results: list[Result] = list(frame["result"]) if len(frame) else []
-    versions = {
-        name: sorted({str(r.environment[name]) for r in results if r.environment.get(name)}) for name in LIBRARIES
-    }
     return {
         "schema": SCHEMA,
         "tag": tag,
-        "versions": {name: " / ".join(found) for name, found in versions.items() if found},
+        "versions": versions(results),
         "verdicts": counts(frame),
         "cases": [_case(result) for result in results],
     }
