@@ -199,7 +199,7 @@ def test_a_passing_output_is_stored_as_its_change_from_the_golden(tmp_path: Path
 def test_a_drift_shows_both_pictures_and_their_difference_without_a_script(tmp_path: Path) -> None:
     shown = page([compared(tmp_path, noise(1, 16, 16, 3), noise(1, 16, 16, 3) // 2, verdict="drift")], tmp_path)
     alts = [attrs["alt"] for tag, attrs in shown.tags if tag == "img" and attrs["alt"]]
-    assert alts == ["golden", "output", "difference, ×1"]
+    assert alts == ["golden", "output", "difference, ×2"]
     assert details(shown)["pictures"]["change"] is False
 
 
@@ -313,7 +313,7 @@ def test_a_place_has_its_usual_suspects(place: str, part: str, suspect: str) -> 
     first = Divergence(boundary="x", error=1, gate=0.1, place=place)
     why = blame(result(verdict="drift", first_divergence=first))
     assert (why.part, why.began) == (part, place)
-    assert why.cause.startswith("everything before agrees; look at ") and suspect in why.cause
+    assert why.cause.startswith("Everything before agrees; look at ") and suspect in why.cause
 
 
 def test_every_place_that_a_deviation_ever_showed_at_has_suspects() -> None:
@@ -323,7 +323,7 @@ def test_every_place_that_a_deviation_ever_showed_at_has_suspects() -> None:
     assert len(places) > 10 and strange == []
 
 
-def test_a_diagnosis_is_the_first_of_the_causes(tmp_path: Path) -> None:
+def test_a_diagnosis_is_among_the_causes(tmp_path: Path) -> None:
     found = Diagnosis(
         headline='Explained by "guidance one less".',
         ranking=[Suspect(name="guidance one less", about="A scale g means g - 1.", distance=0)],
@@ -339,7 +339,7 @@ def test_a_diagnosis_is_the_first_of_the_causes(tmp_path: Path) -> None:
         ),
     )
     shown = page([drift], tmp_path)
-    cause = 'Likely cause Explained by "guidance one less". settings differ: steps 4 → 5 Verdict beyond the gate: x'
+    cause = 'Likely cause Settings differ: steps 4 → 5. Explained by "guidance one less" Verdict beyond the gate: x'
     assert cause in shown.text and "it begins in" not in shown.text
     assert details(shown)["diagnosis"] == [["guidance one less", "A scale g means g - 1.", 0]]
 
@@ -353,9 +353,9 @@ def test_a_setting_that_differs_is_the_likely_cause(tmp_path: Path) -> None:
         golden_settings={"num_inference_steps": 4, "prompt": "a fox"},
     )
     shown = page([drift], tmp_path)
-    assert "Began at schedule: sigmas schedule/sigmas Likely cause settings differ: steps 4 → 5" in shown.text
+    assert "Began at schedule: sigmas schedule/sigmas Likely cause Settings differ: steps 4 → 5" in shown.text
     assert ["steps", "4", "5", True] in details(shown)["settings"]
-    assert "settings differ: steps 4 → 5" in (tmp_path / "comment.md").read_text()
+    assert "Settings differ: steps 4 → 5" in (tmp_path / "comment.md").read_text()
 
 
 def test_commands_can_be_pasted(tmp_path: Path) -> None:
@@ -434,6 +434,7 @@ def test_a_gate_of_zero_wants_equality() -> None:
         ("pixel_max", "lower", "/255", 3.0, "3"),
         ("ssim", "higher", "", 0.99962345, "0.999623"),
         ("latents_cosine", "higher", "", 1.0, "1"),
+        ("latents_cosine", "higher", "", 1 - 1.234e-12, "1 − 1.23e-12"),
         ("psnr", "higher", "dB", 42.168, "42.2"),
     ],
 )

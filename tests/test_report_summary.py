@@ -78,7 +78,7 @@ def test_junit_has_a_suite_a_model_and_says_what_failed_and_why(tmp_path: Path) 
     error, failure = (case[0] for case in suites["sd15"])
     assert (error.tag, error.attrib["message"]) == ("error", "�boom")
     assert (failure.tag, failure.attrib["type"]) == ("failure", "drift")
-    assert "began at: step0/noise\ncause: everything before agrees; look at the seed" in (failure.text or "")
+    assert "began at: step0/noise\ncause: Everything before agrees; look at the seed" in (failure.text or "")
 
 
 def test_a_pull_request_is_told_what_fails_and_what_changed(tmp_path: Path) -> None:

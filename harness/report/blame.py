@@ -43,12 +43,12 @@ def blame(result: Result) -> Blame:
     place = "" if first is None else first.place
     part = next((part for part in sorted(SUSPECTS, key=len, reverse=True) if place.startswith(part)), "")
     cause = [result.excuse.cause] if result.excuse else []
+    if changed := _settings(result):
+        cause.append("Settings differ: " + "; ".join(changed))
     if result.diagnosis is not None:
         cause.append(result.diagnosis.headline.rstrip("."))
-    if changed := _settings(result):
-        cause.append("settings differ: " + "; ".join(changed))
     if first is not None and not cause:
-        cause.append(f"everything before agrees; look at {SUSPECTS.get(part, 'what happens there')}")
+        cause.append(f"Everything before agrees; look at {SUSPECTS.get(part, 'what happens there')}")
     return Blame(part, place, ". ".join(cause) or result.message)
 
 

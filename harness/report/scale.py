@@ -10,8 +10,8 @@ ORDER: tuple[Verdict, ...] = ("error", "corrupt", "missing", "stale", "drift", "
 DECADES = 3
 """A metric's bar spans this many powers of ten on either side of its gate, so that all gates line up."""
 ABBREVIATIONS = frozenset(("psnr", "ssim", "flip", "lpips", "l2"))
-TRACE_FLOOR = 1e-8
-"""Left end of the trace's scale: below the rounding of float32. The right end is 1, an error as large as the signal."""
+NINES = 1e-5
+"""A score that is nearer to 1 is shown as what is missing: nobody counts nines."""
 
 
 def rounded(metric: Metric, number: float) -> float:
@@ -26,6 +26,8 @@ def shown(number: float | None, metric: Metric | None = None) -> str:
     """`number` as text, rounded as its metric asks for: 0.00123, 1.2e-5, 3. None is a boundary that our run lacks."""
     if number is None:
         return "absent or of another shape"
+    if metric and _is_score(metric) and 0 < 1 - number < NINES:
+        return f"1 − {as_text(float(f'{1 - number:.3g}'))}"
     return as_text(rounded(metric, number) if metric else float(f"{number:.3g}"))
 
 
@@ -62,15 +64,6 @@ def on_bar(metric: Metric, number: float) -> float:
     if value == 0 or gate == 0:  # no logarithm; a gate of 0 wants equality
         return 50.0 if value == gate else 0.0 if value == 0 else 100.0
     return min(max(50 + 50 * log10(value / gate) / DECADES, 0.0), 100.0)
-
-
-def on_trace(error: float | None) -> float:
-    """Length of a boundary's bar in the trace, in percent, on a logarithmic scale from TRACE_FLOOR to 1."""
-    if error is None:
-        return 100.0
-    if error <= TRACE_FLOOR:
-        return 0.0
-    return min(100 * (1 - log10(error) / log10(TRACE_FLOOR)), 100.0)
 
 
 def standing(metric: Metric) -> str:

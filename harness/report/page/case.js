@@ -70,9 +70,9 @@ function metricTable(metrics) {
   );
   const body = make("tbody");
   for (const m of metrics) {
-    const bar = m.bar === null ? make("span", { class: "none" }, m.state === "unknown" ? m.note : "no gate, shown only") : bars(m);
+    const bar = m.bar === null ? make("span", { class: "none" }, m.state === "unknown" ? "not evaluated" : "no gate") : bars(m);
     const value = make("td", { class: "num" }, make("b", {}, m.value), m.state === "outside" && make("span", { class: "outside" }, " outside"));
-    const head = make("th", { scope: "row" }, m.label, m.note && m.state !== "unknown" && make("small", {}, m.note));
+    const head = make("th", { scope: "row" }, m.label, m.note && m.note !== m.value && make("small", {}, m.note.replace(/^not evaluated:? ?/, "")));
     body.append(make("tr", { class: m.state }, head, make("td", { class: "wide" }, bar), value, make("td", { class: "num" }, m.gate), make("td", { class: "num" }, m.floor)));
   }
   table.append(body);
@@ -109,10 +109,10 @@ function traceStrip(d) {
   const entries = Object.entries(d.trace);
   if (!entries.length) return "";
   const off = entries.filter(([, error]) => error !== 0).length;
-  const note = d.began ? `first leaves the golden at ${d.began.boundary}` : off ? `no boundary leaves its gate; ${entries.length - off} of ${entries.length} are equal` : `all ${entries.length} boundaries are equal`;
+  const note = d.began ? `first leaves the golden at ${d.began.boundary}` : off ? `nothing beyond its gate reaches the final latents; ${entries.length - off} are equal` : "all are equal";
   const section = make("section", { class: "trace" }, make("h3", {}, "Trace ", make("small", {}, `relative error at ${entries.length} boundaries, log scale 1e-8 to 1: ${note}`)));
   const strip = make("div", { class: "strip", role: "img", "aria-label": `Trace: ${note}` });
-  strip.style.setProperty("--gate", `${onTrace(d.traceGate)}%`);
+  if (d.traceGate !== null) strip.style.setProperty("--gate", `${onTrace(d.traceGate)}%`);
   let stage = null;
   let left = false;
   for (const [boundary, error] of entries) {
@@ -125,7 +125,7 @@ function traceStrip(d) {
     }
     const first = d.began?.boundary === boundary;
     left ||= first;
-    const column = make("i", { class: first ? "first" : left ? "after" : "", title: `${boundary}: ${short(error)}` });
+    const column = make("i", { class: first ? "first" : error === null ? "absent" : left ? "after" : "", title: `${boundary}: ${short(error)}` });
     column.style.setProperty("--v", `${onTrace(error)}%`);
     stage.columns.append(column);
     stage.element.style.flexGrow = Math.min(stage.columns.childElementCount, 12);
