@@ -53,7 +53,7 @@ class Group(NamedTuple):
     title: str
     about: str
     columns: list[Column]
-    cells: list[Mapping[str, Cell]]
+    cells: Sequence[Mapping[str, Cell]]
     """Of each column: model -> cell."""
     findings: Sequence[Mapping[str, Any]] = ()
 
