@@ -57,7 +57,7 @@ def lora_of(golden_of: Callable[[str], Golden]) -> Callable[[str], Path]:
     return lambda case_id: golden_of(case_id).path("lora")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium; CI installs it (.ci/run)."""
     chromium = shutil.which("chromium")

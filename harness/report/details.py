@@ -196,7 +196,7 @@ def _finite(value: Any) -> Any:
 def _where(view: View) -> tuple[str, str]:
     """(all that `at:` finds, what the list shows)"""
     first = view.result.first_divergence
-    return (f"{first.boundary} {view.blame.began}", first.boundary) if first else ("", "")
+    return (f"{first.boundary} {first.place}", first.place) if first else ("", "")
 
 
 def _metric(metric: Metric) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class CaseList {
     const line = make("tr", { class: row.status, id: `row-${row.id}` },
       make("th", { scope: "row" }, link, row.changed && make("small", { class: "changed" }, row.changed)),
       make("td", {}, chip(row.status)),
-      make("td", { "data-label": "began at" }, row.at ? make("code", {}, row.where) : make("span", { class: "none" }, "–")),
+      make("td", { "data-label": "began at" }, row.at ? row.where : make("span", { class: "none" }, "–")),
       make("td", { class: "num", "data-label": "pixel max" }, number(row.shown.max, row.outside.includes("max") ? "outside" : "")),
       make("td", { class: "num", "data-label": "latents" }, number(row.shown.l2, row.outside.includes("l2") ? "outside" : "")),
       make("td", { class: "num", "data-label": "SSIM" }, number(row.shown.ssim, "")),
