@@ -360,15 +360,21 @@ def test_a_setting_that_differs_is_the_likely_cause(tmp_path: Path) -> None:
 
 def test_commands_can_be_pasted(tmp_path: Path) -> None:
     drift = result(
-        "sd15/base", "drift", metrics=[Metric(name="flip", value=1)], output_picture="a b.png", device="cuda"
+        "sd15/base",
+        "drift",
+        metrics=[Metric(name="flip", value=1)],
+        output_picture="a b.png",
+        device="cuda",
+        dtype="bfloat16",
     )
     text = page([result(), drift], tmp_path).text
     assert f"pytest cases/flux/lora.yaml --drift-tag {TAG}" in text
     assert f"lora-drift check --model flux --tag {TAG}" in text
     assert f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {TAG} --case flux/lora" in text
-    assert f"lora-drift known add sd15/base --cause WHY --expires YYYY-MM-DD --tag {TAG}" in text
-    assert f"lora-drift diagnose --case sd15/base --tag {TAG} --image 'a b.png'" in text
-    assert f"lora-drift check --model sd15 --tag {TAG} --device cuda" in text
+    assert f"lora-drift known add sd15/base --cause WHY --expires YYYY-MM-DD --tag {TAG} --device cuda" in text
+    assert f"lora-drift diagnose --case sd15/base --tag {TAG} --device cuda --image 'a b.png'" in text
+    assert f"pytest cases/sd15/base.yaml --drift-tag {TAG} --drift-device cuda --drift-dtype bfloat16" in text
+    assert f"lora-drift check --model sd15 --tag {TAG} --device cuda --dtype bfloat16" in text
     assert "known add flux/lora" not in text, "a match needs no excuse"
 
 

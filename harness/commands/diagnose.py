@@ -84,7 +84,8 @@ def diagnose(
         check_device(device)
         if results is not None:
             _refuse(ctx, OF_RESULTS, "a check has its own settings; leave it out, or --results")
-            raise typer.Exit(_explain_results(results, device, budget, top))
+            asked = ctx.get_parameter_source("device").name == "COMMANDLINE"  # type: ignore[union-attr]
+            raise typer.Exit(_explain_results(results, device if asked else None, budget, top))
         if image is None and trace is None:
             fail("--image: name the picture to explain (or a trace of its render with --trace)")
         if (case is None) == (model is None):
@@ -116,8 +117,11 @@ def _refuse(ctx: typer.Context, meaningful: tuple[str, ...], why: str) -> None:
         fail(f"--{given[0].replace('_', '-')}: {why}")
 
 
-def _explain_results(file: Path, device: str, budget: float | None, top: int) -> int:
-    """Explain each drift in a results file and write that into it; returns the exit code."""
+def _explain_results(file: Path, device: str | None, budget: float | None, top: int) -> int:
+    """Explain each drift in a results file, on its own device if none is given, and write that into it.
+
+    Returns the exit code.
+    """
     from harness import results, runner
     from harness.cases import ROOT
     from harness.diagnosis import words
@@ -126,12 +130,15 @@ def _explain_results(file: Path, device: str, budget: float | None, top: int) ->
         found = results.read(file)
     except (OSError, ValueError) as error:
         fail(f"--results {file}: {error}")
-    benches: dict[str, Any] = {}
+    benches: dict[tuple[str, str, str], Bench] = {}
     code = 0
     for result in found:
         if result.verdict not in ("drift", "known") or result.output_picture is None:
             continue
-        bench = benches.setdefault(result.tag, runner.Bench(device, tag=result.tag))
+        where = device or result.device
+        check_device(where)
+        key = (where, result.dtype, result.tag)
+        bench = benches.setdefault(key, runner.Bench(where, result.dtype, tag=result.tag))
         subject, tier = _subject_of_case(result.case, bench)
         said, interrupted = _run(_search(subject, ROOT / result.output_picture, None, tier), budget, quiet=False)
         result.diagnosis = words.for_report(said, top)

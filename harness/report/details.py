@@ -136,18 +136,21 @@ def commands(result: Result) -> dict[str, str]:
     """What it does -> the command, safe to paste into a shell."""
     case, tag = shlex.quote(result.case), shlex.quote(result.tag)
     path = shlex.quote(f"cases/{result.case}.yaml")
-    device = "" if result.device == "cpu" else f"device {shlex.quote(result.device)}"
-    found = {"Reproduce": f"pytest {path} --drift-tag {tag}" + (device and f" --drift-{device}")}
+    device, dtype = shlex.quote(result.device), shlex.quote(result.dtype)
+    where = "" if (device, dtype) == ("cpu", "float32") else f" --device {device} --dtype {dtype}"
+    on = "" if device == "cpu" else f" --device {device}"
+    found = {"Reproduce": f"pytest {path} --drift-tag {tag}{where.replace('--', '--drift-')}"}
     if result.verdict in ("drift", "known") and result.output_picture:
         picture = shlex.quote(result.output_picture)
-        found["Diagnose, where the case matches"] = f"lora-drift diagnose --case {case} --tag {tag} --image {picture}"
-    found["Check the model"] = f"lora-drift check --model {shlex.quote(result.model)} --tag {tag}"
-    found["Check the model"] += device and f" --{device}"
+        found["Diagnose, where the case matches"] = (
+            f"lora-drift diagnose --case {case} --tag {tag}{on} --image {picture}"
+        )
+    found["Check the model"] = f"lora-drift check --model {shlex.quote(result.model)} --tag {tag}{where}"
     found["Record the golden again"] = (
-        f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}"
+        f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}{where}"
     )
     if result.verdict == "drift" and result.metrics:
-        found["List as a known drift"] = f"lora-drift known add {case} --cause WHY --expires YYYY-MM-DD --tag {tag}"
+        found["List as a known drift"] = f"lora-drift known add {case} --cause WHY --expires YYYY-MM-DD --tag {tag}{on}"
     return found
 
 
