@@ -34,8 +34,8 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
     float32 and rounds once."""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *_: Any, **__: Any) -> tuple[Any]:
-        index = self._step_index or 0
-        self._step_index = index + 1
+        index: int = self.step_index or 0
+        self._step_index: int | None = index + 1
         now, then = (self.sigmas[i].item() for i in (index, index + 1))
         return (sample + (then - now) * model_output,)
 

@@ -60,6 +60,8 @@ def _pixelwise(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 class RMSNorm(nn.RMSNorm):
     """Rounds before it multiplies with its weight; torch's does so after."""
 
+    eps: float
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         scale = torch.rsqrt(torch.mean(wide**2, dim=-1, keepdim=True) + self.eps)
