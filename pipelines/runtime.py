@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,8 +214,13 @@ class Pipeline:
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
-            "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")},
+            "versions": dict(_versions()),
         }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "safetensors")}
 
 
 def load(

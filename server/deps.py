@@ -14,14 +14,14 @@ from server.service import Service
 from server.store import Conflict, New, Row
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
 Serving = Annotated[Service, Depends(service_of)]
 
 
-def authorized(
+async def authorized(
     request: Request,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))] = None,
     key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))] = None,
@@ -33,7 +33,7 @@ def authorized(
         raise ApiError(401, "UNAUTHORIZED", "give the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
 
-def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
+async def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
     row = service.store.get(request_id)
     if row is None:
         raise ApiError(404, "REQUEST_NOT_FOUND", f"no request {request_id!r}", request_id=request_id)

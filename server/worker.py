@@ -241,9 +241,9 @@ class Renderer:
             lora = base.with_lora(**files, strengths=strengths).lora  # type: ignore[arg-type]
             assert lora is not None
             self._loras[key] = lora
+            while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
+                self._loras.popitem(last=False)
         self._loras.move_to_end(key)
-        while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
-            self._loras.popitem(last=False)
         return replace(base, lora=lora, mode=job.lora_mode or base.spec.lora_mode)
 
 
