@@ -117,6 +117,11 @@ class Pipeline:
     def spec(self) -> ModelSpec:
         return self.base.spec
 
+    @property
+    def usual_mode(self) -> LoraMode:
+        """How the trainer applies a LoRA to this base."""
+        return "live" if self.base.quantization.quantize else self.spec.lora_mode
+
     def with_lora(
         self,
         path: str | Path | None = None,
@@ -143,12 +148,11 @@ class Pipeline:
         files = {name: Path(p) for name, p in (("", path), ("high", high), ("low", low)) if p is not None}
         if not files:
             raise RequestError("with_lora() needs a file: path, or high and low")
-        usual: LoraMode = "live" if self.base.quantization.quantize else self.spec.lora_mode
         if mode == "merged" and self.base.quantization.quantize:
             raise RequestError("mode merged: a LoRA cannot be merged into a quantised base; leave it out, or take live")
         lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
         lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
-        return replace(self, lora=lora, mode=mode or usual)
+        return replace(self, lora=lora, mode=mode or self.usual_mode)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
         """Render one request; `fields` are those of `pipelines.settings.Request`.

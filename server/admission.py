@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import MODELS, ModelSpec, RequestError
+from pipelines.quantize import Quantization
 from pipelines.settings import Request, resolve
 from server import controls, fetch, loras
 from server.config import Settings
 from server.errors import bad
 from server.jobs import Job, LoraFile, Prompt, Secrets
-from server.loras import LoraFileError
 from server.schemas import InferenceRequest, LoraItem, PromptItem, Verified
 
 LARGEST_SIDE = 4096
@@ -31,8 +31,14 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
     """
     spec = _spec(asked.model)
     _check_experts(spec, asked.loras)
+    quantization = Quantization(asked.quantize, asked.quantize_te, asked.qtype, asked.qtype_te)
+    if asked.lora_mode == "merged" and asked.quantize:
+        raise bad("LORA_MODE_INVALID", "lora_mode merged: a LoRA cannot be merged into a quantised base; leave it out")
     files, secrets = await _loras(asked, settings)
-    verified = vouching(spec.id, (asked.lora_mode or spec.lora_mode) if asked.loras else None)
+    mode = asked.lora_mode or ("live" if asked.quantize else spec.lora_mode)
+    verified = vouching(
+        spec.id, mode if asked.loras else None, quantized=quantization.quantize or quantization.encoders
+    )
     dumped = None if verified is None else verified.model_dump()
     if (asked.require_verified or settings.require_verified) and (
         verified is None or verified.verdict not in ("match", "known")
@@ -49,6 +55,7 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
     job = Job(
         id=str(uuid.uuid4()),
         model=spec.id,
+        quantization=quantization,
         loras=files,
         prompts=prompts,
         lora_mode=asked.lora_mode,
@@ -75,11 +82,11 @@ def warnings_of(asked: InferenceRequest) -> list[str]:
 
 
 @cache
-def vouching(model: str, lora_mode: str | None) -> Verified | None:
+def vouching(model: str, lora_mode: str | None, *, quantized: bool = False) -> Verified | None:
     from harness.coverage import covering
     from harness.recorder import pins
 
-    found = covering(model, lora_mode, pins.newest())
+    found = covering(model, lora_mode, pins.newest(), quantized=quantized)
     return None if found is None else Verified(**found)
 
 
@@ -120,12 +127,8 @@ async def _loras(asked: InferenceRequest, settings: Settings) -> tuple[list[Lora
                 raise bad("LORA_URL_FORBIDDEN", str(error)) from error
             file.label, secrets.urls[i] = fetch.shown(item.path), item.path
         else:
-            path = await asyncio.to_thread(loras.local, settings.workflows_base_path, item.path)
-            try:
-                file.file, file.sha256 = str(path), await asyncio.to_thread(loras.inspect, path)
-            except LoraFileError as error:
-                raise bad("LORA_INVALID", f"LoRA file {item.path!r}: {error}".replace(str(path), item.path),
-                          path=item.path) from error  # fmt: skip
+            path, file.sha256 = await asyncio.to_thread(loras.local, settings.workflows_base_path, item.path)
+            file.file = str(path)
             if item.sha256 not in (None, file.sha256):
                 raise bad("LORA_CHANGED", f"LoRA file {item.path!r} has the sha256 {file.sha256}, not the one given",
                           path=item.path, sha256=file.sha256)  # fmt: skip

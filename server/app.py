@@ -22,14 +22,12 @@ from server.service import running
 from server.telemetry import log_to_stderr
 from server.times import iso
 
-PING_EVERY = 15.0
-"""Seconds after which an idle event stream says that it is alive."""
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in {
         400: "The request is wrong: `code` and `message` say how to mend it",
         401: "API key missing or wrong",
+        403: "Without an API key: sent by a web page, or to a name that is not this server's",
         404: "No such request",
         409: "In conflict with an earlier request",
         413: "Body too large",
@@ -94,11 +92,7 @@ async def get_events(named: Named, service: Serving) -> AsyncIterator[ServerSent
             yield ServerSentEvent(event="status", data=service.status(row).model_dump())
             if row.finished:
                 return
-            while not event.is_set():
-                try:
-                    await asyncio.wait_for(event.wait(), PING_EVERY)
-                except TimeoutError:
-                    yield ServerSentEvent(comment="waiting")
+            await event.wait()
 
 
 @v1.get("/requests/{request_id}/files/{name}", tags=["inference"], response_class=FileResponse)

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import binascii
 import io
-import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -54,16 +53,16 @@ async def _content(given: str, field: str, settings: Settings) -> bytes:
 
 def _write(content: bytes, field: str, path: Path, megapixels: float) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit comes first
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > megapixels * 1e6:
-                    raise _refused(field, f"{image.width}x{image.height} is more than {megapixels:g} megapixels")
-                upright = ImageOps.exif_transpose(image)
-                picture = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > megapixels * 1e6:
+                raise _refused(field, f"{image.width}x{image.height} is more than {megapixels:g} megapixels")
+            upright = ImageOps.exif_transpose(image)
+            picture = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     except UnidentifiedImageError as error:
         raise _refused(field, f"not a picture in one of the formats {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ApiError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
         raise _refused(field, f"not a whole picture ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, "PNG", compress_level=1)

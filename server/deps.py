@@ -1,13 +1,17 @@
 """What routes need before they begin: the service, the API key, the request that a path names."""
 
 import hashlib
+import ipaddress
 import secrets as randomness
+from socket import gethostname
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from server import admission
+from server.config import Settings
 from server.errors import ApiError
 from server.schemas import InferenceRequest
 from server.service import Service
@@ -26,14 +30,36 @@ async def authorized(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))] = None,
     key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))] = None,
 ) -> None:
-    """Raises ApiError unless the client has the key, if there is one."""
-    wanted = request.app.state.settings.api_key
+    """Raises ApiError unless the client has the key; where there is none, if somebody's web page may be behind it."""
+    settings: Settings = request.app.state.settings
     given = bearer.credentials if bearer is not None else key or ""
-    if wanted is not None and not randomness.compare_digest(given.encode(), wanted.get_secret_value().encode()):
+    if settings.api_key is None:
+        _refuse_web_pages(request, settings)
+    elif not randomness.compare_digest(given.encode(), settings.api_key.get_secret_value().encode()):
         raise ApiError(401, "UNAUTHORIZED", "give the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
 
-async def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
+def _refuse_web_pages(request: Request, settings: Settings) -> None:
+    """A page that its reader opens on this machine can send forms to localhost, and can let its own name lead here (DNS
+    rebinding). The browser then names the page, as the origin or as the host.
+    """
+    ours, host, origin = urlsplit(settings.url), request.url.hostname or "", request.headers.get("origin")
+    if not (_is_address(host) or host in ("localhost", gethostname().lower(), ours.hostname)):
+        raise ApiError(403, "HOST_UNKNOWN", f"this server is not known as {host!r}: set BASE_URL, or an API_KEY")
+    same = (f"{parts.scheme}://{parts.netloc}" for parts in (request.url, ours))
+    if origin is not None and origin not in (*settings.origins, *same):
+        raise ApiError(403, "ORIGIN_FORBIDDEN", f"pages of {origin!r} may not ask: set CORS_ORIGINS, or an API_KEY")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
     row = service.store.get(request_id)
     if row is None:
         raise ApiError(404, "REQUEST_NOT_FOUND", f"no request {request_id!r}", request_id=request_id)

@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx2 as httpx
 
 REDIRECTS = 5
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 class FetchError(Exception):
@@ -25,9 +25,10 @@ def shown(url: str) -> str:
 
 def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in _NAT64):
-        return False  # each holds an IPv4 address that nobody checked
-    return ip.is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    # Outside of it, and in those two, lie addresses that hold an IPv4 address that nobody checked.
+    return ip.is_global and ip in _UNICAST and not (ip.sixtofour or ip.teredo)
 
 
 def check_url(url: str, *, private: bool) -> None:
@@ -47,14 +48,22 @@ def check_url(url: str, *, private: bool) -> None:
         raise FetchError(f"{shown(url)}: give a host, and no user or password")
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(f"{shown(url)}: redirects to what is no URL") from error
+
+
 async def _address(url: str, *, private: bool) -> str:
     """An address of the URL's host, checked; the connection goes there, so that no second look-up can change it."""
     parts = urlsplit(url)
     port = parts.port or {"https": 443, "http": 80}[parts.scheme]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise FetchError(f"{shown(url)}: its host has no address ({error.strerror or error})") from error
+    except (OSError, UnicodeError) as error:  # the latter where a label is empty or too long
+        why = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise FetchError(f"{shown(url)}: its host has no address ({why})") from error
     addresses = [str(entry[4][0]) for entry in found]
     if not private and not all(map(is_public, addresses)):
         raise FetchError(f"{shown(url)}: private and local addresses are not fetched from")
@@ -103,7 +112,7 @@ async def request(
                         await response.aclose()
                         return
                     await response.aclose()
-                    url = urljoin(url, response.headers["location"])
+                    url = _joined(url, response.headers["location"])
                 raise FetchError(f"{shown(url)}: more than {REDIRECTS} redirects")
         except TimeoutError as error:
             raise FetchError(f"{shown(url)}: not finished after {timeout:g} s") from error

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from pipelines.quantize import Quantization
+
 
 class LoraFile(BaseModel):
     expert: Literal["", "high", "low"] = ""
@@ -25,6 +27,7 @@ class Prompt(BaseModel):
 class Job(BaseModel):
     id: str
     model: str
+    quantization: Quantization = Quantization()
     loras: list[LoraFile]
     prompts: list[Prompt]
     lora_mode: Literal["merged", "live"] | None = None
@@ -33,6 +36,11 @@ class Job(BaseModel):
     quality: int = 95
     output_folder: str
     verified: dict[str, Any] | None = None
+
+    @property
+    def base(self) -> str:
+        """What has to be loaded: jobs with the same render one after the other."""
+        return f"{self.model} {self.quantization}"
 
 
 class Secrets(BaseModel):

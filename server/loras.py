@@ -25,11 +25,11 @@ def is_url(path: str) -> bool:
     return path.lower().startswith(("http://", "https://"))
 
 
-def local(root: Path, path: str) -> Path:
-    """The file `path` below `root`.
+def local(root: Path, path: str) -> tuple[Path, str]:
+    """The file `path` below `root`, and its hash.
 
     Raises:
-        ApiError: it leads out of the folder (absolute, `..`, a symlink), or is no safetensors file there.
+        ApiError: it leads out of the folder (absolute, `..`, a symlink), or is no sound safetensors file there.
     """
 
     def refuse(code: str, message: str) -> ApiError:
@@ -48,7 +48,10 @@ def local(root: Path, path: str) -> Path:
         raise refuse("LORA_PATH_FORBIDDEN", "is a link that leads out of WORKFLOWS_BASE_PATH")
     if not found.is_file():
         raise refuse("LORA_NOT_FOUND", "is not a file")
-    return found
+    try:
+        return found, inspect(found)
+    except LoraFileError as error:
+        raise refuse("LORA_INVALID", str(error).replace(str(found), path)) from error
 
 
 def inspect(file: Path) -> str:

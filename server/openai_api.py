@@ -84,7 +84,7 @@ router = APIRouter(
     prefix=PREFIX,
     tags=["OpenAI"],
     dependencies=[Depends(authorized)],
-    responses={status: {"model": OpenAIError} for status in (400, 401, 413, 429, 500)},
+    responses={status: {"model": OpenAIError} for status in (400, 401, 403, 413, 429, 500)},
 )
 
 

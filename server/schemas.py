@@ -12,6 +12,7 @@ Side = Annotated[int, Field(ge=64, le=4096)]
 Seed = Annotated[int, Field(ge=-1, lt=2**64, description="-1 draws one")]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+QType = Literal["qfloat8", "float8", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
 Text = Annotated[str, Field(max_length=20_000)]
 Picture = Annotated[str, Field(description="https URL, data URL or base64 of a PNG, JPEG or WebP picture")]
 
@@ -64,6 +65,13 @@ class InferenceRequest(_Strict):
     hf_token: SecretStr | None = None
     """For this request's downloads only; never stored beyond its end, never logged."""
     lora_mode: Literal["merged", "live"] | None = None
+    quantize: bool = False
+    """Quantise the denoiser as the trainer's job did."""
+    quantize_te: bool | None = None
+    """The text encoder too; left out: as `quantize`."""
+    qtype: QType = "qfloat8"
+    qtype_te: QType = "qfloat8"
+    """Of the text encoder, for models where the trainer tells them apart."""
     output_format: Literal["jpg", "png", "webp", "mp4", "mkv"] | None = None
     """Default: jpg for pictures, mp4 for videos. Lossless: png, mkv."""
     output_quality: Annotated[int, Field(ge=1, le=100)] = 95

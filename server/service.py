@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from server import webhooks
-from server.admission import controls_folder
+from server.admission import forget_controls
 from server.config import MEGABYTE, Settings
 from server.fetch import FetchError
 from server.jobs import Job, Secrets
@@ -29,8 +28,9 @@ from server.worker import WorkerSettings
 log = logging.getLogger("server.service")
 
 DOWNLOADS_AT_ONCE = 4
+DELIVERIES_AT_ONCE = 32
 TIDY_EVERY = 1.0
-"""Seconds between looks for what has expired."""
+"""Seconds between looks for what has expired, and for webhooks that are due."""
 
 
 class Service:
@@ -44,8 +44,9 @@ class Service:
         self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread)
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._download_slots = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+        self._delivery_slots = asyncio.Semaphore(DELIVERIES_AT_ONCE)
+        self._delivering: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._webhook_wake = asyncio.Event()
 
     def _worker(self) -> WorkerProcess:
         settings = self.settings
@@ -63,8 +64,8 @@ class Service:
         self.dispatcher.start()
         for row in self.store.unready():
             self.prepare(row)
-        self.spawn(self._repeat(self._tidy, TIDY_EVERY))
-        self.spawn(self._repeat(self._deliver_webhooks, 0))
+        self.spawn(self._repeat(self._tidy))
+        self.spawn(self._repeat(self._deliver_webhooks))
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.dispatcher.stop)
@@ -78,14 +79,13 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]], pause: float) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await work()
             except Exception:  # the next round may do better, and the others must go on
                 log.exception("a task in the background failed")
-                await asyncio.sleep(TIDY_EVERY)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(TIDY_EVERY)
 
     def cancel(self, request_id: str) -> Row | None:
         """See `Store.cancel`."""
@@ -106,7 +106,6 @@ class Service:
     def changed(self, request_id: str) -> None:
         for event in self._listeners.get(request_id, ()):
             event.set()
-        self._webhook_wake.set()
 
     @asynccontextmanager
     async def listening(self, request_id: str) -> AsyncIterator[asyncio.Event]:
@@ -152,32 +151,37 @@ class Service:
     # ------------------------------------------------------------------------------------------- webhooks and time
 
     async def _deliver_webhooks(self) -> None:
-        self._webhook_wake.clear()
-        rows = self.store.webhooks_due()
-        await asyncio.gather(*(self._deliver(row) for row in rows))
-        if not rows:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._webhook_wake.wait(), TIDY_EVERY)
+        for row in self.store.webhooks_due():
+            if row.id not in self._delivering:  # one that does not answer must not hold up the others
+                self._delivering.add(row.id)
+                self.spawn(self._deliver(row))
 
     async def _deliver(self, row: Row) -> None:
-        outcome, due = await webhooks.deliver(row, self.result(row).model_dump(), self.settings)
-        self.metrics.webhooks.labels(outcome).inc()
-        self.store.note_webhook(row.id, row.webhook_tries + 1, due)
+        try:
+            async with self._delivery_slots:
+                outcome, due = await webhooks.deliver(row, self.result(row).model_dump(), self.settings)
+            self.metrics.webhooks.labels(outcome).inc()
+            self.store.note_webhook(row.id, row.webhook_tries + 1, due)
+        finally:
+            self._delivering.discard(row.id)
 
     async def _tidy(self) -> None:
         for row in self.store.expire():
             self.metrics.note_end(row)
             self.changed(row.id)
-        old = self.store.remove_finished(time.time() - self.settings.result_ttl)
-        await asyncio.to_thread(self._remove_files, [row.id for row in old])
+        old = self.store.finished(time.time() - self.settings.result_ttl)
+        if old:
+            await asyncio.to_thread(self._remove_files, old)
+            self.store.remove(old)
         self.store.scrub()
         self.metrics.queue.set(self.store.waiting())
 
-    def _remove_files(self, request_ids: list[str]) -> None:
-        for request_id in request_ids:
-            for path in self.settings.output_base_path.glob(f"{request_id}_output_*"):
+    def _remove_files(self, request_ids: set[str]) -> None:
+        for path in self.settings.output_base_path.glob("*_output_*"):
+            if path.name.lstrip(".").partition("_output_")[0] in request_ids:  # a dot: half a file of a killed worker
                 path.unlink(missing_ok=True)
-            shutil.rmtree(controls_folder(request_id, self.settings), ignore_errors=True)
+        for request_id in request_ids:
+            forget_controls(request_id, self.settings)
 
     # ------------------------------------------------------------------------------------------------------ answers
 

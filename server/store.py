@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Engine, create_engine, event, exists, func, select, update
+from sqlalchemy import JSON, Engine, create_engine, delete, event, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -29,6 +29,7 @@ class Row(Base):
     id: Mapped[str] = mapped_column(unique=True)
     state: Mapped[State] = mapped_column(index=True)
     model: Mapped[str]
+    base: Mapped[str]
     job: Mapped[dict[str, Any]] = mapped_column(JSON)
     secrets: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     ready: Mapped[bool]
@@ -38,7 +39,7 @@ class Row(Base):
     """Hash of the body that came with the key."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
-    finished_at: Mapped[float | None]
+    finished_at: Mapped[float | None] = mapped_column(index=True)
     expires_at: Mapped[float | None]
     """When it fails unless it has started."""
     tries: Mapped[int] = mapped_column(default=0)
@@ -135,6 +136,7 @@ class Store:
             id=new.job.id,
             state="in_queue",
             model=new.job.model,
+            base=new.job.base,
             job=new.job.model_dump(),
             secrets=new.secrets.model_dump(mode="json"),
             ready=not new.secrets.urls,
@@ -194,7 +196,7 @@ class Store:
     # --------------------------------------------------------------------------------------------- for the renderer
 
     def claim(self, loaded: Collection[str], fairness_bound: int) -> Row | None:
-        """The next request, now in progress: the oldest, or the oldest whose model is loaded, as long as that
+        """The next request, now in progress: the oldest, or the oldest whose base is loaded, as long as that
         overtakes nobody for more than the bound's time.
         """
         queued = select(Row).where(Row.state == "in_queue", Row.ready).order_by(Row.seq).limit(1)
@@ -202,8 +204,8 @@ class Store:
             row = session.scalar(queued)
             if row is None:
                 return None
-            if row.model not in loaded:
-                other = session.scalar(queued.where(Row.model.in_(loaded)))
+            if row.base not in loaded:
+                other = session.scalar(queued.where(Row.base.in_(loaded)))
                 if other is not None:
                     older = (Row.state == "in_queue", Row.ready, Row.seq < other.seq)
                     if not session.scalar(select(exists().where(*older, Row.overtaken >= fairness_bound))):
@@ -302,14 +304,15 @@ class Store:
                 self._finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
         return late
 
-    def remove_finished(self, before: float) -> list[Row]:
-        """Forget what finished before then (and whose webhook is delivered); returns it, so that files follow."""
+    def finished(self, before: float) -> set[str]:
+        """What finished before then, and has no webhook to be delivered."""
+        with self._reading() as session:
+            found = session.execute(select(Row.id, Row.webhook_due).where(Row.finished_at < before))
+            return {request_id for request_id, webhook_due in found if webhook_due is None}
+
+    def remove(self, request_ids: Collection[str]) -> None:
         with self._writing() as session:
-            old = select(Row).where(Row.state.in_(FINISHED), Row.finished_at < before, Row.webhook_due.is_(None))
-            rows = list(session.scalars(old))
-            for row in rows:
-                session.delete(row)
-        return rows
+            session.execute(delete(Row).where(Row.id.in_(request_ids)))
 
 
 def _prepare(connection: Any, _record: Any) -> None:

@@ -143,7 +143,7 @@ class Dispatcher(threading.Thread):
                 self._let_go(f"the worker died {error}")
                 log.error("the worker does not start", extra={"cause": str(error), "again_in": pause})
             except Exception as error:  # a full disk, say: keep trying, and say so at /readyz
-                self._let_go(f"{type(error).__name__}: {error}")
+                self._let_go(f"{type(error).__name__}; the log says more")
                 log.exception("the dispatcher failed", extra={"again_in": pause})
             self._ending.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

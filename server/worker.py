@@ -159,19 +159,19 @@ class Renderer:
         try:
             return self._render(job, pipe)
         except Exception as error:
-            others = [model for model in self._bases if model != job.model]
+            others = [key for key in self._bases if key != job.base]
             if not self.is_out_of_memory(error) or not others:
                 raise
-        for model in others:
-            self._drop(model)
+        for key in others:
+            self._drop(key)
         return self._render(job, pipe)
 
     def _render(self, job: Job, pipe: Connection) -> dict[str, Any]:
         started = time.perf_counter()
-        base = self._bases.get(job.model) or self._load(job.model)
+        base = self._bases.get(job.base) or self._load(job)
         pipeline = self._with_loras(base, job)  # first: a LoRA for another model costs no load
-        timings: dict[str, Any] = {"lora": time.perf_counter() - started, "base_was_loaded": job.model in self._bases}
-        self._hold(job.model, base)
+        timings: dict[str, Any] = {"lora": time.perf_counter() - started, "base_was_loaded": job.base in self._bases}
+        self._hold(job.base, base)
         timings["load"] = time.perf_counter() - started - timings["lora"]
         outputs, timings["prompts"] = [], []
         for i in range(len(job.prompts)):
@@ -194,35 +194,40 @@ class Renderer:
 
             raise Cancelled("cancelled between prompts")
         output = pipeline.sample(**job.prompts[index].fields, on_step=on_step)
+        names, settings = job.prompts[index].controls, output.receipt["settings"]
+        settings["control"] = [names[path] for path in settings["control"]]
+        settings["ctrl_img"] = names.get(settings["ctrl_img"])
         output.receipt["verified_by"] = job.verified
         return output
 
     # ----------------------------------------------------------------------------------------------------- memory
 
-    def _load(self, model: str) -> Pipeline:
+    def _load(self, job: Job) -> Pipeline:
         import pipelines
 
-        return pipelines.load(model, device=self.settings.device, offload=self.settings.offload)
+        return pipelines.load(
+            job.model, device=self.settings.device, offload=self.settings.offload, quantization=job.quantization
+        )
 
-    def _hold(self, model: str, base: Pipeline) -> None:
+    def _hold(self, key: str, base: Pipeline) -> None:
         """Load a base model unless it is, and let go of those unused for longest, as the budget wants."""
-        if model not in self._bases:
+        if key not in self._bases:
             # What a model needs is known once it was loaded; a first load may end in the second try of `render`.
-            self._trim(self._budget - self._sizes.get(model, 0), keep=0)
+            self._trim(self._budget - self._sizes.get(key, 0), keep=0)
             modules = [m for m in base.base.pipe.components.values() if hasattr(m, "parameters")]
             tensors = {t.data_ptr(): t.nbytes for m in modules for t in (*m.parameters(), *m.buffers())}
-            self._bases[model], self._sizes[model] = base, sum(tensors.values())
-        self._bases.move_to_end(model)
+            self._bases[key], self._sizes[key] = base, sum(tensors.values())
+        self._bases.move_to_end(key)
         self._trim(self._budget, keep=1)
 
     def _trim(self, budget: float, *, keep: int) -> None:
-        while len(self._bases) > keep and sum(self._sizes[model] for model in self._bases) > budget:
+        while len(self._bases) > keep and sum(self._sizes[key] for key in self._bases) > budget:
             self._drop(next(iter(self._bases)))
 
-    def _drop(self, model: str) -> None:
+    def _drop(self, key: str) -> None:
         import torch
 
-        del self._bases[model]
+        del self._bases[key]
         gc.collect()
         if self.settings.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -244,7 +249,7 @@ class Renderer:
             while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
                 self._loras.popitem(last=False)
         self._loras.move_to_end(key)
-        return replace(base, lora=lora, mode=job.lora_mode or base.spec.lora_mode)
+        return replace(base, lora=lora, mode=job.lora_mode or base.usual_mode)
 
 
 def _size(lora: Lora) -> int:

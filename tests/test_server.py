@@ -20,6 +20,7 @@ from PIL import Image
 from harness.coverage import covering
 from harness.recorder import pins
 from pipelines import MODELS, Pipeline
+from server.config import Settings
 from server.local import ROOT, LocalServer
 
 LoraOf = Callable[[str], Path]
@@ -263,6 +264,8 @@ def test_control_images_come_as_data_and_are_turned_upright(
     expected = ours.sample("a fox", width=64, height=64, steps=2, seed=1, control=[str(tmp_path / "control.png")])
     assert Image.open(one["file_path"]).tobytes() == expected.frames[0].tobytes()
     assert one["sha256"] == two["sha256"]
+    told = [picture["receipt"]["settings"]["control"] for picture in (one, two)]
+    assert told == [["prompts[0].ctrl_img"], ["prompts[1].ctrl_img_1"]]
 
 
 def test_an_unverified_configuration_can_be_refused(server: LocalServer) -> None:
@@ -272,6 +275,21 @@ def test_an_unverified_configuration_can_be_refused(server: LocalServer) -> None
     unproven = next(model for model in MODELS if covering(model, "live", pins.newest()) is None)
     refused = refusal(server, body(unproven, lora_mode="live", require_verified=True))
     assert (refused["code"], refused["details"]["verified"]) == ("NOT_VERIFIED", None)
+
+
+def test_a_quantised_base_is_another_base_with_its_own_proof(server: LocalServer) -> None:
+    prompt = {"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 2, "seed": 1}
+    sent = body("flux", loras=[{"path": "flux.safetensors"}], prompts=[prompt])
+    ways: list[Body] = [{}, {"quantize": True}, {"quantize": True, "qtype": "float8"}, {"quantize": True}]
+    results = [server.wait(server.submit({**sent, **way})) for way in ways]
+    pictures = [result["outputs"]["images"][0] for result in results]
+    assert len({picture["sha256"] for picture in pictures}) == 3
+    assert pictures[1]["sha256"] == pictures[3]["sha256"]
+    assert results[3]["metadata"]["timings"]["base_was_loaded"]
+    assert [p["receipt"].get("quantization", {}).get("qtype") for p in pictures[:3]] == [None, "qfloat8", "float8"]
+    assert [p["receipt"]["lora"]["mode"] for p in pictures[:2]] == ["merged", "live"]
+    assert [r["verified"]["case"] for r in results[:2]] == ["flux/lora", "flux/quantized"]
+    assert refusal(server, {**sent, "quantize": True, "lora_mode": "merged"})["code"] == "LORA_MODE_INVALID"
 
 
 # ------------------------------------------------------------------------------------------------ beyond it: requests
@@ -330,12 +348,30 @@ def test_operators_see_health_and_metrics(server: LocalServer) -> None:
     page = server.http.get("/metrics").text
     assert float(re.findall(r'lora_drift_requests_total{model="sd15",state="succeeded"} (\S+)', page)[0]) >= 1
     assert "lora_drift_render_seconds_bucket" in page
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    finished = [line for line in lines if line["message"] == "finished"]
+    assert {"time", "level", "request_id", "model", "state"} <= set(finished[-1])
 
 
 def test_importing_the_application_does_not_wait_for_torch() -> None:
     code = "import server.app, sys; print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
+
+
+def test_the_settings_of_the_specification_have_its_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where no `.env` is
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    defaults = Settings()
+    assert (defaults.port, defaults.url, defaults.device) == (8000, "http://localhost:8000", "cuda")
+    assert (defaults.enable_cpu_offload, defaults.debug, defaults.hf_token) == (False, False, None)
+    assert defaults.workflows_base_path == Path("/app/ai-toolkit/lora_weights")
+    assert defaults.output_base_path == Path("/tmp/inference_output")
+    assert defaults.host == "127.0.0.1", "docs/server.md says why it is not 0.0.0.0"
+    Path(".env").write_text("BASE_URL=https://gpu.example/\nMODEL_CACHE_DIR=weights\nINFERENCE_TIMEOUT=5\n")
+    given = Settings()
+    assert (given.url, given.model_cache_dir, given.inference_timeout) == ("https://gpu.example", Path("weights"), 5)
 
 
 def test_a_wrong_setting_is_named() -> None:

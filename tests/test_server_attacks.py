@@ -5,17 +5,21 @@ import base64
 import io
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
+import trustme
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -47,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, lora_of: LoraOf) -> Path:
 def client(folder: Path) -> Iterator[TestClient]:
     """A server as it is by default, with small limits."""
     limits = {"max_body_mb": 2, "max_image_mb": 1, "max_image_megapixels": 1, "max_lora_mb": 0.2}
-    with TestClient(create_app(settings(folder, **limits))) as running:
+    with TestClient(create_app(settings(folder, **limits)), "http://localhost") as running:
         yield running
 
 
@@ -56,7 +60,7 @@ def open_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient
     """One that may fetch from this machine, so that what it fetches can be hostile."""
     folder = tmp_path_factory.mktemp("open")
     limits = {"max_lora_mb": 0.2, "max_image_mb": 0.1, "allow_private_urls": True, "download_timeout": 2}
-    with TestClient(create_app(settings(folder, **limits))) as running:
+    with TestClient(create_app(settings(folder, **limits)), "http://localhost") as running:
         yield running
 
 
@@ -137,8 +141,8 @@ def test_outputs_are_served_by_name_only(client: TestClient) -> None:
 # --------------------------------------------------------------------------------------------------------- fetching
 
 PRIVATE = ["127.0.0.1", "localhost", "10.0.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "[::1]", "[fe80::1]",
-           "[fd00::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "2130706433", "0x7f.1",
-           "127.1", "100.64.0.1", "224.0.0.1"]  # fmt: skip
+           "[fd00::1]", "[fec0::1]", "[::ffff:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]",
+           "[2002:7f00:1::]", "2130706433", "0x7f.1", "127.1", "100.64.0.1", "224.0.0.1", "a..b", "x" * 64]  # fmt: skip
 
 
 @pytest.mark.parametrize("host", PRIVATE)
@@ -162,7 +166,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @contextmanager
-def site(answer: Answer, host: str = "127.0.0.1") -> Iterator[str]:
+def site(answer: Answer, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A web server that answers every GET so; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -173,6 +177,8 @@ def site(answer: Answer, host: str = "127.0.0.1") -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer((host, 0), Handler) as http:
+        if tls is not None:
+            http.socket = tls.wrap_socket(http.socket, server_side=True)
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://{host}:{http.server_address[1]}"
         http.shutdown()
@@ -197,7 +203,8 @@ def test_a_redirect_is_checked_like_the_first_url(monkeypatch: pytest.MonkeyPatc
             return response.status_code
 
     with site(lambda h: send(h, b"secret"), "127.0.0.2") as inside:
-        ways = {f"{inside}/a": "private and local addresses", "file:///etc/passwd": "only https", "/again": "redirects"}
+        ways = {f"{inside}/a": "private and local addresses", "file:///etc/passwd": "only https", "/again": "redirects",
+                "http://[::1": "no URL"}  # fmt: skip
         for target, message in ways.items():
             redirect = site(lambda h, to=target: send(h, b"", 302, Location=to))  # type: ignore[misc]
             with redirect as outside, pytest.raises(fetch.FetchError, match=message):
@@ -223,6 +230,36 @@ def test_a_name_that_changes_its_address_after_the_check_gains_nothing(monkeypat
         port = url.rpartition(":")[2]
         assert asyncio.run(get(int(port))) == f"rebinds.test:{port}"
     assert looked_up == ["rebinds.test"]
+
+
+def test_over_tls_the_checked_address_is_connected_to_and_the_name_is_verified(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority, asked_for = trustme.CA(), []
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, verify=trusting))
+    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1")
+
+    async def get(host: str, port: int) -> str:
+        answers = iter(["127.0.0.1", "10.0.0.1"])  # a second look-up would lead inside
+
+        async def getaddrinfo(_host: str, port: int, **_: Any) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        async with fetch.request("GET", f"https://{host}:{port}/", private=False, timeout=5) as response:
+            return (await response.aread()).decode()
+
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("rebinds.test").configure_cert(tls)
+    tls.sni_callback = lambda _socket, name, _context: asked_for.append(name)
+    with site(lambda h: send(h, h.headers["Host"].encode()), tls=tls) as url:
+        port = int(url.rpartition(":")[2])
+        assert asyncio.run(get("rebinds.test", port)) == f"rebinds.test:{port}"
+        with pytest.raises(fetch.FetchError, match="ConnectError"):
+            asyncio.run(get("somebody-else.test", port))
+    assert asked_for == ["rebinds.test", "somebody-else.test"]
 
 
 def test_a_token_is_not_sent_on_to_where_a_redirect_leads() -> None:
@@ -287,9 +324,9 @@ def test_a_download_with_another_hash_is_refused(open_client: TestClient, lora_o
 # ---------------------------------------------------------------------------------------------------- control images
 
 
-def picture(format: str = "PNG", size: tuple[int, int] = (64, 64)) -> str:
+def picture(format: str = "PNG", size: tuple[int, int] = (64, 64), exif: bytes = b"") -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, format)
+    Image.new("RGB", size).save(buffer, format, exif=exif)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -312,6 +349,10 @@ IMAGES = {
     "another format": picture("GIF"),
     "yet another": picture("TIFF"),
     "cut off": picture()[:60],
+    # To be turned, and as wide as "hi": Pillow raises a struct.error.
+    "lying in its EXIF": picture(
+        exif=bytes.fromhex("4d4d002a00000008000201000002000000036869000001120003000000010006000000000000")
+    ),
     "SVG": base64.b64encode(b"<svg/>").decode(),
     "a path": "/etc/passwd",
     "a path above": "../../etc/passwd",
@@ -344,15 +385,37 @@ def test_a_body_above_the_cap_is_refused_even_without_a_length(client: TestClien
 def test_no_other_origin_may_read_unless_configured(client: TestClient, tmp_path: Path) -> None:
     evil = {"Origin": "https://evil.example"}
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=evil).headers
-    configured = TestClient(create_app(settings(tmp_path, cors_origins="https://good.example")))
+    configured = TestClient(create_app(settings(tmp_path, cors_origins="https://good.example")), "http://localhost")
     good = configured.get("/healthz", headers={"Origin": "https://good.example"})
     assert good.headers["access-control-allow-origin"] == "https://good.example"
     assert "access-control-allow-credentials" not in good.headers
     assert "access-control-allow-origin" not in configured.get("/healthz", headers=evil).headers
 
 
-def test_the_server_binds_this_machine_only_unless_told_otherwise() -> None:
-    assert Settings().host == "127.0.0.1"
+@pytest.mark.parametrize(
+    "headers, code",
+    [({"Host": "rebinds.example:8000"}, "HOST_UNKNOWN"), ({"Host": "127.0.0.1.rebinds.example"}, "HOST_UNKNOWN"),
+     ({"Origin": "https://evil.example"}, "ORIGIN_FORBIDDEN"), ({"Origin": "http://localhost:9"}, "ORIGIN_FORBIDDEN"),
+     ({"Origin": "null"}, "ORIGIN_FORBIDDEN")],
+)  # fmt: skip
+def test_a_web_page_neither_asks_nor_reads_through_its_reader_where_no_key_is_set(
+    client: TestClient, headers: dict[str, str], code: str
+) -> None:
+    """By a form, which no browser asks leave for, or by a name that is let lead to this machine."""
+    form = {"model": "sd15", "prompt": "a", "image": "x"}
+    for answer in (client.post("/v1/images/edits", data=form, headers=headers),
+                   client.get("/v1/models", headers=headers)):  # fmt: skip
+        assert answer.status_code == 403 and code in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://localhost"}, {"Host": "192.168.1.5:8000"}, {"Host": "[::1]:8000"}, {"Host": "gpu.example"},
+     {"Host": "10.0.0.1:8000", "Origin": "https://gpu.example"}],
+)  # fmt: skip
+def test_ones_own_names_and_pages_may_ask_without_a_key(tmp_path: Path, headers: dict[str, str]) -> None:
+    with TestClient(create_app(settings(tmp_path, base_url="https://gpu.example/api")), "http://localhost") as mine:
+        assert mine.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_everything_but_health_and_documentation_wants_the_api_key(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the server promises when processes die, time passes and models change: on a real socket, with real renders."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -17,13 +18,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import save
 
-from server.jobs import Job, Secrets
+from server.config import Settings
+from server.jobs import Job, LoraFile, Secrets
 from server.local import ROOT, LocalServer
+from server.loras import Downloads
 from server.store import New, Store
+from server.supervisor import Dispatcher
+from server.telemetry import Metrics
 
 LoraOf = Callable[[str], Path]
 Body = dict[str, Any]
@@ -164,6 +172,38 @@ def test_a_lora_is_downloaded_once_and_asked_after_each_time(server: LocalServer
     assert changed != first
 
 
+def test_downloaded_loras_above_the_budget_go_least_recently_used_first(tmp_path: Path) -> None:
+    names = ("/oldest", "/waited for", "/used again", "/newest")
+    files = {name: save({"a": np.full(1000, i, np.float32)}) for i, name in enumerate(names)}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    store = Store(tmp_path / "queue.sqlite")
+    needed = [LoraFile(label="a", sha256=hashes["/waited for"])]
+    store.add(New(Job(id="waits", model="sd15", loras=needed, prompts=[], output_folder=""), Secrets()))
+    limits = {"state_path": tmp_path, "lora_cache_gb": 3.5 * len(files["/oldest"]) / 2**30, "allow_private_urls": True}
+    downloads = Downloads(Settings(**limits), store)  # type: ignore[arg-type]
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(files[unquote(handler.path)])
+
+    def kept() -> set[str]:
+        return {name for name in names if downloads.path(hashes[name]).exists()}
+
+    with site(answer) as url:
+
+        def get(name: str, wanted: str | None = None) -> None:
+            assert asyncio.run(downloads.get(url + quote(name), wanted, None)) == hashes[name]
+
+        for age, name in zip((30, 40, 50), names, strict=False):
+            get(name)
+            os.utime(downloads.path(hashes[name]), (time.time() - age,) * 2)
+        assert kept() == {"/oldest", "/waited for", "/used again"}, "all within the budget"
+        get("/used again", hashes["/used again"])
+        get("/newest")
+    assert kept() == {"/waited for", "/used again", "/newest"}
+
+
 def test_a_webhook_is_tried_again_until_it_is_delivered(server: LocalServer) -> None:
     calls: list[tuple[str, bytes]] = []
 
@@ -183,6 +223,26 @@ def test_a_webhook_is_tried_again_until_it_is_delivered(server: LocalServer) -> 
     signature, content = calls[-1]
     assert json.loads(content) == result
     assert signature == "sha256=" + hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+
+
+def test_a_webhook_that_does_not_answer_holds_up_no_other(server: LocalServer) -> None:
+    called, done = [], threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        called.append(handler.path)
+        if handler.path == "/hangs":
+            done.wait(60)
+        handler.send_response(204)
+        handler.end_headers()
+
+    with site(answer) as url:
+        for path in ("/hangs", "/answers"):
+            assert server.http.delete(f"/v1/requests/{server.submit(body(webhook_url=url + path))}").status_code == 200
+            deadline = time.monotonic() + 20
+            while path not in called and time.monotonic() < deadline:
+                time.sleep(0.05)
+        done.set()
+    assert called == ["/hangs", "/answers"]
 
 
 # --------------------------------------------------------------------------------------------------- models and order
@@ -210,6 +270,8 @@ def test_time_limits_end_requests_and_remove_what_is_old(tmp_path: Path, lora_of
     with server_of(tmp_path, lora_of) as server:
         old = server.wait(server.submit(body()))
         files = [Path(image["file_path"]) for image in old["outputs"]["images"]]
+        files += [files[0].with_name(f".{files[0].stem}.part.jpg")]  # as a killed worker leaves it
+        files[-1].touch()
         server.stop()
         server.environment |= {"INFERENCE_TIMEOUT": "5", "RESULT_TTL": "3"}
         server.start()
@@ -239,7 +301,7 @@ def claimed(store: Store, loaded: list[str], bound: int) -> list[str]:
     order = []
     while (row := store.claim(loaded, bound)) is not None:
         order.append(row.id)
-        loaded = [row.model]
+        loaded = [row.base]
     return order
 
 
@@ -261,3 +323,62 @@ def test_nobody_is_overtaken_more_often_than_the_bound(tmp_path: Path, bound: in
     switches = sum(a[0] != b[0] for a, b in pairwise(order))
     in_order = sum(a[0] != b[0] for a, b in pairwise(arrived))
     assert switches == in_order if bound == 0 else switches < in_order
+
+
+class Scripted:
+    """A `Worker` of another kind: it says what it is told to say."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages, self.asked, self.stopped = [{"event": "ready"}, *messages], list[str](), False
+
+    def send(self, command: str, payload: Any) -> None:
+        self.asked.append(payload["job"]["id"])
+
+    def receive(self, timeout: float) -> dict[str, Any] | None:
+        return self.messages.pop(0) if self.messages else None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_worker_that_lost_its_device_is_replaced_and_the_request_rendered(tmp_path: Path) -> None:
+    """As after a fatal CUDA error. Queue and worker are what the dispatcher knows of them: the seam for others."""
+    store = Store(tmp_path / "queue.sqlite")
+    (request_id,) = queue(store, "A")
+    lost = Scripted({"event": "broken", "error": "CUDA error: an illegal memory access"})
+    timings = {"total": 1.0, "base_was_loaded": False}
+    sound = Scripted({"event": "done", "outputs": [], "timings": timings, "loaded": ["A"]})
+    workers, ended = iter([lost, sound]), threading.Event()
+
+    def changed(request_id: str) -> None:
+        row = store.get(request_id)
+        if row is not None and row.finished:
+            ended.set()
+
+    dispatcher = Dispatcher(store, lambda: next(workers), Settings(), Metrics(), changed)
+    dispatcher.start()
+    assert ended.wait(30)
+    dispatcher.stop()
+    row = store.get(request_id)
+    assert row is not None and (row.state, row.tries) == ("succeeded", 2)
+    assert lost.asked == sound.asked == [request_id] and lost.stopped and sound.stopped
+
+
+def test_what_is_wrong_with_the_device_or_the_weights_is_said(tmp_path: Path, lora_of: LoraOf) -> None:
+    server = server_of(tmp_path, lora_of, DEVICE="cuda:99")
+    try:
+        server.start(ready=False)
+        deadline = time.monotonic() + 60
+        while "cuda:99" not in (said := server.http.get("/readyz")).text:
+            assert time.monotonic() < deadline, said.text
+            time.sleep(0.1)
+        assert said.status_code == 503
+        server.stop()
+        (tmp_path / "empty").mkdir()
+        server.environment |= {"DEVICE": "cpu", "MODEL_CACHE_DIR": str(tmp_path / "empty")}
+        server.start()
+        result = server.wait(server.submit(body()))
+        assert (result["status"], result["error_code"]) == ("failed", "REQUEST_INVALID"), result
+        assert "stable-diffusion" in result["error"]
+    finally:
+        server.stop()
