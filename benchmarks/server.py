@@ -154,17 +154,47 @@ def _growth(values: list[int]) -> float:
     return round(100 * (after / before - 1), 2)
 
 
-def alone(server: LocalServer, repeats: int = 50) -> dict[str, float]:
-    """Overhead as one client sees it that waits for each answer: its whole wait without the worker's own time."""
-    times = []
+class Plain:
+    """The same renders in this process: `pipelines` and nothing else."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        runner.use_minihub()
+        from harness.quiet import quiet
+
+        quiet()
+        import pipelines
+
+        self.folder = folder
+        bases = {model: pipelines.load(model, device=device) for model in MODELS}
+        self.views = {m: base.with_lora(folder / "loras" / f"{m}.safetensors") for m, base in bases.items()}
+        for body in {b["model"]: b for b in bodies(100)}.values():
+            self.seconds(body)
+
+    def seconds(self, body: Body) -> float:
+        began = time.perf_counter()
+        (prompt,) = body["prompts"]
+        fields = {"steps" if name == "sample_steps" else name: value for name, value in prompt.items()}
+        self.views[body["model"]].sample(fields.pop("prompt"), **fields).save(self.folder / "plain.png")
+        return time.perf_counter() - began
+
+
+def alone(server: LocalServer, plain: Plain, repeats: int = 100) -> dict[str, float]:
+    """Overhead as one client sees it that waits for each answer: its whole wait without the worker's own time, and
+    without the time of a plain render that goes before it."""
+    waits, owns, plains = [], [], []
     for body in bodies(repeats, seed=1):
+        plains.append(plain.seconds(body))
         began = time.perf_counter()
         request_id = server.submit(body)
         with server.http.stream("GET", f"/v1/requests/{request_id}/events") as events:
             for _ in events.iter_lines():
                 pass
-        times.append(time.perf_counter() - began - server.get(request_id)["metadata"]["timings"]["total"])
-    return {"one_client_overhead_ms_p50": _ms(times), "one_client_overhead_ms_p95": _ms(times, 0.95)}
+        waits.append(time.perf_counter() - began)
+        owns.append(server.get(request_id)["metadata"]["timings"]["total"])
+    beside = [wait - own for wait, own in zip(waits, owns, strict=True)]
+    return {"one_client_wait_ms_p50": _ms(waits), "one_client_plain_ms_p50": _ms(plains),
+            "one_client_overhead_ms_p50": _ms(beside), "one_client_overhead_ms_p95": _ms(beside, 0.95),
+            "one_client_beyond_plain_ms_p50": _ms([w - p for w, p in zip(waits, plains, strict=True)])}  # fmt: skip
 
 
 def switches(server: LocalServer) -> dict[str, Any]:
@@ -197,34 +227,6 @@ def switches(server: LocalServer) -> dict[str, Any]:
     return {"lora_switch_ms": {m: round(1000 * s, 1) for m, s in switch.items()},
             "base_load_ms": {m: round(1000 * s, 1) for m, s in load.items()}, "switch_percent_of_load": percent,
             "switch_percent_of_load_p50": statistics.median(percent.values())}  # fmt: skip
-
-
-def plain_loop(folder: Path, count: int, device: str) -> dict[str, float]:
-    """The same requests in this process, in the order of their models."""
-    runner.use_minihub()
-    from harness.quiet import quiet
-
-    quiet()
-    import pipelines
-
-    bases = {model: pipelines.load(model, device=device) for model in MODELS}
-    views = {m: base.with_lora(folder / "loras" / f"{m}.safetensors") for m, base in bases.items()}
-
-    def render(body: Body) -> float:
-        began = time.perf_counter()
-        (prompt,) = body["prompts"]
-        fields = {"steps" if name == "sample_steps" else name: value for name, value in prompt.items()}
-        fields.pop("num_frames", None)
-        extra = {"num_frames": 1} if body["model"].startswith("wan") else {}
-        output = views[body["model"]].sample(fields.pop("prompt"), **fields, **extra)
-        output.save(folder / "plain.png")
-        return time.perf_counter() - began
-
-    wanted = list(bodies(count))
-    for body in {b["model"]: b for b in wanted}.values():
-        render(body)
-    times = [render(body) for body in wanted]
-    return {"plain_seconds": round(sum(times), 2), "plain_render_ms_p50": _ms(times)}
 
 
 # -------------------------------------------------------------------------------------------------------------- chaos
@@ -285,9 +287,10 @@ def main() -> None:
                 figures, broken = chaos(server, args.requests or 100, args.kills)
             else:
                 figures, broken = load(server, args.requests or 500, args.clients)
-                figures |= alone(server) | switches(server)
-        if args.what == "load":
-            figures |= plain_loop(folder, args.requests or 500, args.device)
+                plain = Plain(folder, args.device)
+                loop = [plain.seconds(body) for body in bodies(args.requests or 500)]
+                figures |= {"plain_loop_seconds": round(sum(loop), 2), "plain_loop_render_ms_p50": _ms(loop)}
+                figures |= alone(server, plain) | switches(server)
     print(json.dumps({**figures, "device": args.device, "broken": broken}, indent=2))
     raise SystemExit(bool(broken))
 
