@@ -186,10 +186,10 @@ class Dispatcher(threading.Thread):
 
     def _render(self, worker: Worker, row: Row) -> None:
         job, secrets = Job.model_validate(row.job), Secrets.model_validate(row.secrets or {})
-        log.info("started", extra={"request_id": row.id, "model": row.model, "try": row.tries})
-        self._changed(row.id)
         try:
             worker.send("render", {"job": job.model_dump(), "hf_token": secrets.hf_token})
+            log.info("started", extra={"request_id": row.id, "model": row.model, "try": row.tries})
+            self._changed(row.id)
             ended = self._watch(worker, row.id)
         except WorkerDied as error:
             self._after_death(row, str(error))
@@ -246,6 +246,6 @@ class Dispatcher(threading.Thread):
         if row is None:
             return
         self._metrics.note_end(row)
+        self._changed(request_id)
         extra = {"request_id": row.id, "model": row.model, "state": state, "code": row.error_code}
         log.info("finished", extra=extra)
-        self._changed(request_id)
