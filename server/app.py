@@ -16,7 +16,7 @@ from pipelines import MODELS, ModelSpec
 from server import admission, openai_api
 from server.config import MEGABYTE, Settings
 from server.deps import Named, Serving, authorized, submit
-from server.errors import ApiError, bad
+from server.errors import ApiError, ErrorResponse, bad
 from server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
 from server.service import running
 from server.telemetry import log_to_stderr
@@ -188,10 +188,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _answer(request: Request, error: Exception) -> JSONResponse:
+def _answer(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, ApiError)
     body = openai_api.error_body(error) if openai_api.serves(request) else error.body()
-    return JSONResponse(body, error.status)
+    return ErrorResponse(body, error.status)
 
 
 app = create_app()

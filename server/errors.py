@@ -1,6 +1,16 @@
 """What a client is told when something is wrong."""
 
+import json
 from typing import Any
+
+from fastapi.responses import JSONResponse
+
+
+class ErrorResponse(JSONResponse):
+    """In ASCII: what a client sent may be no Unicode, and is answered with all the same."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
 
 
 class ApiError(Exception):

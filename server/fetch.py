@@ -83,12 +83,12 @@ async def request(
 ) -> AsyncIterator[httpx.Response]:
     """An answer (its body not yet read), after redirects that were each checked like the first URL.
 
-    The token is sent to the first URL's host only.
+    The token is sent to the first URL's scheme and host only.
 
     Raises:
         FetchError: refused, unreachable, too slow, or too many redirects.
     """
-    home = urlsplit(url).netloc
+    home = urlsplit(url)[:2]
     # No environment: a proxy would look the host up again, and .netrc holds other people's passwords.
     async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30)) as client:
         try:
@@ -97,7 +97,7 @@ async def request(
                     check_url(url, private=private)
                     parts = urlsplit(url)
                     pinned = httpx.URL(url).copy_with(host=await _address(url, private=private))
-                    bearer = {"Authorization": f"Bearer {token}"} if token and parts.netloc == home else {}
+                    bearer = {"Authorization": f"Bearer {token}"} if token and parts[:2] == home else {}
                     sent = client.build_request(
                         method,
                         pinned,

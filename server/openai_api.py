@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from server.deps import Serving, authorized, submit
-from server.errors import ApiError, bad
+from server.errors import ApiError, ErrorResponse, bad
 from server.schemas import Guidance, InferenceRequest, LoraItem, PromptItem, Seed, Side, Text
 from server.service import Service
 from server.store import Row
@@ -177,7 +175,7 @@ def _translated(asked: ImageRequest, controls: list[str]) -> InferenceRequest:
             height=height,
             sample_steps=asked.steps,
             guidance_scale=asked.guidance_scale,
-            seed=-1 if asked.seed in (None, -1) else asked.seed + i,
+            seed=-1 if asked.seed in (None, -1) else (asked.seed + i) % 2**64,
             **dict(zip(fields, controls, strict=False)),  # type: ignore[arg-type]
         )
         for i in range(asked.n or 1)
@@ -230,12 +228,12 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
 
 
-async def validation_error(request: Request, error: Exception) -> Response:
-    """OpenAI answers 400, and its clients read `error.message`."""
+async def validation_error(request: Request, error: Exception) -> ErrorResponse:
+    """What is wrong with a body. OpenAI answers 400, and its clients read `error.message`."""
     assert isinstance(error, RequestValidationError)
+    errors = [{name: found[name] for name in ("type", "loc", "msg")} for found in error.errors()]  # without the input
     if not serves(request):
-        return await request_validation_exception_handler(request, error)
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"][1:]))
-    detail = {"message": f"{field}: {first['msg']}", "type": "invalid_request_error", "param": field, "code": "INVALID"}
-    return JSONResponse({"error": detail}, 400)
+        return ErrorResponse({"detail": errors}, 422)
+    field, message = ".".join(map(str, errors[0]["loc"][1:])), errors[0]["msg"]
+    detail = {"message": f"{field}: {message}", "type": "invalid_request_error", "param": field, "code": "INVALID"}
+    return ErrorResponse({"error": detail}, 400)

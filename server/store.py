@@ -84,7 +84,7 @@ class New(NamedTuple):
 
 class Store:
     def __init__(self, path: Path) -> None:
-        self._engine: Engine = create_engine(f"sqlite:///{path}", pool_size=2)
+        self._engine: Engine = create_engine(f"sqlite:///{path}", pool_size=2, hide_parameters=True)
         self._lock = threading.RLock()
         self._forgotten = threading.Event()
         """Secrets were overwritten; the write-ahead log still holds them."""

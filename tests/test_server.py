@@ -395,6 +395,9 @@ def test_openai_clients_get_pictures_as_base64_or_url(server: LocalServer, pipel
     (image,) = server.http.post("/v1/images/generations", json=asked).raise_for_status().json()["data"]
     assert server.http.get(image["url"]).headers["content-type"] == "image/jpeg"
     assert image["receipt"]["lora"]["keys"] > 0
+    largest = {"model": "sd15", "prompt": "a", "size": "64x64", "steps": 1, "n": 2, "seed": 2**64 - 1}
+    images = server.http.post("/v1/images/generations", json=largest).raise_for_status().json()
+    assert [image["seed"] for image in images["data"]] == [2**64 - 1, 0]
 
 
 def test_openai_clients_edit_an_uploaded_picture(server: LocalServer) -> None:

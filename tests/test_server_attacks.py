@@ -382,6 +382,19 @@ def test_a_body_above_the_cap_is_refused_even_without_a_length(client: TestClien
     assert client.post("/v1/images/edits", content=pieces()).status_code in (413, 400)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [b'"model": NaN', b'"ttl": 1e999', b'"model": "\\ud800"', b'"\\ud800": 1', b'"trigger_word": "\\udfff"',
+     b'"loras": [{"path": "\\ud800.safetensors"}]', b'"hf_token": [1]', b'"ttl": ' + b"9" * 5000, b"[" * 100_000,
+     b"\xff"],
+)  # fmt: skip
+def test_a_body_that_cannot_be_is_the_clients_mistake(client: TestClient, wrong: bytes) -> None:
+    sent = json.dumps(body()).encode()[:-1] + b", " + wrong + b"}"
+    answer = client.post("/v1/inference", content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json()["detail"]
+    assert "input" not in answer.text, "a token may be in it"
+
+
 def test_no_other_origin_may_read_unless_configured(client: TestClient, tmp_path: Path) -> None:
     evil = {"Origin": "https://evil.example"}
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=evil).headers
