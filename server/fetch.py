@@ -44,7 +44,7 @@ def check_url(url: str, *, private: bool) -> None:
         raise FetchError(f"not a URL: {error}") from error
     if parts.scheme != "https" and not (private and parts.scheme == "http"):
         raise FetchError(f"{shown(url)}: only https URLs are fetched")
-    if not host or parts.username or parts.password or any(c.isspace() or ord(c) < 32 for c in url):
+    if not host or parts.username or parts.password or " " in url or not url.isprintable():
         raise FetchError(f"{shown(url)}: give a host, and no user or password")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 State = Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
 FINISHED: tuple[State, ...] = ("succeeded", "failed", "canceled")
@@ -15,6 +15,16 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 QType = Literal["qfloat8", "float8", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
 Text = Annotated[str, Field(max_length=20_000)]
 Picture = Annotated[str, Field(description="https URL, data URL or base64 of a PNG, JPEG or WebP picture")]
+
+
+def _printable(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("not a token: give printable ASCII")
+    return token
+
+
+Token = Annotated[SecretStr, Field(max_length=1000), AfterValidator(_printable)]
 
 
 class _Strict(BaseModel):
@@ -62,7 +72,7 @@ class InferenceRequest(_Strict):
     loras: list[LoraItem]
     prompts: Annotated[list[PromptItem], Field(min_length=1, max_length=64)]
     trigger_word: Text | None = None
-    hf_token: SecretStr | None = None
+    hf_token: Token | None = None
     """For this request's downloads only; never stored beyond its end, never logged."""
     lora_mode: Literal["merged", "live"] | None = None
     quantize: bool = False
