@@ -83,7 +83,14 @@ async def cancel(row: Named, service: Serving) -> Status:
     return service.status(canceled)
 
 
-@v1.get("/requests/{request_id}/events", tags=["inference"], response_class=EventSourceResponse)
+_AS_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+_NO_STREAMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": error["description"], "content": _AS_JSON} for status, error in _ERRORS.items()
+}
+"""FastAPI would document errors as event streams, too."""
+
+
+@v1.get("/requests/{request_id}/events", tags=["inference"], response_class=EventSourceResponse, responses=_NO_STREAMS)
 async def get_events(named: Named, service: Serving) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished."""
     async with service.listening(named.id) as event:

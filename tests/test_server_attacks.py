@@ -437,6 +437,7 @@ def test_a_web_page_neither_asks_nor_reads_through_its_reader_where_no_key_is_se
 @pytest.mark.parametrize(
     "headers",
     [{"Origin": "http://localhost"}, {"Host": "192.168.1.5:8000"}, {"Host": "[::1]:8000"}, {"Host": "gpu.example"},
+     {"Host": "gpu-box:8000"},
      {"Host": "10.0.0.1:8000", "Origin": "https://gpu.example"}],
 )  # fmt: skip
 def test_ones_own_names_and_pages_may_ask_without_a_key(tmp_path: Path, headers: dict[str, str]) -> None:
