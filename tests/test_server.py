@@ -244,6 +244,16 @@ def test_a_lora_that_was_overwritten_is_rendered_anew_never_from_a_cache(server:
     assert digests[0] == digests[2], "what was rendered in between left something behind"
 
 
+def test_a_lora_that_changes_while_its_request_waits_fails_it(server: LocalServer, lora_of: LoraOf) -> None:
+    put(server, "waits.safetensors", lora_of("lumina2/lora"))  # which no other test holds in the worker's memory
+    long = server.submit(body(prompts=[{"prompt": "a", "width": 256, "height": 256, "sample_steps": 500}]))
+    waiting = server.submit(body("lumina2", loras=[{"path": "waits.safetensors"}]))
+    put(server, "waits.safetensors", lora_of("lumina2/lokr"))
+    server.http.delete(f"/v1/requests/{long}").raise_for_status()
+    result = server.wait(waiting)
+    assert (result["status"], result["error_code"]) == ("failed", "LORA_CHANGED"), result
+
+
 def test_control_images_come_as_data_and_are_turned_upright(
     server: LocalServer, lora_of: LoraOf, pipeline_of: Callable[[str], Pipeline], tmp_path: Path
 ) -> None:
