@@ -9,9 +9,11 @@ from typing import Any
 from pipelines.errors import RequestError
 from pipelines.lora import metadata
 from pipelines.output import LOSSLESS, RECEIPT_KEY, pixels_sha256
+from pipelines.quantize import Quantization
 from pipelines.runtime import Output, Pipeline, load
 from pipelines.settings import Settings
 
+QUANTIZATION = {field.name for field in fields(Quantization)}
 UNCOMPARED = ("verified_by", "pixels_sha256")
 """Fields of a receipt that are not causes."""
 
@@ -127,6 +129,7 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
         dtype=content["dtype"],
         toolkit=content["reproduces"].rpartition(" ")[2],
         noise_stream=content.get("noise_stream"),
+        quantization=_quantization(content),
     )
     if not files:
         return pipeline
@@ -135,6 +138,11 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
     strengths = {name: lora["strengths"][part] for name, part in pipeline.spec.denoisers.items()
                  if part in lora.get("strengths", {})}  # fmt: skip
     return pipeline.with_lora(**named, mode=lora["mode"], allow_partial=True, strengths=strengths)
+
+
+def _quantization(content: Mapping[str, Any]) -> Quantization:
+    asked = {key: value for key, value in content.get("quantization", {}).items() if key in QUANTIZATION}
+    return Quantization(**{**asked, "exclude": tuple(asked.get("exclude", ()))})
 
 
 def _named(files: Mapping[str, Path], pipeline: Pipeline) -> dict[str, Path]:

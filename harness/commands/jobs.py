@@ -25,6 +25,9 @@ def verify(
     results: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
     device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: the job's)")] = None,
+    quantize: Annotated[bool, typer.Option(help="quantise the base model as the job did")] = True,
+    diagnose: Annotated[str, typer.Option(help="explain the first sample that differs, all, or none")] = "first",
+    budget: Annotated[float, typer.Option(help="seconds for each explanation; what is known by then is said")] = 300.0,
     mini: Mini = False,
 ) -> None:
     """Does my training job reproduce? Renders its samples again, with its LoRA files, and compares.
@@ -45,11 +48,14 @@ def verify(
         planned = plan.plan(read, found, tag, dtype)
         samples = verifying.chosen(read, found, step, prompt)
         asked = verifying.ask(read, found, planned, samples, place)
+        if diagnose not in ("first", "all", "none"):
+            fail(f"--diagnose {diagnose}: use first, all or none")
+        options = verifying.Options(device, mini, quantize, diagnose, budget)
         check_device(device)
         _prepare(mini)
-        typer.echo(words.heading(read, planned, found))
+        typer.echo(words.heading(read, planned, found, quantized=quantize))
         with progress(read.name, len(samples), quiet=False) as advance:
-            verified = verifying.run(read, found, planned, asked, device=device, progress=advance)
+            verified = verifying.run(read, found, planned, asked, options=options, progress=advance)
         typer.echo(words.table(verified))
         if results is not None:
             results.write_text(words.as_json(verified), encoding="utf-8")

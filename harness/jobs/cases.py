@@ -1,6 +1,7 @@
 """`lora-drift case from-job`: the case file that asks what a prompt of a job asks."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def write(folder: Path, prompt: int, output: Path | None) -> Path:
 def _content(job: Job, model: str, asked: Request, images: dict[str, Path]) -> dict[str, Any]:
     process = job.process
     found: dict[str, Any] = {"schema": 1, "tier": "mini", "about": f"Prompt of the job {job.name} ({model})."}
+    quantization = plan.plan(job, None).quantization
+    if quantization.quantize or quantization.encoders:
+        asked_for = {**asdict(quantization), "exclude": list(quantization.exclude)}
+        found["quantization"] = {key: value for key, value in asked_for.items() if value not in (None, [])}
     if process.network is not None:
         extra = process.network.model_extra or {}
         network = {"type": process.network.type, **{key: extra[key] for key in NETWORK if extra.get(key) is not None}}

@@ -103,6 +103,7 @@ class Model(Section):
     """`TYPE|FILE` also names an accuracy-recovery adapter."""
     qtype_te: str = "qfloat8"
     accuracy_recovery_adapter: str | None = None
+    quantize_kwargs: dict[str, Any] = Field(default_factory=dict)
     low_vram: bool = False
     layer_offloading: bool = False
 

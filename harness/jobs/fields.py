@@ -37,7 +37,6 @@ UNHONOURED: dict[str, dict[str, str]] = {
         "text_encoder_bits": "the text encoder is not quantised",
         "model_paths": "the files are taken from the base model",
         "latent_space_version": "not rendered",
-        "quantize_kwargs": "the quantiser's extra arguments are not read",
     },
     "network": {
         "lorm": "LoRM is not rendered",

@@ -114,6 +114,8 @@ def checkpoints(folder: Path, job: Job, notes: list[str]) -> dict[int, Checkpoin
         metadata, problem = _metadata(path)
         said = metadata.get("training_info", {}).get("step", job.process.train.steps)
         step = int(match["step"] if match["step"] is not None else said)
+        if step != said and "training_info" in metadata:
+            notes.append(f"{path.name}: was saved at step {said}, says the file itself; was it renamed?")
         files.setdefault(step, {})[EXPERTS[match["expert"]]] = path
         if step not in read or problem or not read[step][1]:
             read[step] = metadata, problem

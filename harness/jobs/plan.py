@@ -11,6 +11,7 @@ from harness.jobs.reader import Job
 from harness.recorder import pins
 from harness.recorder.jobs import DDPM, MODELS, TWINS
 from pipelines import RequestError
+from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
 from pipelines.spec import ModelSpec
 
@@ -33,6 +34,7 @@ class Plan:
     """Another base model than the model's usual one."""
     tag: str
     dtype: str
+    quantization: Quantization
     notes: tuple[str, ...]
 
     @property
@@ -60,7 +62,19 @@ def plan(job: Job, folder: Folder | None, tag: str | None = None, dtype: str | N
                        "say --dtype bfloat16 to see how far that is off")  # fmt: skip
     usual = MODELS[model]["name_or_path"]
     base = process.model.name_or_path if process.model.name_or_path != usual else None
-    return Plan(model, base, row.tag, dtype, (*job.notes, *notes, *_notes(model, process)))
+    notes = [*job.notes, *notes, *_notes(model, process)]
+    return Plan(model, base, row.tag, dtype, _quantization(process.model), tuple(notes))
+
+
+def _quantization(model: Model) -> Quantization:
+    """Offloaded layers take float8 for qfloat8 (ModelConfig)."""
+
+    def settled(qtype: str) -> str:
+        return "float8" if model.layer_offloading and qtype == "qfloat8" else qtype
+
+    exclude = model.quantize_kwargs.get("exclude", ())
+    return Quantization(model.quantize, model.quantize_te, settled(model.qtype), settled(model.qtype_te),
+                        model.accuracy_recovery_adapter if model.quantize else None, tuple(exclude))  # fmt: skip
 
 
 def _model(job: Job) -> str:

@@ -11,14 +11,17 @@ import numpy as np
 from pydantic import BaseModel
 
 from harness import gates, metrics
+from harness.diagnosis.pictures import Picture
 from harness.jobs import JobError, codec, plan
 from harness.jobs.config import Sampling
+from harness.jobs.explain import explain
 from harness.jobs.folder import Checkpoint, Folder, Sample
 from harness.jobs.plan import Plan
 from harness.jobs.reader import Job
 from harness.metrics import Array
 from harness.results import Metric
 from pipelines import LoraError, RequestError
+from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings
 from pipelines.spec import NOISE_STREAMS, NoiseStream
 
@@ -170,10 +173,24 @@ def _pair(one: Asked, job: Job, found: Folder) -> None:
         one.verdict, one.problem = "error", one.checkpoint.problem
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to verify."""
+
+    device: str = "cpu"
+    mini: bool = False
+    quantized: bool = True
+    """False: leave a base unquantised that the job quantised."""
+    diagnose: str = "first"
+    """Of the samples that differ: the first, all, or none."""
+    seconds: float = 300.0
+    """For each diagnosis."""
+
+
 class Renderer:
     """Renders what was asked with one loaded model."""
 
-    def __init__(self, planned: Plan, device: str) -> None:
+    def __init__(self, planned: Plan, device: str, *, quantized: bool = True) -> None:
         import pipelines
 
         self.planned = planned
@@ -183,6 +200,7 @@ class Renderer:
             device=device,
             dtype=planned.dtype,
             toolkit=planned.spec.toolkit,
+            quantization=planned.quantization if quantized else Quantization(),
         )
 
     def check(self, asked: list[Asked]) -> None:
@@ -224,13 +242,14 @@ def run(
     planned: Plan,
     asked: list[Asked],
     *,
-    device: str,
+    options: Options,
     progress: Callable[[int, str], object] = lambda _done, _file: None,
 ) -> Verified:
     """Render and compare. A sample that cannot be verified gets a verdict that says why; the others go on."""
     verified = Verified(job, planned, found, notes=[*planned.notes, *found.notes])
-    renderer = Renderer(planned, device)
+    renderer = Renderer(planned, options.device, quantized=options.quantized)
     renderer.check(asked)
+    unexplained = {"none": 0, "first": 1, "all": len(asked)}[options.diagnose]
     for done, one in enumerate(asked):
         progress(done, one.sample.path.name)
         started = time.perf_counter()
@@ -243,7 +262,11 @@ def run(
             result.verdict, result.message = one.verdict, one.problem
         else:
             try:
-                _compare(result, one, renderer, verified)
+                sample = codec.read(one.sample.path)
+                _compare(result, one, renderer, verified, sample)
+                if result.verdict == "differs" and unexplained:
+                    unexplained -= 1
+                    result.diagnosis.append(_why(one, renderer, sample, options))
             except (JobError, RequestError) as error:
                 result.message = str(error)
         result.seconds = round(time.perf_counter() - started, 2)
@@ -256,9 +279,20 @@ def _shown(settings: Settings) -> dict[str, Any]:
             "ctrl_img": settings.ctrl_img and Path(settings.ctrl_img).name}  # fmt: skip
 
 
-def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified) -> None:
+def _why(one: Asked, renderer: Renderer, sample: Picture, options: Options) -> str:
+    """What the sample has that ours has not; of a base left unquantised, what ours has that the job had not."""
+    assert one.request is not None
+    planned, mini, seconds = renderer.planned, options.mini, options.seconds
+    if options.quantized or planned.quantization == Quantization():
+        return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
+    ours = Picture.of(renderer.frames(one, None))
+    asked = Renderer(planned, options.device).with_lora(one)
+    said = explain(asked, one.request, ours, mini=mini, seconds=seconds)
+    return f"ours, against the job as it was: {said}"
+
+
+def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified, sample: Picture) -> None:
     """Fill in the verdict; of the two noise streams in bfloat16, the one that comes nearer."""
-    sample = codec.read(one.sample.path)
     best: Result | None = None
     for stream in renderer.streams:
         found = result.model_copy(update={"noise": stream})
@@ -275,18 +309,17 @@ def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified)
         setattr(result, name, getattr(best, name))
 
 
-def _compared(result: Result, one: Asked, renderer: Renderer, sample: codec.Picture) -> tuple[Array, Array]:
+def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -> tuple[Array, Array]:
     """Fill in the verdict with the noise stream of `result`; returns (the sample, ours as it would be saved)."""
     assert one.settings is not None
-    path, fps = one.sample.path, one.settings.fps
     rendered = renderer.frames(one, result.noise)
-    ours = codec.encoded(rendered, sample, path, fps)
+    ours = codec.encoded(rendered, sample)
     result.verdict = "differs"
     if sample.frames.shape != ours.shape:
         result.message = f"the sample is {_size(sample.frames)}, ours is {_size(ours)}"
         return sample.frames, ours
     share = gates.load("mini", "cpu", "float32")["pixel_mean"].spread
-    largest, mean = codec.floor(rendered, sample, path, fps, share)
+    largest, mean = codec.floor(rendered, sample, share)
     result.codec = Codec(name=sample.codec, lost=_mean(rendered, ours), floor_max=largest, floor_mean=mean)
     result.metrics = metrics.pixels(sample.frames, ours)
     off_max, off_mean = result.metric("pixel_max") or 0.0, result.metric("pixel_mean") or 0.0
@@ -296,7 +329,7 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: codec.Pict
         result.verdict = "match"
         result.message = "at the codec floor: the encoder makes as much of values that are one level off"
     else:
-        result.effects = effects(one, renderer, result.noise, ours, lambda f: codec.encoded(f, sample, path, fps))
+        result.effects = effects(one, renderer, result.noise, ours, lambda frames: codec.encoded(frames, sample))
         cause = max(result.effects, key=result.effects.__getitem__, default="")
         if cause and off_mean <= ROUNDING_FACTOR * result.effects[cause]:
             result.verdict = "rounding"

@@ -11,11 +11,13 @@ from harness.jobs.verify import Result, Verified
 WIDTH = 150
 
 
-def heading(job: Job, planned: Plan, found: Folder) -> str:
+def heading(job: Job, planned: Plan, found: Folder, *, quantized: bool) -> str:
     """What is verified, and every field that is not honoured."""
-    lines = [
-        f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.tag} samples it, {planned.dtype}"
-    ]
+    asked = planned.quantization
+    parts = {"base": asked.quantize and asked.qtype, "text encoder": asked.encoders and asked.qtype_te}
+    numbers = ", ".join([planned.dtype, *(f"{part} in {qtype}" for part, qtype in parts.items() if qtype)])
+    lines = [f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.tag} samples it, {numbers}"]
+    lines += ["  ! left unquantised (--no-quantize)"] if parts["base"] and not quantized else []
     lines += [f"  trainer of the LoRA files: {found.version}"] if found.version else []
     return "\n".join([*lines, *(f"  ! {note}" for note in (*planned.notes, *found.notes))])
 
