@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from pipelines.runtime import Output, Pipeline, load
 from pipelines.settings import Settings
 
 QUANTIZATION = {field.name for field in fields(Quantization)}
-UNCOMPARED = ("verified_by", "pixels_sha256")
-"""Fields of a receipt that are not causes."""
+UNCOMPARED = ("verified_by", "pixels_sha256", "settings.control", "settings.ctrl_img")
+"""Fields of a receipt that are not causes. (Of a control image, what is in it is one: control_sha256.)"""
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,19 @@ class Receipt:
     def device(self) -> str:
         return str(self.content["device"])
 
-    @property
-    def settings(self) -> Settings:
-        """Raises RequestError: not those of this version of lora-drift."""
+    def settings(self, controls: Sequence[str]) -> Settings:
+        """With control images that lie here.
+
+        Raises:
+            RequestError: not the settings of this version of lora-drift.
+        """
         given, known = self.content["settings"], {field.name for field in fields(Settings)}
         if strange := sorted(set(given) - known):
             raise RequestError(f"{self.path}: settings.{strange[0]} is not known here; it is of another version of "
                                "lora-drift: replay it with that one")  # fmt: skip
         try:
-            return Settings(**{**given, "control": tuple(given.get("control", ()))})
+            first = controls[0] if given.get("ctrl_img") and controls else None
+            return Settings(**{**given, "control": tuple(controls), "ctrl_img": first})
         except TypeError as error:
             raise RequestError(f"{self.path}: its settings are not whole ({error})") from error
 
@@ -77,7 +82,7 @@ def read(path: Path) -> Receipt:
         raise RequestError(
             f"receipt {path}: not JSON ({error}); give the OUTPUT.json that lies beside an output"
         ) from None
-    needed = ("model", "base", "settings", "device", "dtype", "pixels_sha256", "reproduces", "versions")
+    needed = ("model", "base", "settings", "device", "dtype", "pixels_sha256", "control_sha256", "reproduces")
     lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
     if lacking:
         raise RequestError(f"receipt {path}: `{lacking[0]}` is missing; it is no receipt of `lora-drift sample`, or "
@@ -98,15 +103,14 @@ def _inside(path: Path) -> str | None:
     return None if text is None else str(text)
 
 
-def replay(receipt: Receipt, loras: Sequence[Path], device: str) -> Replayed:
-    """Render it again and compare. `loras`: where its LoRA files lie, if not beside the receipt.
+def replay(receipt: Receipt, loras: Sequence[Path], controls: Sequence[Path], device: str) -> Replayed:
+    """Render it again and compare. `loras`, `controls`: where its files lie, if not beside the receipt.
 
     Raises:
         RequestError: a file that it needs is not there, or it asks for what cannot be rendered here.
     """
-    content, settings = receipt.content, receipt.settings
+    content, settings = receipt.content, receipt.settings(_controls(receipt, controls))
     files = _lora_files(receipt, loras)
-    _check_controls(receipt, settings)
     pipeline = _pipeline(content, files, device)
     output = pipeline.render(settings)
     equal = output.receipt["pixels_sha256"] == content["pixels_sha256"]
@@ -168,10 +172,21 @@ def _lora_files(receipt: Receipt, given: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _check_controls(receipt: Receipt, settings: Settings) -> None:
-    for path in settings.control:
-        if not Path(path).is_file():
-            raise RequestError(f"receipt {receipt.path}: its control image {path} is not there; put it back")
+def _controls(receipt: Receipt, given: Sequence[Path]) -> list[str]:
+    """Control images of today: where the receipt says, or by what is in them (a PNG says no more)."""
+    near = [*given, *(path for path in receipt.path.parent.iterdir() if path.is_file())]
+    found = []
+    for said, digest in zip(receipt.content["settings"]["control"], receipt.content["control_sha256"], strict=True):
+        path = Path(said) if Path(said).is_file() else next((p for p in near if _digest(p) == digest), None)
+        if path is None:
+            raise RequestError(f"receipt {receipt.path}: a control image (sha256 {digest}) is not there; say where "
+                               "with --control FILE")  # fmt: skip
+        found.append(str(path))
+    return found
+
+
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
 
 
 def _told(files: Mapping[str, Path]) -> Iterator[str]:

@@ -73,7 +73,7 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
     else:
         options: dict[str, Any] = {"quality": quality or (75 if suffix != ".webp" else 80)}
         if suffix == ".png":
-            options = {"pnginfo": _text_chunk(receipt)}
+            options = {"pnginfo": _text_chunk(output.receipt)}
         files[path] = lambda part: frames[0].save(part, PICTURES[suffix], **options)
     if media.audio is not None and not is_video:
         files[path.with_suffix(".wav")] = lambda part: _write_wav(media, part)
@@ -98,11 +98,15 @@ def _atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
             part.unlink(missing_ok=True)
 
 
-def _text_chunk(receipt: str) -> Any:
+def _text_chunk(receipt: Mapping[str, Any]) -> Any:
+    """The receipt for whoever gets the picture: control images by their content, not by where they lay here."""
     from PIL.PngImagePlugin import PngInfo
 
+    digests, settings = receipt["control_sha256"], receipt["settings"]
+    first = digests[0] if settings["ctrl_img"] else None
+    carried = {**receipt, "settings": {**settings, "control": digests, "ctrl_img": first}}
     chunk = PngInfo()
-    chunk.add_itxt(RECEIPT_KEY, receipt, zip=True)
+    chunk.add_itxt(RECEIPT_KEY, json.dumps(carried, ensure_ascii=False), zip=True)
     return chunk
 
 

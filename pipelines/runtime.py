@@ -203,7 +203,7 @@ class Pipeline:
                 **lora.coverage.as_dict(),
             },
             "settings": settings.as_dict(),
-            "control_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in settings.control},
+            "control_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in settings.control],
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
             "pixels_sha256": output.pixels_sha256(media.frames),

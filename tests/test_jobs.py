@@ -277,8 +277,8 @@ def test_what_is_wrong_with_a_part_of_a_job_is_said_and_the_rest_verified(
 ) -> None:
     damaging, code, words = SAID[damage]
     damaging(job)
-    done, results = verified(tmp_path, job, "--prompt", 0) if damage != "fewer prompts than samples" else verified(
-        tmp_path, job)  # fmt: skip
+    prompt = () if damage == "fewer prompts than samples" else ("--prompt", 0)
+    done, results = verified(tmp_path, job, "--diagnose", "none", *prompt)
     assert done.exit_code == code, done.output
     assert all(word in done.output for word in words), done.output
     assert any(sample["metrics"] for sample in results["samples"])

@@ -76,6 +76,23 @@ def test_a_picture_that_was_painted_on_is_noticed(picture: Path) -> None:
     assert "its pixels were changed since" in done.stdout
 
 
+def test_control_images_are_found_by_what_is_in_them(tmp_path: Path) -> None:
+    control, out = tmp_path / "control.png", tmp_path / "out" / "out.png"
+    out.parent.mkdir()
+    shutil.copyfile(ROOT / "jobs" / "inputs" / "controls" / "0.png", control)
+    done = lora_drift("sample", "--mini", "-m", "flux_kontext", "-p", "a fox", "--control", control, "--width", 64,
+                      "--height", 64, "--steps", 2, "-o", out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    receipt_of(out).unlink()
+    with Image.open(out) as image:
+        assert str(tmp_path) not in image.info[RECEIPT_KEY]
+    moved = control.rename(tmp_path / "moved.png")
+    gone = lora_drift("replay", out, "--mini")
+    assert gone.exit_code == 2 and "--control FILE" in gone.stderr
+    found = lora_drift("replay", out, "--mini", "--control", moved)
+    assert found.exit_code == 0 and found.stdout.endswith("bit for bit\n"), found.output
+
+
 def test_what_cannot_be_replayed_is_refused_in_one_paragraph(picture: Path) -> None:
     picture.with_name("flux.safetensors").rename(picture.with_name("moved.safetensors"))
     gone = lora_drift("replay", picture, "--mini")

@@ -97,6 +97,7 @@ def from_job(
 def replay(
     receipt: Annotated[Path, typer.Argument(help="OUT.png.json, or a PNG that carries its receipt")],
     lora: Annotated[list[Path] | None, typer.Option(help="where its LoRA file lies now (repeatable)")] = None,
+    control: Annotated[list[Path] | None, typer.Option(help="where its control image lies now (repeatable)")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the new render here")] = None,
     device: Annotated[str | None, typer.Option(help="default: the receipt's")] = None,
     mini: Mini = False,
@@ -112,7 +113,7 @@ def replay(
         read = replaying.read(receipt)
         check_device(device or read.device)
         _prepare(mini)
-        replayed = replaying.replay(read, lora or [], device or read.device)
+        replayed = replaying.replay(read, lora or [], control or [], device or read.device)
         for line in replayed.lines:
             typer.echo(line)
         if output is not None:
