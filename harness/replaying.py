@@ -15,7 +15,8 @@ from pipelines.runtime import Output, Pipeline, load
 from pipelines.settings import Settings
 
 QUANTIZATION = {field.name for field in fields(Quantization)}
-UNCOMPARED = ("verified_by", "pixels_sha256", "settings.control", "settings.ctrl_img")
+HASHES = {"pixels": "pixels_sha256", "sound": "audio_sha256"}
+UNCOMPARED = ("verified_by", *HASHES.values(), "settings.control", "settings.ctrl_img")
 """Fields of a receipt that are not causes. (Of a control image, what is in it is one: control_sha256.)"""
 
 
@@ -113,16 +114,17 @@ def replay(receipt: Receipt, loras: Sequence[Path], controls: Sequence[Path], de
     files = _lora_files(receipt, loras)
     pipeline = _pipeline(content, files, device)
     output = pipeline.render(settings)
-    equal = output.receipt["pixels_sha256"] == content["pixels_sha256"]
+    other = [what for what, key in HASHES.items() if output.receipt.get(key) != content.get(key)]
     lines = [*_told(files), *_picture(receipt)]
     different = list(_different(content, output.receipt))
-    if equal:
-        lines.append("the pixels are the same, bit for bit" + (", though these differ:" if different else ""))
+    if not other:
+        same = "pixels and the sound" if "audio_sha256" in content else "pixels"
+        lines.append(f"the {same} are the same, bit for bit" + (", though these differ:" if different else ""))
     else:
-        lines.append("the pixels are not the same" + ("; what is another now:" if different else
-                     ", and nothing that the receipt names is another: did the processor, or its number of threads, "
+        lines.append(f"not the same: the {' and the '.join(other)}" + ("; what is another now:" if different else
+                     ". Nothing that the receipt names is another: did the processor, or its number of threads, "
                      "change?"))  # fmt: skip
-    return Replayed(output, (*lines, *(f"  {line}" for line in different)), equal)
+    return Replayed(output, (*lines, *(f"  {line}" for line in different)), equal=not other)
 
 
 def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str) -> Pipeline:
@@ -173,11 +175,13 @@ def _lora_files(receipt: Receipt, given: Sequence[Path]) -> dict[str, Path]:
 
 
 def _controls(receipt: Receipt, given: Sequence[Path]) -> list[str]:
-    """Control images of today: where the receipt says, or by what is in them (a PNG says no more)."""
+    """Control images of today: where the receipt says, or by what is in them (a PNG says no more), or in order."""
     near = [*given, *(path for path in receipt.path.parent.iterdir() if path.is_file())]
-    found = []
-    for said, digest in zip(receipt.content["settings"]["control"], receipt.content["control_sha256"], strict=True):
-        path = Path(said) if Path(said).is_file() else next((p for p in near if _digest(p) == digest), None)
+    said, found = receipt.content["settings"]["control"], []
+    in_order = given if len(given) == len(said) else [None] * len(said)
+    for place, digest, other in zip(said, receipt.content["control_sha256"], in_order, strict=True):
+        same = (path for path in near if _digest(path) == digest)
+        path = Path(place) if Path(place).is_file() else next(same, other)
         if path is None:
             raise RequestError(f"receipt {receipt.path}: a control image (sha256 {digest}) is not there; say where "
                                "with --control FILE")  # fmt: skip

@@ -118,6 +118,13 @@ def pixels_sha256(frames: list[Image.Image]) -> str:
     return digest.hexdigest()
 
 
+def audio_sha256(media: Media) -> str:
+    """Hash of the sound: sample rate, channels and samples."""
+    digest = hashlib.sha256(f"{media.sample_rate}x{len(media.audio)}".encode())
+    digest.update(media.audio.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
 def _write_wav(media: Media, path: Path) -> None:
     """The sound as a WAV of 32-bit floats."""
     channels = len(media.audio)

@@ -207,6 +207,7 @@ class Pipeline:
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
             "pixels_sha256": output.pixels_sha256(media.frames),
+            **({"audio_sha256": output.audio_sha256(media)} if media.audio is not None else {}),
             **(
                 {"quantization": quantize.report(self.base.pipe, self.spec, self.base.quantization, self.base.recovery)}
                 if self.base.quantization != Quantization()

@@ -56,7 +56,7 @@ def test_another_lora_of_the_same_name_is_named(picture: Path) -> None:
     save_file({key: value * 2 for key, value in load_file(lora).items()}, lora)
     done = lora_drift("replay", receipt_of(picture), "--mini")
     assert done.exit_code == 1
-    assert "the pixels are not the same" in done.stdout and "lora.files.flux.safetensors: " in done.stdout
+    assert "not the same: the pixels; " in done.stdout and "lora.files.flux.safetensors: " in done.stdout
 
 
 def test_another_version_and_an_edited_setting_are_named(picture: Path) -> None:

@@ -1,11 +1,16 @@
 """`lora-drift verify`, `case from-job` and `replay`: training jobs and receipts."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.commands import fail, progress, user_errors
+
+if TYPE_CHECKING:
+    from harness.jobs.verify import Verified
 
 app = typer.Typer()
 case_app = typer.Typer(no_args_is_help=True, help="Case files.")
@@ -22,7 +27,7 @@ def verify(
     prompt: Annotated[int | None, typer.Option(help="only the samples of this prompt, counted from 0")] = None,
     tag: Annotated[str | None, typer.Option(help="trainer version (default: the LoRA files')")] = None,
     html: Annotated[Path | None, typer.Option(help="folder for a report with the training's timeline")] = None,
-    results: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    results: Annotated[Path | None, typer.Option("--json", help="file for the results, written as they come")] = None,
     device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: the job's)")] = None,
     quantize: Annotated[bool, typer.Option(help="quantise the base model as the job did")] = True,
@@ -32,40 +37,70 @@ def verify(
 ) -> None:
     """Does my training job reproduce? Renders its samples again, with its LoRA files, and compares.
 
-    Ours are put through each sample's own encoding first. Exits with 0 only when every sample that has its LoRA is
-    reproduced: `match` (equal, or at the codec floor) or `rounding` (apart by less than rounding alone makes).
+    Reads the job's config.yaml, pairs samples with LoRA files by step, renders with the job's settings and trainer
+    version, and puts ours through each sample's own encoding. Then it says of each sample:
 
-        lora-drift verify output/my_lora --html report
+        match      equal, or as near as its encoding can tell
+        rounding   apart by what an unavoidable rounding makes, which is named
+        differs    apart by more; the likely cause is searched for
+        unpaired   its LoRA is not there any more
+        error      it cannot be read or rendered
+
+        lora-drift verify output/my_lora --device cuda --html report
+        lora-drift verify output/my_lora --step 500 --prompt 0 --diagnose all
+        lora-drift verify jobs/sd15 --mini
+
+    Exits with 0 when all samples that have their LoRA match (or are apart by rounding), 1 when one does not, 2 when the
+    folder or an option is wrong, 130 when interrupted: Ctrl-C keeps what is known by then.
     """
     with user_errors():
         from harness.commands.sample import check_device
-        from harness.jobs import folder, plan, reader, words
+        from harness.jobs import folder, page, plan, reader, words
         from harness.jobs import verify as verifying
 
+        if diagnose not in ("first", "all", "none"):
+            fail(f"--diagnose {diagnose}: use first, all or none")
+        if not budget > 0:
+            fail(f"--budget {budget:g}: give a number of seconds above 0")
         read = reader.read(job)
         place = job if job.is_dir() else job.parent
         found = folder.scan(place, read)
         planned = plan.plan(read, found, tag, dtype)
         samples = verifying.chosen(read, found, step, prompt)
         asked = verifying.ask(read, found, planned, samples, place)
-        if diagnose not in ("first", "all", "none"):
-            fail(f"--diagnose {diagnose}: use first, all or none")
-        options = verifying.Options(device, mini, quantize, diagnose, budget)
+        verified = verifying.Verified(read, planned, found)
         check_device(device)
+        _keep(verified, results, html)  # an unwritable place is said before an hour of rendering
         _prepare(mini)
         typer.echo(words.heading(read, planned, found, quantized=quantize))
         with progress(read.name, len(samples), quiet=False) as advance:
-            verified = verifying.run(read, found, planned, asked, options=options, progress=advance)
+
+            def note(done: int, sample: str) -> None:
+                _keep(verified, results)
+                advance(done, sample, len(samples))
+
+            verifying.run(verified, asked, verifying.Options(device, mini, quantize, diagnose, budget), note)
         typer.echo(words.table(verified))
+        _keep(verified, results, html)
+        if html is not None:
+            typer.echo(f"report: {html / page.NAME}")
+        if verified.complete and verified.passing and not any(result.metrics for result in verified.results):
+            fail(f"{job}: nothing could be verified; each sample above says why")
+        raise typer.Exit(130 if not verified.complete else int(not verified.passing))
+
+
+def _keep(verified: Verified, results: Path | None, html: Path | None = None) -> None:
+    """Write what is known by now."""
+    from harness.jobs import page, words
+
+    try:
         if results is not None:
             results.write_text(words.as_json(verified), encoding="utf-8")
         if html is not None:
-            from harness.jobs import page
-
-            typer.echo(f"report: {page.write(verified, html)}")
-        if not any(result.metrics for result in verified.results) and verified.passing:
-            fail(f"{job}: nothing could be verified; each sample above says why")
-        raise typer.Exit(0 if verified.passing else 1)
+            page.write(verified, html)
+    except OSError as error:
+        option = "--json" if error.filename == str(results) else "--html"
+        fail(f"{option} {error.filename}: {error.strerror}; name a place that can be written")
 
 
 def _prepare(mini: bool) -> None:
@@ -102,9 +137,11 @@ def replay(
     device: Annotated[str | None, typer.Option(help="default: the receipt's")] = None,
     mini: Mini = False,
 ) -> None:
-    """Render a receipt again: are the pixels the same, and if not, which version, file or setting is another one?
+    """Render a receipt again: are pixels (and sound) the same, and if not, which version, file or setting is another?
 
-    Exits with 0 when they are, and with 1 when they are not.
+        lora-drift replay out.png --lora my_lora.safetensors
+
+    Exits with 0 when they are, 1 when they are not, 2 when the receipt or a file of it cannot be read.
     """
     with user_errors():
         from harness import replaying

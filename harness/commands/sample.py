@@ -113,7 +113,9 @@ def _of_job(context: typer.Context, folder: Path, step: int | None) -> dict[str,
     with user_errors():
         from harness.jobs import inherited
 
-        options = inherited.options(folder, step)
+        options, notes = inherited.options(folder, step)
+    for note in notes:
+        typer.echo(f"! {note}", err=True)
     sources = {name: context.get_parameter_source(name) for name in options}
     given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     return {"step": None, **{name: value for name, value in options.items() if name not in given}}

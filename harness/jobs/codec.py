@@ -1,5 +1,6 @@
 """Sample files: read, and our pictures put through the same encoding, so that only what else differs is left."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from harness.metrics import Array
 
 WEBP_QUALITY = 80
 """Of the trainer's animations (GenerateImageConfig.save_image), and Pillow's default. A file tells its own roughly."""
-NUDGES = 5
-"""Copies that `floor` measures."""
+COPIES, NUDGES = 5, 200
+"""`floor` measures so many copies, and more until so many values were nudged: most nudges change nothing, and a small
+picture has few of them a copy."""
 
 
 def read(path: Path) -> Picture:
@@ -43,9 +45,14 @@ def encoded(frames: Array, sample: Picture) -> Array:
     return sample.again(frames)
 
 
+def nudges(frames: Array, share: float) -> int:
+    """How many values of a copy are a level off."""
+    return max(1, round(frames.size * share))
+
+
 def nudged(frames: Array, share: float, seed: int) -> Array:
     """With a share of the values, and one at least, a level off."""
-    places = np.random.default_rng(seed).choice(frames.size, max(1, round(frames.size * share)), replace=False)
+    places = np.random.default_rng(seed).choice(frames.size, nudges(frames, share), replace=False)
     values = frames.copy().reshape(-1)
     values[places] = np.where(values[places] > 127, values[places] - 1, values[places] + 1)
     return values.reshape(frames.shape)
@@ -58,7 +65,7 @@ def floor(frames: Array, sample: Picture, share: float) -> tuple[float, float]:
     """
     whole = encoded(frames, sample)
     largest, mean = 0.0, 0.0
-    for seed in range(NUDGES):
+    for seed in range(max(COPIES, math.ceil(NUDGES / nudges(frames, share)))):
         difference = np.abs(encoded(nudged(frames, share, seed), sample).astype(np.int16) - whole)
         largest, mean = max(largest, float(difference.max())), max(mean, float(difference.mean()))
     return largest, mean

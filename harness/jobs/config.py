@@ -93,9 +93,7 @@ class Model(Section):
 
     name_or_path: str
     arch: str | None = None
-    is_flux: bool = False
-    is_xl: bool = False
-    is_lumina2: bool = False
+    """None: as older flags (is_flux, ...) say, which stay in `model_extra`."""
     quantize: bool = False
     quantize_te: bool | None = None
     """None: as `quantize`."""
@@ -105,7 +103,18 @@ class Model(Section):
     accuracy_recovery_adapter: str | None = None
     quantize_kwargs: dict[str, Any] = Field(default_factory=dict)
     low_vram: bool = False
-    layer_offloading: bool = False
+    layer_offloading: bool | None = None
+    """None: as `auto_memory`, its older name."""
+    auto_memory: bool = False
+    te_name_or_path: str | None = None
+    extras_name_or_path: str | None = None
+    te_dtype: Dtype | None = None
+    vae_dtype: Dtype | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def offloads(self) -> bool:
+        return self.auto_memory if self.layer_offloading is None else self.layer_offloading
 
 
 class Ema(Section):

@@ -19,6 +19,7 @@ UNHONOURED: dict[str, dict[str, str]] = {
         "train_text_encoder": "a LoRA on the text encoder is not applied",
         "merge_network_on_save": "the checkpoints are whole models instead of LoRA files",
         "attention_backend": "another attention kernel rounds otherwise",
+        "xformers": "another attention kernel rounds otherwise",
     },
     "model": {
         "lora_path": "the LoRA that was merged into the base model is not loaded",
@@ -36,6 +37,9 @@ UNHONOURED: dict[str, dict[str, str]] = {
         "attn_masking": "padding is attended to, as without the field",
         "text_encoder_bits": "the text encoder is not quantised",
         "model_paths": "the files are taken from the base model",
+        "compile": "compiled kernels round otherwise",
+        "te_device": "another device rounds otherwise",
+        "vae_device": "another device rounds otherwise",
         "latent_space_version": "not rendered",
     },
     "network": {
@@ -71,10 +75,9 @@ HARMLESS: dict[str, str] = {
     "save": "hf_private hf_repo_id max_step_saves_to_keep push_to_hub save_every save_format",
     "sample": "sample_every",
     "samples": "",
-    "model": "auto_memory compile dtype extras_name_or_path ignore_if_contains is_auraflow is_pixart is_pixart_sigma "
-    "is_ssd is_v2 is_v3 is_vega layer_offloading_text_encoder_percent layer_offloading_transformer_percent "
-    "model_kwargs only_if_contains refiner_start_at split_model_other_module_param_count_scale split_model_over_gpus "
-    "te_device te_dtype te_name_or_path unet_sample_size vae_device vae_dtype",
+    "model": "dtype ignore_if_contains is_auraflow is_flux is_lumina2 is_pixart is_pixart_sigma is_ssd is_v2 is_v3 "
+    "is_vega is_xl layer_offloading_text_encoder_percent layer_offloading_transformer_percent only_if_contains "
+    "refiner_start_at split_model_other_module_param_count_scale split_model_over_gpus unet_sample_size",
     "train": "adapter_assist_name_or_path adapter_assist_type adapter_lr adaptive_scaling_factor "
     "audio_loss_multiplier batch_noise_correction_scale batch_size blank_prompt_preservation "
     "blank_prompt_preservation_multiplier blended_blur_noise bypass_guidance_embedding cfg_rescale cfg_scale "
@@ -95,6 +98,9 @@ HARMLESS: dict[str, str] = {
     "short_and_long_captions_encoder_split signal_amplification_strength signal_correction_noise_scale "
     "single_item_batching skip_first_sample snr_gamma standardize_images standardize_latents start_step "
     "switch_boundary_every target_noise_multiplier target_norm_std target_norm_std_value text_encoder_lr "
-    "timestep_type train_refiner train_unet unconditional_prompt unet_lr weight_jitter xformers",
+    "timestep_type train_refiner train_unet unconditional_prompt unet_lr weight_jitter",
 }
-"""Section -> fields of the training: a sample of a given LoRA file does not change with them."""
+"""Section -> fields of the training, or read elsewhere: a sample of a given LoRA file does not change with them."""
+MODEL_KWARGS = ("train_high_noise train_low_noise invert_inpaint_mask_chance inpaint_dropout control_dropout "
+                "inpaint_random_chance random_blur_mask random_dialate_mask do_random_inpainting")  # fmt: skip
+"""The same of `model.model_kwargs`."""

@@ -6,8 +6,10 @@ from typing import Any
 from harness.jobs import JobError, folder, plan, reader
 
 
-def options(place: Path, step: int | None) -> dict[str, Any]:
+def options(place: Path, step: int | None) -> tuple[dict[str, Any], list[str]]:
     """Option -> value, of the job in the folder `place` with its LoRA of `step` (None: the last; 0: no LoRA).
+
+    And a line for each field that is not honoured.
 
     Raises:
         JobError: the job cannot be read, or has no LoRA of that step.
@@ -25,7 +27,12 @@ def options(place: Path, step: int | None) -> dict[str, Any]:
     chosen = None if step == 0 else found[max(found) if step is None else step]
     files = [] if chosen is None else [f"{name}={p}" if name != "path" else str(p) for name, p in chosen.files.items()]
     video = planned.spec.kind == "video"
-    return {
+    notes += planned.notes
+    if planned.quantization.exclude:
+        notes.append("model.quantize_kwargs.exclude is not honoured here: no layer is left out")
+    if sampling.do_cfg_norm:
+        notes.append("sample.do_cfg_norm is not honoured here: guidance is not normalised")
+    said = {
         "model": planned.model,
         "base": planned.base,
         "tag": planned.tag,
@@ -50,3 +57,4 @@ def options(place: Path, step: int | None) -> dict[str, Any]:
         "trigger": process.trigger_word,
         "name": job.name,
     }
+    return said, notes

@@ -13,6 +13,7 @@ from harness.jobs.verify import Result, Verified
 from harness.metrics import Array
 from harness.report.render import environment, style
 
+NAME = "index.html"
 WIDEST = 512
 """Pixels a side of a picture in the page; larger ones are scaled down."""
 GAIN = 8
@@ -44,10 +45,9 @@ class Line(NamedTuple):
     highest: float
 
 
-def write(verified: Verified, folder: Path) -> Path:
-    """Write index.html into `folder` and return its path."""
+def write(verified: Verified, folder: Path) -> None:
+    """Write `NAME` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
     process = verified.job.process
     shown = {
         "model": f"{verified.plan.spec.title} ({verified.plan.model})",
@@ -76,8 +76,7 @@ def write(verified: Verified, folder: Path) -> Path:
             style=style("base", "verify"),
         )
     )
-    page.write_text(html, encoding="utf-8")
-    return page
+    (folder / NAME).write_text(html, encoding="utf-8")
 
 
 def _counts(verified: Verified) -> dict[str, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.jobs import JobError
 from harness.jobs.config import Model, Process, SampleItem, Sampling
+from harness.jobs.fields import MODEL_KWARGS
 from harness.jobs.folder import Folder
 from harness.jobs.reader import Job
 from harness.recorder import pins
@@ -17,6 +18,19 @@ from pipelines.spec import ModelSpec
 
 SAMPLER_MATTERS = {"sd15", "sdxl", "flux", "flex1", "lumina2"}
 """All other models bring a scheduler of their own, whatever `sample.sampler` says."""
+OLDER_FLAGS = {
+    "is_v2": "sd2",
+    "is_v3": "sd3",
+    "is_xl": "sdxl",
+    "is_pixart": "pixart",
+    "is_pixart_sigma": "pixart_sigma",
+    "is_auraflow": "auraflow",
+    "is_flux": "flux",
+    "is_lumina2": "lumina2",
+    "is_vega": "vega",
+    "is_ssd": "ssd",
+}
+"""What stood for `arch` once, in the order in which the trainer looks."""
 LOW_VRAM_MATTERS = {
     "wan21_i2v_14b": "the trainer then keeps the latents in bfloat16",
     "wan21_i2v_14b480p": "the trainer then keeps the latents in bfloat16",
@@ -62,7 +76,7 @@ def plan(job: Job, folder: Folder | None, tag: str | None = None, dtype: str | N
                        "say --dtype bfloat16 to see how far that is off")  # fmt: skip
     usual = MODELS[model]["name_or_path"]
     base = process.model.name_or_path if process.model.name_or_path != usual else None
-    notes = [*job.notes, *notes, *_notes(model, process)]
+    notes = [*job.notes, *notes, *_notes(model, process), *_other_parts(model, process.model, dtype)]
     return Plan(model, base, row.tag, dtype, _quantization(process.model), tuple(notes))
 
 
@@ -70,7 +84,7 @@ def _quantization(model: Model) -> Quantization:
     """Offloaded layers take float8 for qfloat8 (ModelConfig)."""
 
     def settled(qtype: str) -> str:
-        return "float8" if model.layer_offloading and qtype == "qfloat8" else qtype
+        return "float8" if model.offloads and qtype == "qfloat8" else qtype
 
     exclude = model.quantize_kwargs.get("exclude", ())
     return Quantization(model.quantize, model.quantize_te, settled(model.qtype), settled(model.qtype_te),
@@ -79,23 +93,24 @@ def _quantization(model: Model) -> Quantization:
 
 def _model(job: Job) -> str:
     """Our id of the model: by its arch, and of several of one arch by what is loaded (the trainer drops `:TAG`)."""
-    arch, path = _arch(job.process.model), job.process.model.name_or_path
+    (field, arch), path = _arch(job.process.model), job.process.model.name_or_path
     known = {model: row for model, row in MODELS.items() if model not in TWINS}
     same = [m for m, row in known.items() if row["arch"].split(":")[0] == arch.split(":")[0]]
     if not same:
         there = ", ".join(sorted({row["arch"] for row in known.values()}))
-        raise JobError(f"{job.path}: `model.arch: {arch}` is not a model that we render (those are {there})")
+        raise JobError(f"{job.path}: `model.{field}` says {arch}, which is not a model that we render (`model.arch` of "
+                       f"those: {there})")  # fmt: skip
     by_path = [m for m in same if known[m]["name_or_path"] == path]
     by_arch = [m for m in same if known[m]["arch"] == arch]
     return (by_path or by_arch or same)[0]
 
 
-def _arch(model: Model) -> str:
-    """The arch as the trainer's ModelConfig settles it, in the spelling of its UI."""
+def _arch(model: Model) -> tuple[str, str]:
+    """(the field that says it, the arch) as the trainer's ModelConfig settles it, in the spelling of its UI."""
     if model.arch is None:
-        older = {"flux": model.is_flux, "sdxl": model.is_xl, "lumina2": model.is_lumina2}
-        return next((arch for arch, given in older.items() if given), "sd15")
-    return {"sd1": "sd15"}.get(model.arch, model.arch)
+        given = model.model_extra or {}
+        return next(((flag, arch) for flag, arch in OLDER_FLAGS.items() if given.get(flag)), ("arch", "sd15"))
+    return "arch", {"sd1": "sd15"}.get(model.arch, model.arch)
 
 
 def _row(version: str, notes: list[str]) -> pins.Row:
@@ -118,6 +133,20 @@ def _notes(model: str, process: Process) -> Iterator[str]:
         yield f"model.low_vram: true is not honoured: {LOW_VRAM_MATTERS[model]}"
     if process.caches_prompts and process.trigger_word is not None:
         yield "prompts are cached: the trainer encoded them without putting in the trigger word, and so do we"
+
+
+def _other_parts(model: str, section: Model, dtype: str) -> Iterator[str]:
+    """Fields that put other parts beside the denoiser, or other code into the model."""
+    row = MODELS[model]
+    for field in ("te_name_or_path", "extras_name_or_path"):
+        if (value := getattr(section, field)) not in (None, section.name_or_path, row.get(field)):
+            yield f"model.{field}: {value} is not honoured: all parts are taken from the base model"
+    for field in ("te_dtype", "vae_dtype"):
+        if (value := getattr(section, field)) not in (None, dtype):
+            yield f"model.{field}: {value} is not honoured: all parts are in {dtype}"
+    for key, value in section.model_kwargs.items():
+        if value and key not in MODEL_KWARGS.split():
+            yield f"model.model_kwargs.{key}: {value!r} is not honoured: rendered as without it"
 
 
 def requests(plan: Plan, job: Job, sampling: Sampling, folder: Path) -> list[Request]:
@@ -199,6 +228,6 @@ def settled(plan: Plan, request: Request) -> Settings:
 
 def lora_mode(plan: Plan, job: Job, multipliers: set[float]) -> LoraMode:
     """Merged only if all samples share one multiplier and the base can take it in (`generate_images`)."""
-    if len(multipliers) > 1 or job.process.model.quantize or job.process.model.layer_offloading:
+    if len(multipliers) > 1 or job.process.model.quantize or job.process.model.offloads:
         return "live"
     return plan.spec.lora_mode

@@ -1,10 +1,9 @@
 """Does the job reproduce? Renders every sample again, puts it through the sample's encoding, and compares."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from harness.jobs.explain import explain
 from harness.jobs.folder import Checkpoint, Folder, Sample
 from harness.jobs.plan import Plan
 from harness.jobs.reader import Job
+from harness.jobs.rounding import WORN, effects, mean_difference, worn
 from harness.metrics import Array
 from harness.results import Metric
 from pipelines import LoraError, RequestError
@@ -30,8 +30,6 @@ EQUAL = 1.0
 """Largest pixel difference, in levels, of two decoded files of one picture."""
 ROUNDING_FACTOR = 2.0
 """How many times a picture's measured answer to a legal rounding may a sample be off on average?"""
-ROUNDINGS = 3
-"""LoRAs that a file may have been rounded from, of which the one that moves the picture most is believed."""
 STREAMS_MATTER = "bfloat16"
 """The dtype in which the seed's noise depends on the torch that draws it."""
 
@@ -83,7 +81,12 @@ class Verified:
     results: list[Result] = field(default_factory=list)
     pictures: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     """File -> (the sample, ours after the same encoding), uint8 [frames, height, width, 3]"""
-    notes: list[str] = field(default_factory=list)
+    complete: bool = True
+    """False: it was interrupted, and samples are missing."""
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.plan.notes, *self.folder.notes]
 
     @property
     def passing(self) -> bool:
@@ -99,6 +102,8 @@ class Asked:
     settings: Settings | None = None
     checkpoint: Checkpoint | None = None
     mode: LoraMode = "merged"
+    earlier: dict[int, Checkpoint | None] = field(default_factory=dict)
+    """Step -> the LoRA that the trainer merged and took out before this sample; None if it is not there."""
     verdict: Verdict | None = None
     problem: str = ""
 
@@ -164,6 +169,8 @@ def _pair(one: Asked, job: Job, found: Folder) -> None:
         one.problem = f"the training began from {started}, so that the sample of step 0 is not the base model's"
         return
     one.checkpoint = found.checkpoints.get(step)
+    if one.mode == "merged":
+        one.earlier = {before: found.checkpoints.get(before) for before in found.steps if 0 < before < step}
     if one.checkpoint is None:
         there = ", ".join(map(str, found.checkpoints)) or "none"
         one.verdict = "unpaired"
@@ -228,50 +235,59 @@ class Renderer:
         """Try this one first from now on."""
         self.pipeline.base.noise_stream = stream
 
-    def frames(self, one: Asked, stream: NoiseStream | None, files: dict[str, Path] | None = None) -> Array:
+    def frames(
+        self,
+        one: Asked,
+        stream: NoiseStream | None,
+        files: dict[str, Path] | None = None,
+        after: Iterable[Checkpoint] = (),
+    ) -> Array:
+        """The picture; with other LoRA `files` than the step's, or a base in which others were merged `after`."""
         assert one.settings is not None
         if stream is not None:
             self.pipeline.base.noise_stream = stream
-        output = self.with_lora(one, files).render(one.settings)
+        before = [self.pipeline.with_lora(**checkpoint.files).lora for checkpoint in after]  # type: ignore[arg-type]
+        with worn(self.pipeline, [lora for lora in before if lora], one.settings.multiplier):
+            output = self.with_lora(one, files).render(one.settings)
         return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
 
 
-def run(
-    job: Job,
-    found: Folder,
-    planned: Plan,
-    asked: list[Asked],
-    *,
-    options: Options,
-    progress: Callable[[int, str], object] = lambda _done, _file: None,
-) -> Verified:
-    """Render and compare. A sample that cannot be verified gets a verdict that says why; the others go on."""
-    verified = Verified(job, planned, found, notes=[*planned.notes, *found.notes])
-    renderer = Renderer(planned, options.device, quantized=options.quantized)
-    renderer.check(asked)
-    unexplained = {"none": 0, "first": 1, "all": len(asked)}[options.diagnose]
-    for done, one in enumerate(asked):
-        progress(done, one.sample.path.name)
-        started = time.perf_counter()
-        result = Result(file=one.sample.path.name, step=one.sample.step, index=one.sample.index, verdict="error")
-        if one.settings is not None:
-            result.prompt, result.settings = one.settings.prompt, _shown(one.settings)
-        if one.checkpoint is not None:
-            result.lora, result.lora_mode = [path.name for path in one.checkpoint.files.values()], one.mode
-        if one.verdict is not None:
-            result.verdict, result.message = one.verdict, one.problem
-        else:
+def run(verified: Verified, asked: list[Asked], options: Options, progress: Callable[[int, str], object]) -> None:
+    """Render and compare. A sample that cannot be verified gets a verdict that says why; the others go on.
+
+    Ctrl-C ends it with what is known by then.
+    """
+    try:
+        renderer = Renderer(verified.plan, options.device, quantized=options.quantized)
+        renderer.check(asked)
+        unexplained = {"none": 0, "first": 1, "all": len(asked)}[options.diagnose]
+        for done, one in enumerate(asked):
+            progress(done, one.sample.path.name)
+            started = time.perf_counter()
+            result = _result(one)
             try:
-                sample = codec.read(one.sample.path)
-                _compare(result, one, renderer, verified, sample)
-                if result.verdict == "differs" and unexplained:
-                    unexplained -= 1
-                    result.diagnosis.append(_why(one, renderer, sample, options))
+                if one.verdict is None:
+                    _compare(result, one, renderer, verified)
             except (JobError, RequestError) as error:
                 result.message = str(error)
-        result.seconds = round(time.perf_counter() - started, 2)
-        verified.results.append(result)
-    return verified
+            result.seconds = round(time.perf_counter() - started, 2)
+            verified.results.append(result)
+            if result.verdict == "differs" and unexplained:
+                unexplained -= 1
+                result.diagnosis.append(_why(one, renderer, options))
+    except KeyboardInterrupt:
+        verified.complete = False
+
+
+def _result(one: Asked) -> Result:
+    """What is known before it is rendered."""
+    result = Result(file=one.sample.path.name, step=one.sample.step, index=one.sample.index,
+                    verdict=one.verdict or "error", message=one.problem)  # fmt: skip
+    if one.settings is not None:
+        result.prompt, result.settings = one.settings.prompt, _shown(one.settings)
+    if one.checkpoint is not None:
+        result.lora, result.lora_mode = [path.name for path in one.checkpoint.files.values()], one.mode
+    return result
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
@@ -279,9 +295,10 @@ def _shown(settings: Settings) -> dict[str, Any]:
             "ctrl_img": settings.ctrl_img and Path(settings.ctrl_img).name}  # fmt: skip
 
 
-def _why(one: Asked, renderer: Renderer, sample: Picture, options: Options) -> str:
+def _why(one: Asked, renderer: Renderer, options: Options) -> str:
     """What the sample has that ours has not; of a base left unquantised, what ours has that the job had not."""
     assert one.request is not None
+    sample = codec.read(one.sample.path)
     planned, mini, seconds = renderer.planned, options.mini, options.seconds
     if options.quantized or planned.quantization == Quantization():
         return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
@@ -291,8 +308,13 @@ def _why(one: Asked, renderer: Renderer, sample: Picture, options: Options) -> s
     return f"ours, against the job as it was: {said}"
 
 
-def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified, sample: Picture) -> None:
-    """Fill in the verdict; of the two noise streams in bfloat16, the one that comes nearer."""
+def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified) -> None:
+    """Fill in the verdict; of the two noise streams in bfloat16, the one that comes nearer.
+
+    Raises:
+        RequestError, JobError: the sample, or what it takes to render it, cannot be read.
+    """
+    sample = codec.read(one.sample.path)
     best: Result | None = None
     for stream in renderer.streams:
         found = result.model_copy(update={"noise": stream})
@@ -305,14 +327,41 @@ def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified,
     assert best is not None
     if best.noise is not None and best.metric("pixel_mean") is not None:
         renderer.prefer(best.noise)
+    _fill(result, best)
+
+
+def _fill(result: Result, other: Result) -> None:
     for name in Result.model_fields:
-        setattr(result, name, getattr(best, name))
+        setattr(result, name, getattr(other, name))
 
 
 def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -> tuple[Array, Array]:
     """Fill in the verdict with the noise stream of `result`; returns (the sample, ours as it would be saved)."""
-    assert one.settings is not None
-    rendered = renderer.frames(one, result.noise)
+    pair = _measured(result, one, renderer, sample)
+    if result.verdict == "match" or not result.metrics:
+        return pair
+    known = [checkpoint for checkpoint in one.earlier.values() if checkpoint and not checkpoint.problem]
+    if known and len(known) == len(one.earlier):
+        after = result.model_copy()
+        other = _measured(after, one, renderer, sample, known)
+        if after.verdict == "match":
+            steps = ", ".join(map(str, one.earlier))
+            after.message = "; ".join(filter(None, (f"{WORN} (of the steps {steps})", after.message)))
+            _fill(result, after)
+            return other
+    result.effects = effects(one, renderer, result.noise, pair[1], lambda frames: codec.encoded(frames, sample))
+    cause = max(result.effects, key=result.effects.__getitem__, default="")
+    if cause and (result.metric("pixel_mean") or 0.0) <= ROUNDING_FACTOR * result.effects[cause]:
+        result.verdict = "rounding"
+        result.message = f"{cause}: that alone moves this picture by {result.effects[cause]:.3g}/255 on average"
+    return pair
+
+
+def _measured(
+    result: Result, one: Asked, renderer: Renderer, sample: Picture, after: Iterable[Checkpoint] = ()
+) -> tuple[Array, Array]:
+    """Fill in the distances, and whether they are a match."""
+    rendered = renderer.frames(one, result.noise, after=after)
     ours = codec.encoded(rendered, sample)
     result.verdict = "differs"
     if sample.frames.shape != ours.shape:
@@ -320,7 +369,7 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -
         return sample.frames, ours
     share = gates.load("mini", "cpu", "float32")["pixel_mean"].spread
     largest, mean = codec.floor(rendered, sample, share)
-    result.codec = Codec(name=sample.codec, lost=_mean(rendered, ours), floor_max=largest, floor_mean=mean)
+    result.codec = Codec(name=sample.codec, lost=mean_difference(rendered, ours), floor_max=largest, floor_mean=mean)
     result.metrics = metrics.pixels(sample.frames, ours)
     off_max, off_mean = result.metric("pixel_max") or 0.0, result.metric("pixel_mean") or 0.0
     if off_max <= EQUAL:
@@ -328,71 +377,9 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -
     elif off_max <= largest and off_mean <= mean:
         result.verdict = "match"
         result.message = "at the codec floor: the encoder makes as much of values that are one level off"
-    else:
-        result.effects = effects(one, renderer, result.noise, ours, lambda frames: codec.encoded(frames, sample))
-        cause = max(result.effects, key=result.effects.__getitem__, default="")
-        if cause and off_mean <= ROUNDING_FACTOR * result.effects[cause]:
-            result.verdict = "rounding"
-            result.message = f"{cause}: that alone moves this picture by {result.effects[cause]:.3g}/255 on average"
     return sample.frames, ours
-
-
-def _mean(a: Array, b: Array) -> float:
-    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
 
 
 def _size(frames: Array) -> str:
     count, height, width, _ = frames.shape
     return f"{width}x{height}" + (f", {count} frames" if count > 1 else "")
-
-
-def effects(
-    one: Asked, renderer: Renderer, stream: NoiseStream | None, ours: Array, encode: Callable[[Array], Array]
-) -> dict[str, float]:
-    """Mean pixel differences, after encoding, of renders that are legally the same as ours.
-
-    The trainer keeps a LoRA in float32 and rounds what it saves: any value that rounds to the file's may have been the
-    one that made the sample. And in bfloat16, kernels that compute the same round to other pictures.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    found = {}
-    if one.checkpoint is not None:
-        drawn = []
-        for seed in range(ROUNDINGS):
-            with TemporaryDirectory() as scratch:
-                moved = {n: _unrounded(path, Path(scratch), seed) for n, path in one.checkpoint.files.items()}
-                files = {name: path for name, path in moved.items() if path is not None}
-                if not files:  # in float32 already
-                    break
-                other = renderer.frames(one, stream, {**one.checkpoint.files, **files})
-                drawn.append(_mean(ours, encode(other)))
-        if drawn:
-            found["the trainer sampled with float32 weights, which the LoRA file holds rounded"] = max(drawn)
-    if renderer.pipeline.base.dtype != "float32":
-        with sdpa_kernel([SDPBackend.MATH]):
-            found[f"another torch or device rounds {renderer.pipeline.base.dtype} otherwise"] = _mean(
-                ours, encode(renderer.frames(one, stream))
-            )
-    return found
-
-
-def _unrounded(path: Path, folder: Path, seed: int) -> Path | None:
-    """The LoRA with every weight moved at random within what rounds to it; None if it is in float32 already."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(path)
-    if all(tensor.dtype == torch.float32 for tensor in tensors.values()):
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    moved = {}
-    for key, tensor in tensors.items():
-        value = tensor.float()
-        if tensor.dtype != torch.float32 and not key.endswith("alpha"):
-            _, exponent = torch.frexp(value)
-            last_place = torch.ldexp(torch.full_like(value, torch.finfo(tensor.dtype).eps), exponent - 1)
-            value = value + last_place * (torch.rand(value.shape, generator=generator) - 0.5)
-        moved[key] = value
-    save_file(moved, folder / path.name)
-    return folder / path.name

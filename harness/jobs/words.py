@@ -37,7 +37,10 @@ def table(verified: Verified) -> str:
     ]
     verdicts = [result.verdict for result in verified.results]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return "\n".join([buffer.getvalue().rstrip("\n"), *said, f"{len(verdicts)} samples: {counts}"])
+    lines = [buffer.getvalue().rstrip("\n"), *said, f"{len(verdicts)} samples: {counts}"]
+    if not verified.complete:
+        lines.append("Interrupted: the samples after these were not verified.")
+    return "\n".join(lines)
 
 
 def _distances(result: Result) -> tuple[str, str, str]:
@@ -64,6 +67,7 @@ def as_json(verified: Verified) -> str:
         "base": verified.plan.base or verified.plan.spec.base,
         "tag": verified.plan.tag,
         "dtype": verified.plan.dtype,
+        "complete": verified.complete,
         "notes": verified.notes,
         "lora_metadata": {str(step): dict(c.metadata) for step, c in verified.folder.checkpoints.items()},
         "samples": [result.model_dump(mode="json") for result in verified.results],
