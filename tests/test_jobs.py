@@ -259,10 +259,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no config": (lambda job: (job / "config.yaml").unlink(), ("config.yaml", "Copy the job file there")),
     "half a config": (
         lambda job: (job / "config.yaml").write_text("job: extension\nconfig: {name: [\n"),
-        ("config.yaml", "not valid YAML"),
+        ("config.yaml", "not valid YAML", "line 3", "as the trainer read it"),
     ),
     "a config of kohya's scripts": (_kohya, ("`job` is missing", "kohya")),
-    "no model": (_without("model"), ("config.process[0].model` is missing",)),
+    "no model": (_without("model"), ("config.process[0].model` is missing", "as the trainer read it")),
     "words for numbers": (_set("sample", width="wide"), ("config.process[0].sample.width: 'wide'",)),
     "a model that nobody renders": (_set("model", arch="ace_step"), ("`model.arch` says ace_step", "flux")),
     "an older model": (
@@ -289,7 +289,7 @@ def test_a_damaged_job_is_refused_in_one_paragraph(job: Path, damage: str) -> No
     done = lora_drift("verify", job, "--mini")
     assert done.exit_code == 2, done.output
     message = done.stderr.strip()
-    assert message.startswith("error: ") and "Traceback" not in done.output
+    assert message.startswith("error: ") and "\n" not in message and "Traceback" not in done.output
     assert all(word in message for word in words), message
 
 

@@ -76,6 +76,18 @@ def test_a_picture_that_was_painted_on_is_noticed(picture: Path) -> None:
     assert "its pixels were changed since" in done.stdout
 
 
+def test_a_videos_sound_is_compared_too(tmp_path: Path) -> None:
+    job, out = ROOT / "jobs" / "ltx2", tmp_path / "out.mkv"
+    done = lora_drift("sample", "--mini", "--job", job, "-p", "[trigger] walks", "--steps", 2, "-o", out)
+    assert done.exit_code == 0, done.output
+    lora = ("--lora", job / "ltx2.safetensors")
+    same = lora_drift("replay", out, "--mini", *lora)
+    assert same.exit_code == 0 and "the pixels and the sound are the same, bit for bit" in same.stdout, same.output
+    edit(out, audio_sha256="0" * 64)
+    other = lora_drift("replay", out, "--mini", *lora)
+    assert other.exit_code == 1 and "not the same: the sound" in other.stdout
+
+
 def test_control_images_are_found_by_what_is_in_them(tmp_path: Path) -> None:
     control, out = tmp_path / "control.png", tmp_path / "out" / "out.png"
     out.parent.mkdir()
@@ -91,6 +103,9 @@ def test_control_images_are_found_by_what_is_in_them(tmp_path: Path) -> None:
     assert gone.exit_code == 2 and "--control FILE" in gone.stderr
     found = lora_drift("replay", out, "--mini", "--control", moved)
     assert found.exit_code == 0 and found.stdout.endswith("bit for bit\n"), found.output
+    other = ROOT / "jobs" / "inputs" / "controls" / "1.png"
+    rendered = lora_drift("replay", out, "--mini", "--control", other)
+    assert rendered.exit_code == 1 and "  control_sha256: " in rendered.stdout
 
 
 def test_what_cannot_be_replayed_is_refused_in_one_paragraph(picture: Path) -> None:

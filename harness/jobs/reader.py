@@ -32,6 +32,9 @@ class Job:
     """One line a field that is not honoured, or that the trainer does not know."""
 
 
+REMEDY = "Take the job file as the trainer read it: the config.yaml that it wrote into its output folder."
+
+
 class _Loader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as the trainer's loader does."""
 
@@ -59,15 +62,14 @@ def read(folder: Path) -> Job:
         named = json.loads(json.dumps(data).replace("[name]", json.dumps(raw.config.name)[1:-1]))
         file = JobFile.model_validate(named)
     except ValidationError as error:
-        raise JobError(
-            f"{path}: " + "; ".join(_explain(e["loc"], e["msg"], e["input"]) for e in error.errors())
-        ) from None
+        said = "; ".join(_explain(e["loc"], e["msg"], e["input"]) for e in error.errors())
+        raise JobError(f"{path}: {said}. {REMEDY}") from None
     process = file.config.process[0]
     if process.type not in TRAINERS:
         raise JobError(f"{path}: `config.process[0].type: {process.type}` does not sample while it trains; jobs of "
                        f"type {', '.join(TRAINERS)} can be verified")  # fmt: skip
     if not process.sample.items and not process.first_sample:
-        raise JobError(f"{path}: `sample` has neither `samples` nor `prompts`, so the job made no samples")
+        raise JobError(f"{path}: `sample` has neither `samples` nor `prompts`, so the job made no samples. {REMEDY}")
     notes = [*_notes(process)]
     if len(file.config.process) > 1:
         notes.append(f"config.process: only the first of {len(file.config.process)} processes is read")
@@ -98,7 +100,8 @@ def _load(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not a text file ({error.reason}); it should be the job's YAML or JSON") from error
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise JobError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise JobError(f"{path}: not valid {kind} ({' '.join(str(error).split())}). {REMEDY}") from error
     if not isinstance(data, dict):
         raise JobError(f"{path}: a job file is a mapping with `job:` and `config:`")
     return data
@@ -114,7 +117,7 @@ def _variable(path: Path, name: str) -> str:
 def _explain(loc: tuple[int | str, ...], message: str, value: object) -> str:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if message == "Field required":
-        return f"`{field}` is missing; the trainer needs it, too"
+        return f"`{field}` is missing"
     return f"`{field}: {value!r}`: {message.removeprefix('Value error, ')}"
 
 
