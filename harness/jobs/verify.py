@@ -81,8 +81,8 @@ class Verified:
     results: list[Result] = field(default_factory=list)
     pictures: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     """File -> (the sample, ours after the same encoding), uint8 [frames, height, width, 3]"""
-    complete: bool = True
-    """False: it was interrupted, and samples are missing."""
+    complete: bool = False
+    """False: it is not at its end, or was interrupted."""
 
     @property
     def notes(self) -> list[str]:
@@ -274,9 +274,10 @@ def run(verified: Verified, asked: list[Asked], options: Options, progress: Call
             verified.results.append(result)
             if result.verdict == "differs" and unexplained:
                 unexplained -= 1
-                result.diagnosis.append(_why(one, renderer, options))
+                result.diagnosis.append(_why(result, one, renderer, options))
+        verified.complete = True
     except KeyboardInterrupt:
-        verified.complete = False
+        pass  # the results so far are there
 
 
 def _result(one: Asked) -> Result:
@@ -295,16 +296,18 @@ def _shown(settings: Settings) -> dict[str, Any]:
             "ctrl_img": settings.ctrl_img and Path(settings.ctrl_img).name}  # fmt: skip
 
 
-def _why(one: Asked, renderer: Renderer, options: Options) -> str:
+def _why(result: Result, one: Asked, renderer: Renderer, options: Options) -> str:
     """What the sample has that ours has not; of a base left unquantised, what ours has that the job had not."""
     assert one.request is not None
     sample = codec.read(one.sample.path)
     planned, mini, seconds = renderer.planned, options.mini, options.seconds
     if options.quantized or planned.quantization == Quantization():
         return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
-    ours = Picture.of(renderer.frames(one, None))
-    asked = Renderer(planned, options.device).with_lora(one)
-    said = explain(asked, one.request, ours, mini=mini, seconds=seconds)
+    ours = Picture.of(renderer.frames(one, result.noise))
+    asked = Renderer(planned, options.device)
+    if result.noise is not None:
+        asked.prefer(result.noise)
+    said = explain(asked.with_lora(one), one.request, ours, mini=mini, seconds=seconds)
     return f"ours, against the job as it was: {said}"
 
 
