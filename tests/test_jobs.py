@@ -183,24 +183,14 @@ def test_step_and_prompt_choose_samples(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_known_by_then(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "verify",
-        JOBS / "flux",
-        "--mini",
-        "--json",
-        file,
-        "--html",
-        tmp_path,
-    ]
+    options = ("--mini", "--json", str(file), "--html", str(tmp_path))
+    command = [sys.executable, "-m", "harness.cli", "verify", str(JOBS / "flux"), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (file.is_file() and '"file"' in file.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        stdout, stderr = running.communicate(timeout=60)
+        stdout, stderr = running.communicate(timeout=120)
     assert running.returncode == 130, stdout + stderr
     results = json.loads(file.read_text())
     assert not results["complete"] and 1 <= len(results["samples"]) < 6
