@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,9 @@ def test_ctrl_c_keeps_what_is_known_by_then(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     options = ("--mini", "--json", str(file), "--html", str(tmp_path))
     command = [sys.executable, "-m", "harness.cli", "verify", str(JOBS / "flux"), *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it otherwise
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heard, **pipes) as running:
         deadline = time.monotonic() + 300
         while not (file.is_file() and '"file"' in file.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
