@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from harness.commands import check, diagnose, sample, serve, show, study
+from harness.commands import check, diagnose, jobs, sample, serve, show, study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,7 +14,7 @@ app = typer.Typer(
     help="Render LoRAs trained with ostris/ai-toolkit as the trainer samples them, and prove it.",
     epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to mend it).",
 )
-for part in (sample, check, diagnose, study, show, serve):
+for part in (sample, jobs, check, diagnose, study, show, serve):
     app.add_typer(part.app)
 
 

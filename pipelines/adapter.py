@@ -53,7 +53,7 @@ class Adapter:
     def _apply(self, delta: Delta, multiplier: float, mode: LoraMode) -> None:
         module: Any = self.denoisers[delta.component].get_submodule(delta.module)
         packed = isinstance(module, Packed)
-        change = _to(delta.change, (module.packed_data if packed else module.weight).device)
+        change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
         if isinstance(change, LowRank) and change.magnitude is not None:
             mode = "live"  # the trainer never merges a DoRA
         if mode == "merged":
@@ -74,7 +74,8 @@ class Adapter:
         self._state = None
 
 
-def _to(change: LowRank | Kron, device: Any) -> LowRank | Kron:
+def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:
+    """The change with its tensors there."""
     import torch
 
     values = {f.name: getattr(change, f.name) for f in fields(change)}
@@ -101,7 +102,7 @@ def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
 
     def here(x: torch.Tensor) -> Any:
         nonlocal change
-        change = _to(change, x.device)  # with offloading, weights are elsewhere when the hook is made
+        change = on_device(change, x.device)  # with offloading, weights are elsewhere when the hook is made
         return change
 
     def kron(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:

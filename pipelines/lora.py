@@ -7,6 +7,7 @@ Formats are those that the trainer saves: LoRA (`lora_A`/`lora_B`, or `lora_down
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -133,6 +134,8 @@ class Lora:
     coverage: Coverage
     strengths: Mapping[str, float] = field(default_factory=dict)
     """Component -> what its multiplier is multiplied with; 1 if not named. The trainer has one multiplier for both."""
+    experts: tuple[str, ...] = ()
+    """For which expert each of `paths` was given; "" for a file by itself."""
 
 
 def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_partial: bool = False) -> Lora:
@@ -162,7 +165,8 @@ def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_pa
         unmatched=tuple(unmatched),
     )
     paths = tuple(files.values())
-    return Lora(paths, tuple(sha256(p.read_bytes()).hexdigest() for p in paths), tuple(deltas), coverage)
+    digests = tuple(sha256(p.read_bytes()).hexdigest() for p in paths)
+    return Lora(paths, digests, tuple(deltas), coverage, experts=tuple(files))
 
 
 def _kind(change: LowRank | Kron) -> str:
@@ -216,9 +220,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise LoraError(
-            f"{path}: not a whole safetensors file ({error}). It may be truncated or a web page: fetch it again."
-        ) from error
+        raise LoraError(_broken(path, error)) from error
     if not tensors:
         raise LoraError(f"{path}: holds no tensors")
     # Not an alpha: that of a LoKr with whole factors means nothing, and the trainer saves it as infinity in float16.
@@ -227,6 +229,36 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     if broken is not None:
         raise LoraError(_diverged(path, broken))
     return tensors
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What the trainer wrote into a LoRA file beside the tensors: its version, the step, the trigger word, ...
+
+    Raises:
+        LoraError: no such file, or not a whole one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found: dict[str, str] = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise LoraError(f"{path}: no such LoRA file") from error
+    except (SafetensorError, OSError) as error:
+        raise LoraError(_broken(path, error)) from error
+    return {key: _parsed(value) for key, value in found.items()}
+
+
+def _parsed(value: str) -> Any:
+    """Values are strings, most of them JSON."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path}: not a whole safetensors file ({error}). It may be truncated or a web page: fetch it again."
 
 
 def _diverged(path: Path, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import subprocess
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = {".mkv": "ffv1", ".mp4": "libx264"}
+LOSSLESS = (".png",)
+"""Pictures that hold the very pixels."""
+RECEIPT_KEY = "lora-drift"
+"""Key of the text chunk in which a PNG carries its receipt."""
 
 
 class Media(NamedTuple):
@@ -48,6 +53,8 @@ def check_path(path: Path, frames: int) -> None:
 def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
     """Write frames by the path's suffix (.png, .mkv lossless; .jpg, .webp, .mp4 lossy) and `<path>.json`.
 
+    A PNG carries the receipt itself, too.
+
     Sound goes into .mkv (lossless) and .mp4 (AAC), and as a .wav next to what cannot hold it.
 
     `quality` is that of JPEG and WebP (1 to 100); None takes what the trainer uses: 75 for JPEG, 80 for WebP.
@@ -64,7 +71,9 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
         more = {"save_all": True, "append_images": frames[1:], "duration": 1000 // output.settings.fps, "loop": 0}
         files[path] = lambda part: frames[0].save(part, "WEBP", quality=quality or 80, **more)
     else:
-        options = {} if suffix == ".png" else {"quality": quality or (75 if suffix != ".webp" else 80)}
+        options: dict[str, Any] = {"quality": quality or (75 if suffix != ".webp" else 80)}
+        if suffix == ".png":
+            options = {"pnginfo": _text_chunk(output.receipt)}
         files[path] = lambda part: frames[0].save(part, PICTURES[suffix], **options)
     if media.audio is not None and not is_video:
         files[path.with_suffix(".wav")] = lambda part: _write_wav(media, part)
@@ -87,6 +96,33 @@ def _atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def _text_chunk(receipt: Mapping[str, Any]) -> Any:
+    """The receipt for whoever gets the picture: control images by their content, not by where they lay here."""
+    from PIL.PngImagePlugin import PngInfo
+
+    digests, settings = receipt["control_sha256"], receipt["settings"]
+    first = digests[0] if settings["ctrl_img"] else None
+    carried = {**receipt, "settings": {**settings, "control": digests, "ctrl_img": first}}
+    chunk = PngInfo()
+    chunk.add_itxt(RECEIPT_KEY, json.dumps(carried, ensure_ascii=False), zip=True)
+    return chunk
+
+
+def pixels_sha256(frames: list[Image.Image]) -> str:
+    """Hash of what is shown: size and RGB values of all frames, whatever file they go to."""
+    digest = hashlib.sha256(f"{frames[0].width}x{frames[0].height}".encode())
+    for frame in frames:
+        digest.update(frame.convert("RGB").tobytes())
+    return digest.hexdigest()
+
+
+def audio_sha256(media: Media) -> str:
+    """Hash of the sound: sample rate, channels and samples."""
+    digest = hashlib.sha256(f"{media.sample_rate}x{len(media.audio)}".encode())
+    digest.update(media.audio.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _write_wav(media: Media, path: Path) -> None:

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading, quantize
+from pipelines import loading, output, quantize
 from pipelines.adapter import Adapter
 from pipelines.errors import Cancelled, RequestError, Unsupported
 from pipelines.lora import Lora, Shapes, read
@@ -48,8 +48,6 @@ class Output:
 
     def save(self, path: str | Path, *, quality: int | None = None) -> Path:
         """Write the picture or video and `<path>.json`, the receipt, next to it. See `pipelines.output.save`."""
-        from pipelines import output
-
         return output.save(self, Path(path), quality=quality)
 
 
@@ -188,9 +186,9 @@ class Pipeline:
         generator = noise.seeded(settings.seed, self.base.noise_stream)
         with torch.no_grad(), noise.through_diffusers(), watch(pipe):
             media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
-        return Output(media, settings, self._receipt(settings))
+        return Output(media, settings, self._receipt(settings, media))
 
-    def _receipt(self, settings: Settings) -> dict[str, Any]:
+    def _receipt(self, settings: Settings, media: Media) -> dict[str, Any]:
         scheduler = self.base.pipe.scheduler
         sigmas = getattr(scheduler, "sigmas", None)
         schedule = (scheduler.timesteps if sigmas is None else sigmas).detach().float().cpu().numpy()
@@ -203,13 +201,17 @@ class Pipeline:
             if lora is None
             else {
                 "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
+                "experts": {path.name: expert for path, expert in zip(lora.paths, lora.experts, strict=True)},
                 "mode": self.mode,
                 **({"strengths": dict(lora.strengths)} if lora.strengths else {}),
                 **lora.coverage.as_dict(),
             },
             "settings": settings.as_dict(),
+            "control_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in settings.control],
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
+            "pixels_sha256": output.pixels_sha256(media.frames),
+            **({"audio_sha256": output.audio_sha256(media)} if media.audio is not None else {}),
             **(
                 {"quantization": quantize.report(self.base.pipe, self.spec, self.base.quantization, self.base.recovery)}
                 if self.base.quantization != Quantization()

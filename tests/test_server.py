@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.coverage import covering
 from harness.recorder import pins
 from pipelines import MODELS, Pipeline
@@ -218,6 +220,17 @@ def test_every_prompt_has_its_own_seed_strength_and_lossless_picture(
     assert Image.open(io.BytesIO(served.content)).tobytes() == base.frames[0].tobytes(), "strength 0 is the base model"
     assert result["metadata"]["inference_time"] > 0
     assert len(result["metadata"]["timings"]["prompts"]) == 3
+
+
+def test_replay_renders_a_servers_receipt_again(server: LocalServer, lora_of: LoraOf) -> None:
+    put(server, "kontext.safetensors", lora_of("flux_kontext/lora"))
+    control = base64.b64encode((ROOT / "cases/assets/wide.png").read_bytes()).decode()
+    prompt = {"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 2, "ctrl_img": control}
+    edit = body("flux_kontext", loras=[{"path": "kontext.safetensors"}], prompts=[prompt])
+    for sent, lora in (body(), lora_of("sd15/lora")), (edit, lora_of("flux_kontext/lora")):
+        picture = server.wait(server.submit(sent))["outputs"]["images"][0]["file_path"]
+        again = CliRunner().invoke(app, ["replay", picture, "--mini", "--lora", str(lora)])
+        assert again.exit_code == 0 and "the pixels are the same, bit for bit" in again.stdout, again.output
 
 
 def test_a_seed_of_minus_one_is_drawn_and_reported(server: LocalServer) -> None:

@@ -20,6 +20,7 @@ def user_errors() -> Iterator[None]:
     """Errors that a user can mend end in one paragraph and exit code 2."""
     from harness.cases import CaseError
     from harness.gates import GateError
+    from harness.jobs import JobError
     from harness.matrix import MatrixError
     from harness.minihub.factory import MiniHubError
     from harness.recorder.pins import PinError
@@ -27,7 +28,7 @@ def user_errors() -> Iterator[None]:
 
     try:
         yield
-    except (RequestError, CaseError, GateError, MiniHubError, PinError, MatrixError) as error:
+    except (RequestError, CaseError, GateError, JobError, MiniHubError, PinError, MatrixError) as error:
         fail(error)
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,12 @@ app = typer.Typer()
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")],
+    context: typer.Context,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold [trigger] and flags (--w 512 ...)")],
     output: Annotated[Path, typer.Option("--output", "-o", help=".png .mkv are lossless; .jpg .webp .mp4 are not")],
+    model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")] = "",
+    job: Annotated[Path | None, typer.Option(help="a training job's folder: its model, LoRA and settings")] = None,
+    step: Annotated[int | None, typer.Option(help="which of the job's LoRAs (default: the last)")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
     negative: Annotated[str, typer.Option("--negative", "-n")] = "",
     width: Annotated[int | None, typer.Option(help="pixels; snapped as the trainer does")] = None,
@@ -51,7 +54,14 @@ def sample(
     Weights are read from the ordinary Hugging Face cache, or downloaded to it.
 
         lora-drift sample -m flux --lora my.safetensors -p "a photo of [trigger]" --trigger sks -o out.png
+        lora-drift sample --job output/my_lora -p "a photo of [trigger]" -o out.png
     """
+    if job is not None:
+        asked = {name: value for name, value in locals().items() if name != "job"}
+        sample(**{**asked, **_of_job(context, job, step)})
+        return
+    if not model or step is not None:
+        fail("--step belongs to --job FOLDER" if model else "give --model (`lora-drift models` lists them), or --job")
     with user_errors():
         import pipelines
         from harness import coverage, runner
@@ -96,6 +106,19 @@ def sample(
         typer.echo(json.dumps(rendered.receipt, indent=2))
     else:
         typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
+
+
+def _of_job(context: typer.Context, folder: Path, step: int | None) -> dict[str, Any]:
+    """The options that a job sets and the command line does not."""
+    with user_errors():
+        from harness.jobs import inherited
+
+        options, notes = inherited.options(folder, step)
+    for note in notes:
+        typer.echo(f"! {note}", err=True)
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return {"step": None, **{name: value for name, value in options.items() if name not in given}}
 
 
 def lora_files(given: list[str]) -> dict[str, Path]:

@@ -78,7 +78,7 @@ def read(path: Path) -> Picture:
     if kind == "WEBP" and not webp.lossless(data):
         return _webp(data, frames)
     if kind == "GIF":
-        return Picture(frames, "GIF, 256 colours (chosen as Pillow does)", partial(_through, kind="GIF"))
+        return Picture(frames, "GIF, 256 colours (chosen as Pillow does)", partial(through, kind="GIF"))
     return Picture(frames, f"{kind}, lossless", lambda other: other, lossless=True)
 
 
@@ -94,7 +94,7 @@ def _decoded(image: Any) -> Frames:
     return np.repeat(np.stack(frames), [round(t / shortest) if shortest else 1 for t in times], axis=0)
 
 
-def _through(frames: Frames, kind: str, **options: Any) -> Frames:
+def through(frames: Frames, kind: str, **options: Any) -> Frames:
     """What Pillow reads back of what it wrote."""
     from PIL import Image
 
@@ -123,7 +123,7 @@ def _jpeg(image: Any, frames: Frames) -> Picture:
         return Picture(frames, "JPEG in an unusual layout, which cannot be written again", None)
     tables = {number: list(table) for number, table in image.quantization.items()}
     words = f"JPEG, {_quality(tables)}, {('4:4:4', '4:2:2', '4:2:0')[sampling]}"
-    return Picture(frames, words, partial(_through, kind="JPEG", qtables=tables, subsampling=sampling))
+    return Picture(frames, words, partial(through, kind="JPEG", qtables=tables, subsampling=sampling))
 
 
 def _quality(tables: dict[int, list[int]]) -> str:
@@ -149,7 +149,7 @@ def _webp(data: bytes, frames: Frames) -> Picture:
 
     def again(other: Frames) -> Frames:
         quality = _fitting(other, wanted, fitted)
-        return _through(other, "WEBP", quality=quality)
+        return through(other, "WEBP", quality=quality)
 
     return Picture(frames, f"WebP, quality about {fitted}", again)
 
@@ -197,10 +197,10 @@ def _movie(path: Path) -> Picture:
         return Picture(frames, f"{codec}, whose quality the file does not tell", None)
     threads, crf = known[1].decode(), known[2].decode()
     options = ["-crf", crf, "-threads", threads, "-pix_fmt", layout, "-r", f"{about['fps']:g}"]
-    return Picture(frames, f"H.264, crf {crf}, {layout}", partial(_h264, options=options))
+    return Picture(frames, f"H.264, crf {crf}, {layout}", partial(h264, options=options))
 
 
-def _h264(frames: Frames, options: list[str]) -> Frames:
+def h264(frames: Frames, options: list[str]) -> Frames:
     import imageio_ffmpeg
 
     height, width = frames.shape[1:3]

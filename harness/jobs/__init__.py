@@ -1,0 +1,5 @@
+"""Training jobs of ai-toolkit: their config, their folder, and whether our pipelines reproduce their samples."""
+
+
+class JobError(ValueError):
+    """A job cannot be read as it is; the message names the file, the field and the remedy."""
