@@ -102,10 +102,12 @@ def _reference(pipe: Any) -> Any:
 
 
 def _time(pipe: Any) -> Any:
-    """The step's sigma, rounded once. Diffusers rounds a thousandfold and then its thousandth part."""
+    """The step's sigma, rounded once. Diffusers rounds its thousandfold and then the thousandth part of that."""
 
     def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        sigma = pipe.scheduler.sigmas[pipe.scheduler.step_index or 0]
-        return args, kwargs | {"timestep": torch.full_like(kwargs["timestep"], sigma.item())}
+        given, exact = kwargs["timestep"], pipe.scheduler.timesteps[pipe.scheduler.step_index or 0]
+        if (given == exact.to(given.dtype) / 1000).all():  # what somebody put there instead stays
+            kwargs = kwargs | {"timestep": torch.full_like(given, (exact / 1000).item())}
+        return args, kwargs
 
     return before
