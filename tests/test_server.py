@@ -224,12 +224,15 @@ def test_every_prompt_has_its_own_seed_strength_and_lossless_picture(
 
 def test_replay_renders_a_servers_receipt_again(server: LocalServer, lora_of: LoraOf) -> None:
     put(server, "kontext.safetensors", lora_of("flux_kontext/lora"))
-    control = base64.b64encode((ROOT / "cases/assets/wide.png").read_bytes()).decode()
+    wide = ROOT / "cases/assets/wide.png"
+    control = base64.b64encode(wide.read_bytes()).decode()
     prompt = {"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 2, "ctrl_img": control}
     edit = body("flux_kontext", loras=[{"path": "kontext.safetensors"}], prompts=[prompt])
-    for sent, lora in (body(), lora_of("sd15/lora")), (edit, lora_of("flux_kontext/lora")):
+    # A server's receipt does not tell where its control images lay.
+    asked = ((body(), lora_of("sd15/lora"), []), (edit, lora_of("flux_kontext/lora"), ["--control", str(wide)]))
+    for sent, lora, more in asked:
         picture = server.wait(server.submit(sent))["outputs"]["images"][0]["file_path"]
-        again = CliRunner().invoke(app, ["replay", picture, "--mini", "--lora", str(lora)])
+        again = CliRunner().invoke(app, ["replay", picture, "--mini", "--lora", str(lora), *more])
         assert again.exit_code == 0 and "the pixels are the same, bit for bit" in again.stdout, again.output
 
 

@@ -166,7 +166,7 @@ def test_any_pipeline_can_be_captured_and_tells_the_same_story(
     assert leftovers(plain) == []
     assert np.array_equal(np.asarray(picture), np.asarray(untraced[0]))
     assert trace.final_latents is not None
-    assert np.allclose(trace.final_latents, ours.latents, atol=1e-5)
+    assert np.allclose(trace.final_latents, ours.latents, atol=1e-4)  # plain T5 runs on another attention
     found = errors(ours.trace, trace)
     assert list(found) == list(trace.sketches)
     assert {"decode/in", "decode/out", "schedule/sigmas", "step0/latents", "step1/latents", "step1/denoiser#0"} < set(
