@@ -229,7 +229,7 @@ def test_replay_renders_a_servers_receipt_again(server: LocalServer, lora_of: Lo
     prompt = {"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 2, "ctrl_img": control}
     edit = body("flux_kontext", loras=[{"path": "kontext.safetensors"}], prompts=[prompt])
     # A server's receipt does not tell where its control images lay.
-    asked = ((body(), lora_of("sd15/lora"), []), (edit, lora_of("flux_kontext/lora"), ["--control", str(wide)]))
+    asked: Any = ((body(), lora_of("sd15/lora"), []), (edit, lora_of("flux_kontext/lora"), ["--control", str(wide)]))
     for sent, lora, more in asked:
         picture = server.wait(server.submit(sent))["outputs"]["images"][0]["file_path"]
         again = CliRunner().invoke(app, ["replay", picture, "--mini", "--lora", str(lora), *more])
