@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -456,13 +456,19 @@ def text_encoder_in_float16(s: Subject) -> Iterator[Subject]:
 )
 def llama_with_fused_attention(s: Subject) -> Iterator[Subject]:
     """HiDream's Llama runs fused attention, in which padding in front comes out otherwise."""
-    llama = s.pipe.text_encoder_4
-    before = llama.config._attn_implementation
-    llama.set_attn_implementation("sdpa")
-    try:
+    with _attention(s.pipe.text_encoder_4, "sdpa"):
         yield s
+
+
+@contextmanager
+def _attention(encoder: Any, kind: str) -> Iterator[None]:
+    """While the block runs, `encoder` runs `kind` of attention."""
+    before = encoder.config._attn_implementation
+    encoder.config._attn_implementation = kind
+    try:
+        yield
     finally:
-        llama.set_attn_implementation(before)
+        encoder.config._attn_implementation = before
 
 
 @variation(
@@ -471,9 +477,11 @@ def llama_with_fused_attention(s: Subject) -> Iterator[Subject]:
     applies=families("lumina2"),
 )
 def attention_logits_capped(s: Subject) -> Iterator[Subject]:
-    """Gemma 2 caps its attention logits."""
-    cap = s.pipe.text_encoder.config.attn_logit_softcapping
+    """Gemma 2 caps its attention logits, which only eager attention does."""
+    encoder = s.pipe.text_encoder
+    cap = encoder.config.attn_logit_softcapping
     with ExitStack() as stack:
-        for layer in s.pipe.text_encoder.layers:
+        stack.enter_context(_attention(encoder, "eager"))
+        for layer in encoder.layers:
             stack.enter_context(patched(layer.self_attn, "attn_logit_softcapping", cap))
         yield s

@@ -11,8 +11,7 @@ from pipelines.spec import ModelSpec
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     pipe = loading.pipeline(spec, base, dtype)
     for layer in pipe.text_encoder.layers:
-        # The trainer's transformers runs Gemma 2 on SDPA, which ignores the cap; newer releases fall back to eager
-        # attention in order to apply it.
+        # The trainer's transformers runs Gemma 2 on SDPA (`loading.ATTENTION`) and ignores the cap there; 5 refuses it.
         layer.self_attn.attn_logit_softcapping = None
     return pipe
 
