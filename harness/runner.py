@@ -120,7 +120,8 @@ class Bench:
 
         self._loaded = self._loaded_as = None
         gc.collect()
-        torch.cuda.empty_cache()
+        if usable(self.device):  # a GPU that is lost to this process would refuse this, too
+            torch.cuda.empty_cache()
 
     @staticmethod
     def request(case: Case) -> Any:
