@@ -115,7 +115,10 @@ def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
         change = here(args[0])
         x = args[0].to(change.down.dtype)
         up = functional.linear if isinstance(module, nn.Linear) else functional.conv2d
-        result = output + (up(operate(x, change.down), change.up) * change.scale * multiplier).to(output.dtype)
+        delta = up(operate(x, change.down), change.up)
+        if change.rows is not None:
+            delta = delta[..., change.rows]
+        result = output + (delta * change.scale * multiplier).to(output.dtype)
         if change.magnitude is not None:
             weight = module.weight.float() + change.weight() * multiplier
             stretch = change.magnitude / weight.norm(dim=1) - 1

@@ -56,19 +56,36 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     return pipe
 
 
-ATTENTION = {"T5EncoderModel": "eager", "UMT5EncoderModel": "eager", "Gemma2Model": "sdpa"}
+MASKED = "sdpa, mask given"
+ATTENTION = {
+    "T5EncoderModel": "eager",
+    "UMT5EncoderModel": "eager",
+    "Gemma2Model": "sdpa",
+    "CLIPTextModel": MASKED,
+    "CLIPTextModelWithProjection": MASKED,
+}
 """Class of text encoder -> the attention that the trainer's transformers (4.57) runs it on. In 5 these are "sdpa",
-"sdpa" and "eager", which round otherwise: 0.6 % of the embeddings in bfloat16."""
+"sdpa", "eager", and "sdpa" told that it is causal, for which GPUs have another kernel. They round otherwise: 0.6 % of
+T5's embeddings in bfloat16."""
 
 
 def keep_attention(pipe: Any) -> None:
     """Run the text encoders of `pipe` on the attention that the trainer has."""
-    for module in pipe.components.values():
-        wanted = ATTENTION.get(type(module).__name__)
-        if wanted == "eager":
-            module.set_attn_implementation(wanted)
-        elif wanted:
-            module.config._attn_implementation = wanted  # past the check by which 5 refuses Gemma 2 on SDPA
+    import transformers
+
+    if transformers.__version__.startswith("4."):
+        return
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    transformers.AttentionInterface.register(MASKED, sdpa_attention_forward)
+    AttentionMaskInterface.register(MASKED, eager_mask)
+    for encoder in pipe.components.values():
+        wanted = ATTENTION.get(type(encoder).__name__)
+        # Not `set_attn_implementation`: up to 5.17 it passes over UMT5's stack, and it refuses Gemma 2 on SDPA.
+        for part in encoder.modules() if wanted else ():
+            if hasattr(part, "config"):
+                part.config._attn_implementation = wanted
 
 
 def round_norms(vae: Any) -> None:

@@ -68,13 +68,16 @@ class LowRank:
     scale: float
     """alpha / rank; 1 for files without alpha (the trainer forces alpha = rank for transformers)."""
     magnitude: torch.Tensor | None = None
+    rows: slice | None = None
+    """Of a fused matrix: which rows of `up` (and of the product) are this module's. The product is of the whole, as in
+    the trainer: GPUs sum matrices of another size in another order."""
 
     def weight(self) -> torch.Tensor:
         """The change at multiplier 1 and scale 1, in the shape of the weight."""
         import torch
 
         if self.down.dim() == 2:
-            return self.up @ self.down
+            return (self.up @ self.down)[self.rows or slice(None)]
         return torch.nn.functional.conv2d(self.down.permute(1, 0, 2, 3), self.up).permute(1, 0, 2, 3)
 
 
@@ -329,10 +332,11 @@ def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: 
                         "not a LoRA pair, or a LoRA for a model of another size")  # fmt: skip
     if parts["up"].shape[1] != rank:
         raise LoraError(f"{path}: {name} has rank {rank} in one half and {parts['up'].shape[1]} in the other")
-    rows = target.rows or slice(None)
     magnitude = parts.get("magnitude")
+    if magnitude is not None and target.rows is not None:
+        magnitude = magnitude[target.rows]
     scale = _alpha(path, name, parts) / rank if "alpha" in parts else 1.0
-    return LowRank(parts["down"], parts["up"][rows], scale, None if magnitude is None else magnitude[rows])
+    return LowRank(parts["down"], parts["up"], scale, magnitude, target.rows)
 
 
 def _alpha(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> float:

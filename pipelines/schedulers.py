@@ -3,11 +3,14 @@
 A row of the table may name a class from here instead of one from Diffusers. Imported lazily by `loading.scheduler`.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import UniPCMultistepScheduler as StockUniPC
+from torch.overrides import TorchFunctionMode
 
 
 class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
@@ -49,6 +52,35 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
         self._step_index: int | None = index + 1
         now, then = (self.sigmas[i].item() for i in (index, index + 1))
         return (sample + (then - now) * model_output,)
+
+
+class NumbersOnHost(TorchFunctionMode):
+    """While it is active, single numbers that are on the CPU stay there; lists of them become tensors on `device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.to and isinstance(args[1], torch.device) and args[0].dim() == 0 and args[0].is_cpu:
+            return args[0]
+        if func is torch.stack and all(number.dim() == 0 for number in args[0]):
+            return torch.stack([number.to(self.device) for number in args[0]])
+        return func(*args, **(kwargs or {}))
+
+
+class UniPCMultistepScheduler(StockUniPC):
+    """Steps with sigmas from the CPU, as the pinned Diffusers has it.
+
+    From 0.38 on (#13489) they are moved to the sample's device first. A GPU rounds a number of its own to the sample's
+    dtype before it multiplies, but not one from the CPU: 0.2 % of the latents in bfloat16.
+    """
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
+        with NumbersOnHost(sample.device):
+            return super().step(model_output, timestep, sample, **options)
 
 
 class FlowUniPCFromBelowOne(UniPCMultistepScheduler):

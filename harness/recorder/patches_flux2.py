@@ -30,7 +30,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 """Model -> inputs of the trainer's network class, as Diffusers' class calls them."""
 
 
-def shrink(model: str) -> None:
+def shrink(model: str, _device: str) -> list[str]:
     """Make the trainer build the networks of the miniature, with its own classes."""
     from extensions_built_in.diffusion_models.flux2 import flux2_klein_model, flux2_model
     from extensions_built_in.diffusion_models.flux2.src.autoencoder import AutoEncoderParams
@@ -45,6 +45,7 @@ def shrink(model: str) -> None:
         num_res_blocks=AUTOENCODER.blocks,
         z_channels=AUTOENCODER.latent,
     )
+    return _lines(model)
 
 
 def _params(cls: Callable[..., object], size: Transformer) -> object:
@@ -61,7 +62,7 @@ def _params(cls: Callable[..., object], size: Transformer) -> object:
     )
 
 
-def _line(model: str) -> list[str]:
+def _lines(model: str) -> list[str]:
     name, size = MODELS[model]
     numbers = ", ".join(f"{key} {value}" for key, value in asdict(size).items())
     return [
@@ -71,5 +72,4 @@ def _line(model: str) -> list[str]:
     ]
 
 
-PATCHES: dict[str, list[str]] = {model: _line(model) for model in MODELS}
-APPLY: dict[str, Callable[[], None]] = {model: partial(shrink, model) for model in MODELS}
+APPLY: dict[str, Callable[[str], list[str]]] = {model: partial(shrink, model) for model in MODELS}

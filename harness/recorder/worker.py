@@ -2,7 +2,7 @@
 
 The trainer's process object does everything from reading the job to `generate_images`; this module only fills the
 new LoRA with weights, stops the process after its first sample, and watches. Nothing of it is replaced but what
-`PATCHES` lists for a model.
+`APPLY` lists for a model.
 """
 
 import json
@@ -24,10 +24,9 @@ from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
 from harness.recorder.jobs import Where
 from harness.trace import Tracer
 
-PATCHES: dict[str, list[str]] = {**patches_flux.LINES, **patches_flux2.PATCHES}
-"""Model -> one line for each thing that the trainer hard-codes beyond hub ids and that had to be redirected."""
-APPLY: dict[str, Callable[[], None]] = {**patches_flux.APPLY, **patches_flux2.APPLY}
-"""Model -> what redirects it, once in a process."""
+APPLY: dict[str, Callable[[str], list[str]]] = {**patches_flux.APPLY, **patches_flux2.APPLY}
+"""Model -> what redirects, once in a process, what the trainer hard-codes beyond hub ids: device -> a line for each
+thing."""
 ARGUMENTS: dict[str, dict[str, str]] = {**patches_flux2.ARGUMENTS}
 """Model -> the names under which its trace keeps the inputs of the trainer's own network class."""
 
@@ -234,7 +233,7 @@ def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Pa
         save_file({"audio": observer.audio}, out / "audio.safetensors")
     height, width = frames[0].shape[:2]
     output = {"frames": len(frames), "width": width, "height": height, "fps": observer.settings["fps"]}
-    result = {"settings": observer.settings, "output": output, "patches": PATCHES.get(case.model, []), **extra}
+    result = {"settings": observer.settings, "output": output, **extra}
     (out / "result.json").write_text(json.dumps(result))
 
 
@@ -260,15 +259,16 @@ def main(request: dict[str, Any]) -> None:
     one line `RECORDED <id>` per finished case."""
     where = Where(request["device"], request["dtype"])
     env = facts(*where)
-    for model in dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"]):
-        APPLY.get(model, lambda: None)()
+    models = dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"])
+    patches = {model: APPLY[model](where.device) if model in APPLY else [] for model in models}
     for case_id in request["cases"]:
         case = cases.load(cases.CASES / f"{case_id}.yaml")
         out = Path(request["out"]) / case_id
         record(case, Path(request["folder"]), out, where)
         result = json.loads((out / "result.json").read_text())
         libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
-        result |= {"environment": env | libraries, "fingerprint": request["fingerprints"][case_id]}
+        result |= {"environment": env | libraries, "patches": patches[case.model]}
+        result |= {"fingerprint": request["fingerprints"][case_id]}
         (out / "result.json").write_text(json.dumps(result))
         (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
         print(f"RECORDED {case_id}", flush=True)

@@ -5,6 +5,7 @@ loads the same tensor names. Written for one picture at a time, so that nothing 
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -19,6 +20,7 @@ from diffusers.models.transformers.transformer_lumina2 import (
 from torch import Tensor, nn
 
 ROPE_THETA = 10000
+TRITON = find_spec("triton") is not None
 MOST_REFERENCES = 5
 
 
@@ -123,15 +125,25 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin):
         return _picture(self.norm_out(joint, temb)[:, -rows * columns :], rows, columns, self.config.patch_size)
 
 
-def _round_once(model: nn.Module) -> None:
-    """Use torch's RMSNorm where the trainer does: Diffusers' own rounds twice in bfloat16.
+class RoundedOnce(nn.RMSNorm):
+    """torch's norm, or on a GPU the trainer's own."""
 
-    (With Triton installed the trainer uses a fused norm on GPUs, which rounds once as well.)
-    """
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and TRITON:
+            from pipelines.models.omnigen2_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+def _round_once(model: nn.Module) -> None:
+    """Use `RoundedOnce` where the trainer does not take Diffusers' RMSNorm, which rounds twice in bfloat16."""
     for parent in [module for module in model.modules() if not isinstance(module, Attention)]:
         for name, norm in parent.named_children():
             if isinstance(norm, RMSNorm):
-                setattr(parent, name, nn.RMSNorm(tuple(norm.dim), eps=norm.eps))
+                setattr(parent, name, RoundedOnce(tuple(norm.dim), eps=norm.eps))
 
 
 def _all_of(tokens: Tensor) -> Tensor:
