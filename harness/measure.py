@@ -1,7 +1,7 @@
 """Measures the spread between renders that are legally the same, from which the gates are derived."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from harness import cases, gates, goldens, metrics, runner
 from harness.cases import Case
 from harness.environment import device_kind
 from harness.gates import FACTORS
+from harness.results import Result
 from harness.runner import Bench, Rendered
 from harness.trace import Trace, errors
 
@@ -29,6 +30,18 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    import torch
+
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 def distances(a: Rendered, b: Rendered) -> dict[str, float]:
@@ -50,6 +63,9 @@ def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[
     """(comparison, one render, the other) within this environment."""
     first = runner.legal_repeat(bench, case, golden)
     yield "same code again", first, runner.legal_repeat(bench, case, golden)
+    if bench.device != "cpu":
+        with deterministic_kernels():
+            yield "deterministic kernels against default ones", runner.legal_repeat(bench, case, golden), first
     if bench.dtype != "float32":  # in half precision the order of operations makes another picture, in the trainer too
         return
     if case.lora is not None and not (case.quantization and case.quantization.quantize):
@@ -60,20 +76,39 @@ def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[
             yield "one thread against two", first, runner.legal_repeat(bench, case, golden)
 
 
+def floors(bench: Bench, case: Case, golden: goldens.Golden) -> dict[str, dict[str, float]]:
+    """Comparison -> metric name -> distance: the noise floor of one case on this device."""
+    return {comparison: distances(a, b) for comparison, a, b in repeats(bench, case, golden)}
+
+
 def measure(device: str, dtype: str | None, other: Path | None, progress: Callable[[str], None]) -> Spread:
     """The largest distances over all mini cases; `other` is a file that `save` wrote in another environment."""
     runner.use_minihub()
     bench, spread = Bench(device, dtype), Spread()
     for case, golden in _goldens(bench):
         progress(case.id)
-        pairs = list(repeats(bench, case, golden))
+        found = floors(bench, case, golden)
         if other is not None:
-            pairs.append((f"another environment ({other.stem})", _loaded(other, case), pairs[0][1]))
-        for comparison, a, b in pairs:
-            for name, value in distances(a, b).items():
-                if value >= spread.get(name, (-1.0, ""))[0]:
-                    spread[name] = (value, f"{case.id}: {comparison}")
+            again = runner.legal_repeat(bench, case, golden)
+            found[f"another environment ({other.stem})"] = distances(_loaded(other, case), again)
+        _widen(spread, case.id, found)
     return spread
+
+
+def of_results(results: Iterable[Result]) -> dict[str, Spread]:
+    """What gates are filed under -> the largest distances in the noise floors of `results` (`--drift-floor`)."""
+    spreads: dict[str, Spread] = {}
+    for result in results:
+        if result.noise_floor:
+            _widen(spreads.setdefault(key(result.environment, result.tier), {}), result.case, result.noise_floor)
+    return spreads
+
+
+def _widen(spread: Spread, case_id: str, found: Mapping[str, Mapping[str, float]]) -> None:
+    for comparison, values in found.items():
+        for name, value in values.items():
+            if value >= spread.get(name, (-1.0, ""))[0]:
+                spread[name] = (value, f"{case_id}: {comparison}")
 
 
 def _goldens(bench: Bench) -> Iterator[tuple[Case, goldens.Golden]]:
@@ -109,10 +144,9 @@ def _loaded(folder: Path, case: Case) -> Rendered:
         return Rendered(arrays["frames"], arrays["latents"], trace, {}, arrays.get("audio"))
 
 
-def key(device: str, dtype: str | None) -> str:
-    """What the gates of the mini cases are filed under: "mini/h100/bfloat16"."""
-    environment = Bench(device, dtype).environment
-    return f"mini/{device_kind(environment)}/{environment['dtype']}"
+def key(environment: Mapping[str, Any], tier: str = "mini") -> str:
+    """What gates are filed under: "mini/h100/bfloat16"."""
+    return f"{tier}/{device_kind(environment)}/{environment['dtype']}"
 
 
 def write(spread: Spread, key: str) -> None:

@@ -34,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
     group.addoption("--drift-no-controls", action="store_true",
                     help="leave the negative controls out (as `lora-drift matrix` does)")  # fmt: skip
+    group.addoption("--drift-floor", action="store_true",
+                    help="measure the noise floor of this device too: every case twice more, on a GPU also on "
+                         "deterministic kernels (`lora-drift gates --results` derives gates from it)")  # fmt: skip
     group.addoption("--drift-out", metavar="DIR", type=Path, default=Path("build/drift"),
                     help="where this run's pictures go (default: %(default)s)")  # fmt: skip
 
@@ -162,6 +165,7 @@ class CaseItem(pytest.Item):
                 "dtype": self.config.getoption("--drift-dtype"),
                 "tag": self.config.getoption("--drift-tag"),
                 "controls": not self.config.getoption("--drift-no-controls"),
+                "floor": self.config.getoption("--drift-floor"),
             }
             bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
         self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())

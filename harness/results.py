@@ -130,6 +130,8 @@ class Result(BaseModel):
     golden_environment: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     """From the golden: trainer and Diffusers commit, origin, patches, recorder."""
+    noise_floor: dict[str, dict[str, float]] = {}
+    """Of `--drift-floor`: comparison -> metric -> distance between renders here that are legally the same."""
     frames: int = 1
     fps: int = 0
     golden_picture: str | None = None

@@ -62,10 +62,17 @@ class Bench:
     """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
 
     def __init__(
-        self, device: str = "cpu", dtype: str | None = None, *, tag: str | None = None, controls: bool = True
+        self,
+        device: str = "cpu",
+        dtype: str | None = None,
+        *,
+        tag: str | None = None,
+        controls: bool = True,
+        floor: bool = False,
     ) -> None:
-        """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it."""
-        self.device, self.controls = device, controls
+        """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
+        floor of every case, too."""
+        self.device, self.controls, self.floor = device, controls, floor
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
@@ -238,6 +245,10 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
+    from harness import measure
+
+    if bench.floor:  # first, because gates are derived from it
+        result.noise_floor = measure.floors(bench, case, golden)
     limits = bench.gates(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):

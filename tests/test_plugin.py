@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
-from harness import cases, controls, goldens, runner
+from harness import cases, cli, controls, gates, goldens, runner
 from harness.cases import ROOT
 from harness.goldens import Golden
 from harness.minihub import factory
@@ -225,6 +226,30 @@ def test_asking_for_a_gpu_where_there_is_none_fails(lab: Lab) -> None:
 def test_a_cpu_case_is_no_gpu_test(lab: Lab) -> None:
     lab.run("-m", "gpu", "--drift-device=cpu").assert_outcomes(deselected=1)
     lab.run("-m", "not gpu", "--collect-only").stdout.fnmatch_lines(["*1 test collected*"])
+
+
+def test_the_noise_floor_is_measured_on_request_and_gates_derived_from_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates_file = lab.pytester.path / "gates.json"
+    gates_file.write_text('{"gates": {}}')
+    monkeypatch.setattr(gates, "GATES", gates_file)
+    gates.load.cache_clear()
+    lab.run("--drift-floor").assert_outcomes(failed=1)  # nothing passes before there are gates
+    found = lab.result()
+    assert "no gates were measured for mini/cpu/float32" in found.message
+    assert found.noise_floor["same code again"] == dict.fromkeys(found.noise_floor["same code again"], 0.0)
+
+    done = CliRunner().invoke(cli.app, ["gates", "--results", "results.jsonl", "--write"])
+    assert done.exit_code == 0 and "mini/cpu/float32" in done.stdout and CASE in done.stdout, done.output
+    gates.load.cache_clear()
+    lab.run("--drift-no-controls").assert_outcomes(passed=1)
+    limits = {m.name: m.gate for m in lab.result().metrics}
+    spread = found.noise_floor["one thread against two"]["latents_rel_l2"]
+    assert limits["latents_rel_l2"] == pytest.approx(spread * gates.FACTORS["latents_rel_l2"], rel=0.01)
+    empty = CliRunner().invoke(cli.app, ["gates", "--results", "results.jsonl"])
+    assert empty.exit_code == 2 and "holds no noise floor" in empty.output
+    gates.load.cache_clear()
 
 
 def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:

@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -107,6 +107,7 @@ def known_add(
 def gates(
     save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
     against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
+    results: Annotated[Path | None, typer.Option(help="read it from a file of `pytest --drift-floor` instead")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
     write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
@@ -114,11 +115,19 @@ def gates(
 ) -> None:
     """Measure the spread between legal repeats, from which the gates are derived.
 
-    Repeats: the same code again, merged against live LoRA, one thread against two, and (--against) another torch.
+    Repeats: the same code again, deterministic kernels against default ones (on a GPU), in float32 merged against live
+    LoRA and one thread against two, and (--against) another torch.
     """
     with user_errors():
-        from harness import cases, measure
+        from harness import cases, environment, measure
+        from harness import results as files
 
+        if results is not None:
+            spreads = measure.of_results(files.read(results))
+            if not spreads:
+                fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
+            _finish(spreads, write, as_json)
+            raise typer.Exit
         total = len(cases.load_all())
         with progress("measuring", total, quiet=as_json) as advance:
             seen: list[str] = []
@@ -131,10 +140,19 @@ def gates(
                 measure.save(save, device, dtype, note)
                 raise typer.Exit
             spread = measure.measure(device, dtype, against, note)
-        if write:
-            measure.write(spread, measure.key(device, dtype))
+        half = dtype or ("float32" if device == "cpu" else "bfloat16")
+        _finish({measure.key(environment.facts(device, half)): spread}, write, as_json)
+
+
+def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:
+    from harness import measure
+
+    for key, spread in spreads.items() if write else ():
+        measure.write(spread, key)
     if as_json:
-        typer.echo(json.dumps(spread, indent=2))
-    else:
+        typer.echo(json.dumps(spreads, indent=2))
+        return
+    for key, spread in spreads.items():
+        typer.echo(key)
         for name, (value, where) in sorted(spread.items()):
-            typer.echo(f"{name:16} {value:.3g}  ({where})")
+            typer.echo(f"  {name:16} {value:.3g}  ({where})")
