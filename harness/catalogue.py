@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness import cases, history
 from harness.cases import ROOT, Case
-from harness.goldens import GOLDENS, golden_path
+from harness.goldens import GOLDENS, content, golden_path
 from harness.recorder import pins
 from harness.report.scale import ORDER
 from harness.results import PASSING
@@ -143,7 +143,7 @@ class Catalogue:
         file = golden_path(pins.newest(), case.id, self.goldens)
         if not file.is_file():
             return "–", "not recorded"
-        golden = json.loads(file.read_text(encoding="utf-8"))
+        golden = content(file)
         out = golden["output"]
         frames = f", {out['frames']} frames" if out["frames"] > 1 else ""
         return f"{out['width']}x{out['height']}{frames}", golden["origin"]

@@ -2,7 +2,8 @@
 
 A golden is a JSON file `goldens/<tag>/<model>/<case>.json` that names its artefacts by content
 (`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once, similar ones as
-their difference. `harness.objects` says how.
+their difference. `harness.objects` says how. So are the fields that several goldens of a model share: the file names
+them as its `parts` (`objects/<model>/<part>.json`).
 Everything here only reads; `harness.recorder` is the only writer.
 """
 
@@ -137,8 +138,28 @@ class Golden(BaseModel):
 
 def seal(content: dict[str, Any]) -> str:
     """SHA-256 over the canonical JSON of a golden without its seal."""
-    body = {key: value for key, value in content.items() if key != "seal"}
-    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return objects.digest({key: value for key, value in content.items() if key != "seal"})
+
+
+def content(path: Path) -> Any:
+    """What a golden says, its parts included, unchecked but for them.
+
+    Raises:
+        Damaged: one of its parts is not what it was.
+        ValueError: it is no JSON.
+    """
+    own = json.loads(path.read_text(encoding="utf-8"))
+    parts = own.pop("parts", []) if isinstance(own, dict) else []
+    if not isinstance(parts, list):
+        raise ValueError("its `parts` are no list")
+    for file in part_files(path, parts):
+        own = {**objects.part(file), **own}
+    return own
+
+
+def part_files(path: Path, parts: list[str]) -> list[Path]:
+    """Where the parts of the golden at `path` lie."""
+    return [path.parents[2] / "objects" / path.parent.name / f"{part}.json" for part in parts]
 
 
 def variant(environment: Mapping[str, Any]) -> str:
@@ -182,14 +203,17 @@ def load(
     if not path.is_file():
         raise Missing(f"no golden {_shown(path, root)}: the trainer never rendered this case. Record it: {again}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        golden = Golden.model_validate(content)
+        said = content(path)
+        golden = Golden.model_validate(said)
+    except objects.Damaged as error:
+        part = _shown(error.path, root)
+        raise Corrupt(f"{part}, a part of {_shown(path, root)}, {error}. Restore it: git checkout -- {part}") from error
     except (ValidationError, ValueError) as error:
         raise Corrupt(f"{_shown(path, root)} is not a golden of format {FORMAT}: {error}") from error
     if golden.format != FORMAT:
         raise Corrupt(f"{_shown(path, root)} has format {golden.format}; this version reads format {FORMAT} only")
     golden.__dict__["root"] = root
-    if golden.seal != seal(content):
+    if golden.seal != seal(said):
         raise Corrupt(f"{_shown(path, root)} was edited after recording (its seal does not fit). Restore it: git "
                       f"checkout -- {_shown(path, root)}")  # fmt: skip
     if (golden.case, golden.tag, variant(golden.environment)) != (case.id, tag, wanted):

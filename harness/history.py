@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from harness import metrics
 from harness.cases import Case
-from harness.goldens import GOLDENS, Golden, golden_path
+from harness.goldens import GOLDENS, Golden, content, golden_path
 from harness.recorder import pins
 
 SHOWN = ("picture", "latents", "audio")
@@ -54,7 +54,7 @@ def _read(tag: str, case: Case, root: Path) -> Golden | None:
     path = golden_path(tag, case.id, root)
     if not path.is_file():
         return None
-    golden = Golden.model_validate_json(path.read_text(encoding="utf-8"))
+    golden = Golden.model_validate(content(path))
     golden.__dict__["root"] = root
     return golden
 

@@ -3,29 +3,39 @@
 Trainer versions render much the same noise, which hardly packs; their difference does. So an artefact that goldens call
 `objects/<model>/<id>.<suffix>` (the id begins the SHA-256 of its content) lies in `<id>.png` or `<id>.safetensors.xz`,
 or in `<id>-from-<id of its base>` and the same ending: a picture minus its base (modulo 256), other bytes XOR theirs.
+A LoRA file may lie in `<id>-from-drawn`: XOR what the recorder drew for it (`harness.drawn`).
 
 The content of a picture is its PPM file, because the bytes of a PNG depend on the zlib that packed them.
 """
 
 import io
+import json
 import lzma
 import os
 import re
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageChops
+
+from harness import drawn
 
 FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
 """Packing for numbers of four bytes (each byte is predicted by its place in it): 7 % smaller than the default."""
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, lzma.LZMAError)
-"""What Pillow and lzma raise for a file that is not what it should be."""
+NO_LORA = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What `drawn.without` raises for a file that is no LoRA."""
+
+BROKEN = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, lzma.LZMAError, *NO_LORA)
+"""What Pillow and lzma, too, raise for a file that is not what it should be."""
 
 IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
 FROM = "-from-"
+DRAWN = f"{FROM}drawn"
 DIFFERENCE = re.compile(rf"[0-9a-f]{{16}}{FROM}([0-9a-f]{{16}})(\.png|\.safetensors)(?:\.xz)?")
 
 
@@ -47,7 +57,9 @@ def stored(root: Path, file: str) -> Path:
     whole = root / (file if file.endswith(".png") else f"{file}.xz")
     if whole.is_file():
         return whole
-    return min(whole.parent.glob(f"{identity(whole)}{FROM}*"), default=whole)
+    here = min(whole.parent.glob(f"{identity(whole)}{FROM}*"), default=None)
+    # Another model, of the same weights under other names, may have rendered it.
+    return here or min(root.glob(f"objects/*/{identity(whole)}[.-]*"), default=whole)
 
 
 def base_of(path: Path) -> Path | None:
@@ -70,6 +82,8 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> bytes:
     below = None if base is None else read(base, (*above, path))
     try:
         data = _opened(path)
+        if DRAWN in path.name:
+            data = drawn.without(data, path.parent.name)
         if below is not None:
             data = _added(data, below)
     except BROKEN as error:
@@ -77,6 +91,36 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> bytes:
     if not sha256(data).hexdigest().startswith(identity(path)):
         raise Damaged(path, "has other bytes than were recorded")
     return data
+
+
+def digest(fields: dict[str, Any]) -> str:
+    """SHA-256 over canonical JSON."""
+    return sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def part(path: Path) -> dict[str, Any]:
+    """Some fields of a golden, which several share.
+
+    Raises:
+        Damaged: the file is not what its name says.
+    """
+    if not path.is_file():
+        raise Damaged(path, "was deleted", missing=True)
+    try:
+        fields = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise Damaged(path, f"is no JSON object ({error})") from error
+    if digest(fields)[:16] != path.stem:
+        raise Damaged(path, "was edited after recording")
+    return fields
+
+
+def save_part(folder: Path, fields: dict[str, Any]) -> str:
+    """Store some fields of a golden; returns the beginning of their hash, which is the name of their file."""
+    name = digest(fields)[:16]
+    data = json.dumps(fields, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomically(folder / f"{name}.json", data.encode())
+    return name
 
 
 def content(path: Path) -> bytes:
@@ -106,6 +150,9 @@ def save(root: Path, file: str, data: bytes, bases: Iterable[str]) -> None:
         if below is not None and _header(below) == _header(data) and len(below) == len(data):
             name = whole.name.replace(".", f"{FROM}{identity(path)}.", 1)
             ways[whole.with_name(name)] = _packed(file, _taken(data, below))
+    with suppress(*NO_LORA):
+        name = whole.name.replace(".", f"{DRAWN}.", 1)
+        ways[whole.with_name(name)] = _packed(file, drawn.without(data, whole.parent.name))
     best = min(ways, key=lambda path: len(ways[path]))
     write_atomically(best, ways[best])
     for other in whole.parent.glob(f"{identity(whole)}*"):

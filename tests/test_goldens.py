@@ -67,11 +67,11 @@ def refused(root: Path, kind: type[GoldenError], name: str = "lora") -> str:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**goldens.content(path), **changes}))
 
 
 def reseal(path: Path, **changes: Any) -> None:
-    content = {**json.loads(path.read_text()), **changes}
+    content = {**goldens.content(path), **changes}
     path.write_text(json.dumps({**content, "seal": goldens.seal(content)}))
 
 
@@ -91,8 +91,8 @@ def test_a_deleted_artefact_is_named(artefact: str, root: Path) -> None:
     path = load(root).stored(artefact)
     path.unlink()
     message = refused(root, Corrupt)
-    assert f"goldens/objects/{MODEL}/{path.name}, the {artefact} of sd15/lora, was deleted" in message
-    assert f"git checkout -- 'goldens/objects/{MODEL}/{path.name.partition('.')[0]}*'" in message
+    assert f", the {artefact} of sd15/lora, was deleted" in message
+    assert f"git checkout -- 'goldens/objects/{MODEL}/{objects.identity(path)}*'" in message
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -136,8 +136,8 @@ def test_a_picture_packed_by_another_zlib_is_the_same_picture(root: Path) -> Non
 
 
 def test_an_artefact_of_another_name_than_its_hash_is_noticed(root: Path) -> None:
-    content = json.loads(json_of(root).read_text())
-    other = json.loads(json_of(root, "base").read_text())["artefacts"]["picture"]["file"]
+    content = goldens.content(json_of(root))
+    other = goldens.content(json_of(root, "base"))["artefacts"]["picture"]["file"]
     content["artefacts"]["picture"]["file"] = other
     reseal(json_of(root), artefacts=content["artefacts"])
     assert f"is not what {TAG}/sd15/lora.json names" in refused(root, Corrupt)
@@ -268,7 +268,7 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
         yield from leaves(item, (*path, key))
 
 
-CONTENT: dict[str, Any] = json.loads(json_of(goldens.GOLDENS).read_text())
+CONTENT: dict[str, Any] = goldens.content(json_of(goldens.GOLDENS))
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just([]), st.just({})
 )
@@ -300,13 +300,43 @@ def test_any_change_of_the_json_is_noticed(untouched: Path, data: st.DataObject)
     assert load(untouched).case == "sd15/lora"
 
 
+PARTS: list[str] = json.loads(json_of(goldens.GOLDENS).read_text())["parts"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_damaged_part_of_the_json_is_named(part: str, root: Path) -> None:
+    path = root / "objects" / MODEL / f"{part}.json"
+    shown = f"goldens/objects/{MODEL}/{part}.json"
+    recorded = json.loads(path.read_text())
+    changed = {**recorded, "seed": 8}
+    for text, told in ((json.dumps(changed), "was edited after recording"), ("[]", "was edited"), ("{", "is no JSON")):
+        path.write_text(text)
+        message = refused(root, Corrupt)
+        assert f"{shown}, a part of goldens/{TAG}/{MODEL}/lora.json, {told}" in message
+        assert f"git checkout -- {shown}" in message
+    path.unlink()
+    assert f"{shown}, a part of goldens/{TAG}/{MODEL}/lora.json, was deleted" in refused(root, Corrupt)
+    path.write_text(json.dumps(recorded, indent=7))
+    assert load(root).case == "sd15/lora"
+
+
+def test_the_parts_of_another_golden_do_not_pass(root: Path) -> None:
+    edit_parts = json.loads(json_of(root).read_text())
+    other = json.loads(json_of(root, "base").read_text())["parts"]
+    for place in range(len(PARTS)):
+        if other[place] != PARTS[place]:
+            parts = [*PARTS[:place], other[place], *PARTS[place + 1 :]]
+            json_of(root).write_text(json.dumps({**edit_parts, "parts": parts}))
+            assert "its seal does not fit" in refused(root, Corrupt)
+
+
 def test_another_layout_of_the_same_json_is_the_same_golden(root: Path) -> None:
     path = json_of(root)
     path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=False))
     assert load(root).case == "sd15/lora"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "\x00", "<!doctype html>"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"parts": 3}', "\x00", "<!doctype html>"])
 def test_a_file_that_is_no_golden_is_corrupt(text: str, root: Path) -> None:
     json_of(root).write_text(text)
     assert f"goldens/{TAG}/{MODEL}/lora.json is not a golden" in refused(root, Corrupt)
@@ -389,10 +419,15 @@ def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
     used = {
         objects.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
         for path in goldens.GOLDENS.glob("v*/*/*.json")
-        for artefact in json.loads(path.read_text())["artefacts"].values()
+        for artefact in goldens.content(path)["artefacts"].values()
+    }
+    parts = {
+        part
+        for path in goldens.GOLDENS.glob("v*/*/*.json")
+        for part in goldens.part_files(path, json.loads(path.read_text())["parts"])
     }
     bases = {path: objects.base_of(path) for path in used}
-    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used) | {
+    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used) | parts | {
         base for base in bases.values() if base is not None
     }
     for path, recorded in used.items():

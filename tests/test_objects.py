@@ -1,16 +1,20 @@
 """What is stored comes back, bit by bit, whether it lies whole or as a difference; nothing else passes for it."""
 
 import io
+import json
+import lzma
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from harness import objects
+from harness.minihub.weights import lora as drawn_weights
 
 FOLDER = "objects/sd15"
 
@@ -156,3 +160,67 @@ def test_a_picture_with_transparency_is_refused(tmp_path: Path) -> None:
 def test_only_names_of_two_hashes_are_differences() -> None:
     for name in ("i2v-from-photo.png", "0123456789abcdef-from-photo.png", "0123456789abcdef.png"):
         assert objects.base_of(Path(name)) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- LoRAs
+
+
+def lora(values: dict[str, tuple[str, list[int], bytes]], name: str = "rank4") -> bytes:
+    """A safetensors file, written by hand: NumPy has no bfloat16."""
+    header: dict[str, object] = {"__metadata__": {"name": name}}
+    body = b""
+    for key, (dtype, shape, data) in values.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+KEYS = st.sampled_from(
+    ["transformer.a.lora_A.weight", "diffusion_model.blocks.0.self_attn.o.lora_B.weight", "transformer.a.magnitude",
+     "lora_unet_x.lora_down.weight", "lora_unet_x.alpha", "transformer.a.lokr_w1", "transformer.a.lokr_w2", "odd", ""]
+)  # fmt: skip
+
+
+@given(st.data())
+def test_any_lora_file_comes_back_byte_by_byte(shelf: Path, data: st.DataObject) -> None:
+    values = {}
+    for key in data.draw(st.sets(KEYS)):
+        dtype, size = data.draw(st.sampled_from([("F16", 2), ("BF16", 2), ("F32", 4), ("I8", 1)]))
+        shape = data.draw(st.lists(st.integers(0, 3), max_size=4))
+        count = int(np.prod(shape)) * size
+        values[key] = (dtype, shape, data.draw(st.binary(min_size=count, max_size=count)))
+    content = lora(values) + data.draw(st.binary(max_size=3))
+    file = named(content, ".safetensors")
+    objects.save(shelf, file, content, [])
+    assert objects.read(objects.stored(shelf, file)) == content
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_what_the_recorder_drew_is_left_out_and_comes_back(tmp_path: Path, dtype: str) -> None:
+    weights = torch.from_numpy(drawn_weights((64, 32), 32, "sd15", "rank4", "lora_unet_x", "lora_down"))
+    kind = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+    raw = weights.to(kind).view(torch.uint8).numpy().tobytes()
+    content = lora({"lora_unet_x.lora_down.weight": (dtype, [64, 32], raw)})
+    file = named(content, ".safetensors")
+    objects.save(tmp_path, file, content, [])
+    path = objects.stored(tmp_path, file)
+    assert path.name.partition(".")[0].endswith("-from-drawn")
+    assert path.stat().st_size < 400 < len(raw)
+    assert objects.read(path) == content
+    # Nothing but the name says what was drawn.
+    path.write_bytes(lzma.compress(lzma.decompress(path.read_bytes()).replace(b"rank4", b"rank5")))
+    with pytest.raises(objects.Damaged, match="other bytes"):
+        objects.read(path)
+    path.write_bytes(lzma.compress(b"no LoRA"))
+    with pytest.raises(objects.Damaged, match="cannot be unpacked"):
+        objects.read(path)
+
+
+def test_what_another_model_rendered_too_is_stored_once(tmp_path: Path) -> None:
+    content = picture(noise(1))
+    first, second = (named(content, ".png").replace("sd15", model) for model in ("flux2", "flux2_diffusers"))
+    objects.save(tmp_path, first, content, [])
+    objects.save(tmp_path, second, content, [])
+    assert kept(tmp_path) == [Path(first).name]
+    assert objects.read(objects.stored(tmp_path, second)) == content

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from harness import objects
-from harness.goldens import GOLDENS, golden_path, seal, variant
+from harness.goldens import GOLDENS, golden_path, part_files, seal, variant
+from harness.goldens import content as read
 from harness.objects import stored
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
+
+OF_A_SET = ("environment", "format", "recorder", "tag", "trainer")
+"""Fields that the goldens of a tag and model share; most others are the same for a case at all tags."""
 
 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
     model = content["case"].split("/")[0]
     sealed = golden_path(content["tag"], content["case"], root, variant=variant(content["environment"]))
-    before = sealed.read_text(encoding="utf-8") if sealed.is_file() else None
+    before = read(sealed) if sealed.is_file() else None
     content["artefacts"] = {}
     for name, source in artefacts.items():
         data = objects.content(source)
@@ -32,12 +36,20 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
             objects.save(root, file, data, [other for golden, other in others if golden != sealed])
         content["artefacts"][name] = {"file": file, "sha256": digest, "bytes": len(data)}
     content["seal"] = seal(content)
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if before == text:
+    if before == json.loads(json.dumps(content)):
         return "same bytes"
     if not dry:
-        objects.write_atomically(sealed, text.encode())
-    return "new" if before is None else "CHANGED: " + ", ".join(_changed(json.loads(before), content))
+        _save(sealed, content)
+    return "new" if before is None else "CHANGED: " + ", ".join(_changed(before, content))
+
+
+def _save(sealed: Path, content: dict[str, Any]) -> None:
+    rest = dict(content)
+    own = {"seal": rest.pop("seal")}
+    groups = {"artefacts": rest.pop("artefacts")}, {key: rest.pop(key) for key in OF_A_SET}, rest
+    folder = sealed.parents[2] / "objects" / sealed.parent.name
+    own["parts"] = [objects.save_part(folder, group) for group in groups]
+    objects.write_atomically(sealed, (json.dumps(own, sort_keys=True) + "\n").encode())
 
 
 def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
@@ -53,7 +65,7 @@ def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
 def _named(root: Path, case: str, name: str) -> Iterator[tuple[Path, str]]:
     """Goldens of `case`, of any tag, and what they name as that artefact."""
     for golden in sorted(root.glob(f"v*/{case}.json")):
-        artefact = json.loads(golden.read_text(encoding="utf-8"))["artefacts"].get(name)
+        artefact = read(golden)["artefacts"].get(name)
         if artefact:
             yield golden, artefact["file"]
 
@@ -76,7 +88,8 @@ def prune(root: Path = GOLDENS) -> int:
     """Delete artefacts that no golden of any tag names and no difference needs; returns how many."""
     used = set()
     for path in root.glob("v*/*/*.json"):
-        used |= {stored(root, a["file"]) for a in json.loads(path.read_text(encoding="utf-8"))["artefacts"].values()}
+        used |= {stored(root, artefact["file"]) for artefact in read(path)["artefacts"].values()}
+        used |= set(part_files(path, json.loads(path.read_text(encoding="utf-8")).get("parts", [])))
     for path in list(used):
         base = objects.base_of(path)
         while base is not None and base not in used:

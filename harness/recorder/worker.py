@@ -19,7 +19,7 @@ import numpy as np
 from harness import cases
 from harness.cases import Case
 from harness.environment import facts, version_of
-from harness.minihub.weights import uniform
+from harness.minihub.weights import lora, uniform
 from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
 from harness.recorder.jobs import Where
 from harness.trace import Tracer
@@ -114,30 +114,18 @@ def decoder(sd: Any) -> dict[str, Any]:
 
 
 def fill(network: Any, model: str, lora_name: str) -> None:
-    """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor).
-
-    Values are multiples of 2^-9, so float16 holds them exactly. The change that results has about 0.6 of the size
-    of the weights it is added to, whatever the layer's width and the rank.
-    """
+    """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor)."""
     import torch
 
     for module in network.get_all_modules():
-        fan_in = np.prod(module.org_module[0].weight.shape[1:])
+        fan_in = int(np.prod(module.org_module[0].weight.shape[1:]))
         for name, parameter in module.named_parameters():
-            part, shape = name.split(".")[0], tuple(parameter.shape)
-            values = uniform(shape, "lora", model, lora_name, module.lora_name, part)
-            spread = {
-                "lora_down": np.sqrt(3.0 / fan_in),
-                "lora_up": 0.6 * np.sqrt(3.0 / shape[1 % len(shape)]),  # [out, rank, ...]; a DoRA's magnitude is [out]
-                "lokr_w1": 1.0,
-                "lokr_w2": np.sqrt(3.0 / fan_in),
-                "lokr_w2_a": np.sqrt(3.0 / shape[-1]),
-                "lokr_w2_b": np.sqrt(3.0 / fan_in),
-            }
-            if part == "magnitude":
+            key = (model, lora_name, module.lora_name, name.split(".")[0])
+            if key[-1] == "magnitude":
+                values = uniform(tuple(parameter.shape), "lora", *key)
                 filled = parameter.detach().cpu().numpy() * (1 + 0.2 * values)
             else:
-                filled = np.round(values * spread[part] * 512) / 512
+                filled = lora(tuple(parameter.shape), fan_in, *key)
             parameter.data.copy_(torch.from_numpy(filled.astype(np.float32)))
 
 
