@@ -11,9 +11,9 @@ caches that skip steps, and 8-bit weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipelines.errors import RequestError, Unsupported
@@ -102,21 +102,22 @@ def compile_denoisers(pipe: Any, spec: ModelSpec) -> None:
     row = FAST[spec.family]
     for name in spec.denoisers.values():
         denoiser: nn.Module = getattr(pipe, name)
-        if not row.blocks:
-            denoiser.to(memory_format=torch.channels_last)  # as convolutions want their weights
-            # Not `denoiser.compile()`, which would take in the hooks of whoever watches.
-            denoiser.forward = torch.compile(denoiser.forward, dynamic=row.dynamic)
         repeated = [module for module in denoiser.modules() if type(module).__name__ in row.blocks]
         if {type(module).__name__ for module in repeated} != set(row.blocks):
             raise Unsupported(f"profile fast: {type(denoiser).__name__} of this Diffusers is not made of "
                               f"{' and '.join(row.blocks)}; leave the profile out")  # fmt: skip
         for module in repeated:
             module.compile(dynamic=row.dynamic)
+        if not row.blocks:
+            denoiser.to(memory_format=torch.channels_last)  # as convolutions want their weights
+            # Not `denoiser.compile()`, which would take in the hooks of whoever watches.
+            denoiser.forward = torch.compile(denoiser.forward, dynamic=row.dynamic)
+        denoiser.forward = _attending(denoiser.forward)
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """While a picture of the fast profile is rendered; nothing of it stays."""
+def _attending(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Run on cuDNN's attention where that can, which torch does only if told. Of the denoiser only: text encoders and
+    autoencoders have shapes and masks that cuDNN is not made for."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -126,5 +127,10 @@ def running() -> Iterator[None]:
         SDPBackend.EFFICIENT_ATTENTION,
         SDPBackend.MATH,
     ]
-    with sdpa_kernel(order, set_priority=True), torch._dynamo.config.patch(recompile_limit=VARIANTS):
-        yield
+
+    @wraps(forward)  # pipelines ask for the names of its arguments
+    def attending(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(order, set_priority=True), torch._dynamo.config.patch(recompile_limit=VARIANTS):
+            return forward(*args, **kwargs)
+
+    return attending

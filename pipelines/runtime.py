@@ -192,8 +192,7 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream)
-        faster = profiles.running() if self.base.profile == "fast" else nullcontext()
-        with torch.no_grad(), noise.through_diffusers(), faster, watch(pipe):
+        with torch.no_grad(), noise.through_diffusers(), watch(pipe):
             media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
         return Output(media, settings, self._receipt(settings, media))
 
