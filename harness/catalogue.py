@@ -72,6 +72,21 @@ class Mutation(NamedTuple):
     missed: list[str]
 
 
+class Speed(NamedTuple):
+    """What a picture took on a GPU, with the reference and with the profile fast."""
+
+    reference: float
+    """Seconds, like the next two."""
+    fast: float
+    first: float
+    """The first picture, which waits for the compiler."""
+    drift: dict[str, Any]
+    """Of the fast picture from the reference's: pixel_max, pixel_mean, latents_rel_l2."""
+    where: str
+    """GPU, size, steps and weights."""
+    command: str
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Everything that the pages are made from; all of it is committed."""
@@ -91,6 +106,14 @@ class Catalogue:
         """Of reports/mutation.json: model -> variation -> [case, boundary]; not caught: [case, verdict, distance]."""
         file = self.reports / "mutation.json"
         return json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
+
+    @cached_property
+    def speeds(self) -> dict[str, Speed]:
+        """Model -> what `benchmarks/gpu.py --profile fast` measured last. Of a run that broke off nothing is told."""
+        file = self.reports / "performance.jsonl"
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        whole = [line for line in lines if "ours_seconds" in line.get("ours", {}) and "seconds" in line.get("fast", {})]
+        return {line["model"]: _speed(line) for line in whole}
 
     def checked(self, tag: str, model: str) -> list[dict[str, Any]]:
         """Cases of a model in the tag's summary."""
@@ -191,6 +214,7 @@ def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
         "statuses": [catalogue.status(spec.id, row) for row in reversed(pins.rows())],
         "sensitivity": catalogue.sensitivity(spec.id),
         "mutation": catalogue.mutation(spec.id),
+        "speed": catalogue.speeds.get(spec.id),
         "cases": catalogue.shown(spec.id),
         "command": _command(spec),
         "quantised": _quantised(spec),
@@ -208,6 +232,20 @@ def _environment() -> Environment:
     )
     found.filters |= {"cell": _cell, "number": lambda n: "–" if n is None else f"{n:.3g}"}
     return found
+
+
+def _speed(line: Mapping[str, Any]) -> Speed:
+    """From a line of benchmarks/gpu.py."""
+    settings, environment, fast = line["settings"], line["ours"]["environment"], line["fast"]
+    frames = f", {settings['num_frames']} frames" if settings["num_frames"] > 1 else ""
+    where = (
+        f"{environment.get('gpu', environment['device'])}, torch {environment['torch']}, Diffusers "
+        f"{environment['diffusers']}, {environment['dtype']}, {settings['width']}x{settings['height']}{frames}, "
+        f"{settings['steps']} steps, a LoRA of rank {line['rank']}, "
+        + ("random weights of the real size" if line["synthetic"] else "a miniature")
+    )
+    seconds = line["ours"]["ours_seconds"]["total"], fast["seconds"]["total"], fast["first"]["total"]
+    return Speed(*seconds, fast["first"]["drift"], where, line["command"])
 
 
 def _worst(found: list[dict[str, Any]], metric: str) -> float | None:

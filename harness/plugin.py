@@ -29,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
                     help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
+    group.addoption("--drift-profile", metavar="PROFILE", default="reference", choices=("reference", "fast"),
+                    help="reference, or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
                     help="fail where a GPU or a real model has no golden yet, instead of listing it")  # fmt: skip
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
@@ -129,7 +131,9 @@ class CaseFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         case = cases.load(self.path)
         device, dtype = _device(self.config), self.config.getoption("--drift-dtype")
-        where = "-".join(part for part in (device if device != "cpu" else "", dtype) if part)
+        profile = self.config.getoption("--drift-profile")
+        parts = (device if device != "cpu" else "", dtype, profile if profile != "reference" else "")
+        where = "-".join(part for part in parts if part)
         name = f"{case.id}[{where}]" if where else case.id
         item = CaseItem.from_parent(self, name=name, case=case, device=device)
         if device != "cpu" or case.tier == "full":
@@ -166,6 +170,7 @@ class CaseItem(pytest.Item):
                 "tag": self.config.getoption("--drift-tag"),
                 "controls": not self.config.getoption("--drift-no-controls"),
                 "floor": self.config.getoption("--drift-floor"),
+                "profile": self.config.getoption("--drift-profile"),
             }
             bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
         self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())

@@ -69,10 +69,11 @@ class Bench:
         tag: str | None = None,
         controls: bool = True,
         floor: bool = False,
+        profile: str = "reference",
     ) -> None:
         """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
         floor of every case, too."""
-        self.device, self.controls, self.floor = device, controls, floor
+        self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
@@ -85,7 +86,8 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return facts(self.device, self.dtype)
+        profile = {} if self.profile == "reference" else {"profile": self.profile}
+        return {**facts(self.device, self.dtype), **profile}
 
     def golden(self, case: Case) -> Golden:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
@@ -114,6 +116,7 @@ class Bench:
                 toolkit=self.toolkit,
                 noise_stream=golden.noise_stream,
                 quantization=quantization,
+                profile=self.profile,
             )
         if case.lora is None:
             return self._loaded

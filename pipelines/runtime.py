@@ -17,11 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading, output, quantize
+from pipelines import loading, output, profiles, quantize
 from pipelines.adapter import Adapter
 from pipelines.errors import Cancelled, RequestError, Unsupported
 from pipelines.lora import Lora, Shapes, read
 from pipelines.output import Media
+from pipelines.profiles import Profile
 from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
 from pipelines.spec import NOISE_STREAM, NOISE_STREAMS, TOOLKITS, ModelSpec, NoiseStream
@@ -64,9 +65,10 @@ class Base:
         quantization: Quantization,
         *,
         offload: bool = False,
+        profile: Profile = "reference",
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
-        self.noise_stream, self.quantization = noise_stream, quantization
+        self.noise_stream, self.quantization, self.profile = noise_stream, quantization, profile
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
@@ -93,6 +95,8 @@ class Base:
                 "login with `hf auth login`?)"
             ) from error
         quantize.apply(pipe, self.spec, self.quantization, self.recovery)
+        if self.profile == "fast":
+            profiles.compile_denoisers(pipe, self.spec)
         if not self.offload:
             return pipe.to(self.device)
         pipe.enable_model_cpu_offload(device=self.device)
@@ -110,6 +114,10 @@ class Pipeline:
     base: Base
     lora: Lora | None = None
     mode: LoraMode = "merged"
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.base.profile == "fast":
+            profiles.check_lora(self.lora, self.mode)
 
     @property
     def spec(self) -> ModelSpec:
@@ -220,6 +228,7 @@ class Pipeline:
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
+            **({"profile": self.base.profile} if self.base.profile != "reference" else {}),
             "versions": dict(_versions()),
         }
 
@@ -239,6 +248,7 @@ def load(
     noise_stream: str | None = None,
     quantization: Quantization | None = None,
     offload: bool = False,
+    profile: str = "reference",
 ) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
 
@@ -251,9 +261,10 @@ def load(
             draw the same.
         quantization: how the trainer's job quantised the base model; None for not at all.
         offload: keep each component in main memory but while it computes.
+        profile: "reference", or "fast": compiled, and no longer to the byte (`pipelines.profiles`).
 
     Raises:
-        RequestError: unknown model, dtype, noise stream or trainer version.
+        RequestError: unknown model, dtype, noise stream, trainer version or profile, or a profile that is not for this.
         Unsupported: a package that this model needs is missing or too old.
     """
     spec = spec_of(model, toolkit)
@@ -266,8 +277,11 @@ def load(
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
     quantization = quantization or Quantization()
     quantization.check(spec)
+    chosen = profiles.choose(profile, spec, quantization)
+    if chosen == "fast":
+        _check_installed(spec, profiles.REQUIRES)
     stream = noise_stream or NOISE_STREAM
-    return Pipeline(Base(spec, base or spec.base, device, dtype, stream, quantization, offload=offload))
+    return Pipeline(Base(spec, base or spec.base, device, dtype, stream, quantization, offload=offload, profile=chosen))
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

@@ -97,6 +97,28 @@ def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None
     assert "Of 1 realistic deviations (`lora-drift mutate`), the cases catch 1." in pages["sd15.md"]
 
 
+def test_speed_and_drift_of_the_fast_profile_are_shown_once_both_were_measured(reports: Path) -> None:
+    assert "## Speed" not in catalogue.pages(Catalogue(reports))["flux.md"]
+    environment = {"gpu": "NVIDIA H100", "device": "cuda", "dtype": "bfloat16", "torch": "2.11", "diffusers": "0.42.1"}
+    settings = {"width": 1024, "height": 768, "num_frames": 1, "steps": 28}
+    drift = {"equal": False, "pixel_max": 9, "pixel_mean": 0.4321, "latents_rel_l2": 0.0123}
+    whole: dict[str, Any] = {
+        "model": "flux", "synthetic": True, "command": "python benchmarks/gpu.py ...", "settings": settings, "rank": 32,
+        "ours": {"environment": environment, "ours_seconds": {"total": 6.0}},
+        "fast": {"first": {"total": 31.4, "drift": drift}, "seconds": {"total": 4.0}},
+    }  # fmt: skip
+    failed = whole | {"model": "sd15", "fast": {"ended": "1: out of memory"}}
+    lines = [json.dumps(line) for line in (whole, failed)]
+    (reports / "performance.jsonl").write_text("\n".join(lines) + "\n")
+    pages = catalogue.pages(Catalogue(reports))
+    assert "| reference | 6.00 | | |" in pages["flux.md"]
+    assert (
+        "| fast | 4.00 (1.50 times as fast) | 31, compiling | 9/255 at most, 0.43/255 in the mean;" in pages["flux.md"]
+    )
+    assert "NVIDIA H100, torch 2.11" in pages["flux.md"] and "1024x768, 28 steps" in pages["flux.md"]
+    assert "## Speed" not in pages["sd15.md"]
+
+
 def test_pages_are_written_once_and_those_of_models_that_are_gone_removed(tmp_path: Path) -> None:
     (tmp_path / "gone.md").write_text("an old model")
     first = run("models", "--write", tmp_path)
