@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import controls, divergence, gates, goldens, known, metrics
+from harness import controls, divergence, gates, goldens, hub, known, metrics
 from harness.cases import ROOT, Case
 from harness.environment import device_kind, facts
 from harness.goldens import Golden, GoldenError
@@ -34,6 +34,8 @@ def use_minihub(home: Path | None = None) -> Path:
     import sys
 
     home = home or factory.build()
+    hub.set_aside()
+    os.environ.pop("HF_HUB_CACHE", None)  # it would win over HF_HOME
     os.environ.update({"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None and Path(constants.HF_HUB_CACHE) != home / "hub":
@@ -56,6 +58,9 @@ class Rendered:
     settings: dict[str, Any]
     audio: np.ndarray | None = None
     """float32 [channels, samples]"""
+
+
+Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
 
 
 class Bench:
@@ -82,8 +87,14 @@ class Bench:
 
     def golden(self, case: Case) -> Golden:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
-        hub = factory.manifest_sha256(case.model, case.extras) if case.tier == "mini" else None
-        return goldens.load(self.tag, case, hub, environment=self.environment)
+        if case.tier == "mini":
+            manifest = factory.manifest_sha256(case.model, case.extras)
+            return goldens.load(self.tag, case, manifest, environment=self.environment)
+        try:
+            weights = hub.revisions(case)
+        except hub.NoWeights as error:
+            raise goldens.Missing(str(error)) from error
+        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
 
     def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
         kind, same = device_kind(self.environment), golden.same_torch(self.environment)
@@ -187,10 +198,11 @@ def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
     yield from ((name, np.concatenate(parts)) for name, parts in fused.items())
 
 
-def check(bench: Bench, case: Case, out: Path) -> Result:
+def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None) -> Result:
     """Check one case; never raises for what a case can get wrong, the verdict says it.
 
-    Pictures of the run are written to `out`.
+    Pictures of the run are written to `out`. `compare` renders, measures and judges once there is a golden; None does
+    so in this process.
     """
     started = time.perf_counter()
     result = Result(
@@ -209,7 +221,7 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         _need(bench.device)
         golden = bench.golden(case)
         _describe(result, golden)
-        _compare(result, bench, case, golden, out)
+        (compare or _compare)(result, bench, case, golden, out)
     except GoldenError as error:
         result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
     except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest

@@ -109,6 +109,9 @@ def gates(
     against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
+    tier: Annotated[
+        Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
+    ] = "mini",
     write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,7 +122,9 @@ def gates(
     with user_errors():
         from harness import cases, measure
 
-        total = len(cases.load_all())
+        if save is not None and tier == "full":
+            fail("gates: --save keeps renders of the mini cases only; leave --tier full out")
+        total = len(cases.load_all(tier=tier))
         with progress("measuring", total, quiet=as_json) as advance:
             seen: list[str] = []
 
@@ -130,9 +135,11 @@ def gates(
             if save is not None:
                 measure.save(save, device, dtype, note)
                 raise typer.Exit
-            spread = measure.measure(device, dtype, against, note)
+            spread = measure.measure(device, dtype, against, note, tier)
+        if not spread:
+            fail(f"gates: no case of the tier {tier} has both weights and a golden here; record one (docs/goldens.md)")
         if write:
-            measure.write(spread, measure.key(device, dtype))
+            measure.write(spread, measure.key(device, dtype, tier))
     if as_json:
         typer.echo(json.dumps(spread, indent=2))
     else:

@@ -7,6 +7,7 @@ new LoRA with weights, stops the process after its first sample, and watches. No
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -114,11 +115,15 @@ def decoder(sd: Any) -> dict[str, Any]:
     return {"vae": getattr(sd.vae, "vae", sd.vae)}
 
 
-def fill(network: Any, model: str, lora_name: str) -> None:
+STRENGTH = {"mini": 0.6, "full": 0.05}
+"""Tier -> size of a made LoRA's change, of that of the weights it is added to, whatever the layer's width and the rank.
+A real model renders nothing but noise with much more."""
+
+
+def fill(network: Any, model: str, lora_name: str, strength: float) -> None:
     """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor).
 
-    Values are multiples of 2^-9, so float16 holds them exactly. The change that results has about 0.6 of the size
-    of the weights it is added to, whatever the layer's width and the rank.
+    Values are multiples of 2^-9, so float16 holds them exactly.
     """
     import torch
 
@@ -129,7 +134,8 @@ def fill(network: Any, model: str, lora_name: str) -> None:
             values = uniform(shape, "lora", model, lora_name, module.lora_name, part)
             spread = {
                 "lora_down": np.sqrt(3.0 / fan_in),
-                "lora_up": 0.6 * np.sqrt(3.0 / shape[1 % len(shape)]),  # [out, rank, ...]; a DoRA's magnitude is [out]
+                # [out, rank, ...]; a DoRA's magnitude is [out]
+                "lora_up": strength * np.sqrt(3.0 / shape[1 % len(shape)]),
                 "lokr_w1": 1.0,
                 "lokr_w2": np.sqrt(3.0 / fan_in),
                 "lokr_w2_a": np.sqrt(3.0 / shape[-1]),
@@ -184,12 +190,16 @@ def make_lora(case: Case, folder: Path, where: Where) -> dict[str, Path]:
 
     def before_train_loop(process: Any, original: Callable[[], None]) -> None:
         original()
-        fill(process.network, jobs.TWINS.get(case.model, case.model), lora.name)
+        fill(process.network, jobs.TWINS.get(case.model, case.model), lora.name, STRENGTH[case.tier])
         process.save()
         raise Done
 
     run_process(jobs.job(case, folder, None, where), hook_before_train_loop=before_train_loop)
     return lora_files(folder / lora.name, lora.name)
+
+
+def lora_folder(case: Case, folder: Path) -> Path:
+    return folder / "loras" / case.tier / case.model
 
 
 def lora_files(folder: Path, name: str) -> dict[str, Path]:
@@ -234,7 +244,8 @@ def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Pa
         save_file({"audio": observer.audio}, out / "audio.safetensors")
     height, width = frames[0].shape[:2]
     output = {"frames": len(frames), "width": width, "height": height, "fps": observer.settings["fps"]}
-    result = {"settings": observer.settings, "output": output, "patches": PATCHES.get(case.model, []), **extra}
+    patches = PATCHES.get(case.model, []) if case.tier == "mini" else []
+    result = {"settings": observer.settings, "output": output, "patches": patches, **extra}
     (out / "result.json").write_text(json.dumps(result))
 
 
@@ -247,7 +258,7 @@ def record(case: Case, folder: Path, out: Path, where: Where) -> None:
         return
     loras: dict[str, Path] = {}
     if case.lora is not None:
-        made = folder / "loras" / case.model
+        made = lora_folder(case, folder)
         loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made, where)
     observer = Observer(case.model)
     # Of two experts' files the trainer is given either, and finds the other by its name.
@@ -255,23 +266,37 @@ def record(case: Case, folder: Path, out: Path, where: Where) -> None:
     write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})
 
 
+def make_lora_apart(request: dict[str, Any]) -> None:
+    """Make the LoRA of a case of the full tier in another process: the trainer keeps the model that it loads for that,
+    and a device may have no room for a second one."""
+    command = [sys.executable, "-m", "harness.recorder.worker", json.dumps(request | {"only": "lora"})]
+    subprocess.run(command, check=True)
+
+
 def main(request: dict[str, Any]) -> None:
-    """`request`: cases (ids), folder, out (staging root), device, dtype. Prints
-    one line `RECORDED <id>` per finished case."""
+    """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype. Prints one line
+    `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
     where = Where(request["device"], request["dtype"])
-    env = facts(*where)
-    for model in dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"]):
+    todo = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in request["cases"]]
+    for model in dict.fromkeys(case.model for case in todo if case.tier == "mini"):
         APPLY.get(model, lambda: None)()
-    for case_id in request["cases"]:
-        case = cases.load(cases.CASES / f"{case_id}.yaml")
-        out = Path(request["out"]) / case_id
-        record(case, Path(request["folder"]), out, where)
+    folder = Path(request["folder"])
+    if request.get("only") == "lora":
+        for case in (c for c in todo if c.lora):
+            make_lora(case, lora_folder(case, folder), where)
+        return
+    if todo[0].tier == "full":
+        make_lora_apart(request)
+    env = facts(*where)
+    for case in todo:
+        out = Path(request["out"]) / case.id
+        record(case, folder, out, where)
         result = json.loads((out / "result.json").read_text())
         libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
-        result |= {"environment": env | libraries, "fingerprint": request["fingerprints"][case_id]}
+        result |= {"environment": env | libraries, "fingerprint": request["fingerprints"][case.id]}
         (out / "result.json").write_text(json.dumps(result))
         (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
-        print(f"RECORDED {case_id}", flush=True)
+        print(f"RECORDED {case.id}", flush=True)
 
 
 if __name__ == "__main__":
