@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from harness.cases import Case
@@ -12,6 +13,21 @@ from harness.minihub.repos import MODELS
 OWN = "LORA_DRIFT_OWN_HUB"
 """Environment variable that holds, as JSON, what `NAMES` were before the mini hub took their place."""
 NAMES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+
+UNREAD = (
+    ("chroma", "ostris/*", ("text_encoder", "transformer")),
+    ("flux2", "black-forest-labs/*", ("text_encoder", "transformer", "vae")),
+    ("flux2_diffusers", "black-forest-labs/*", ("text_encoder",)),
+    ("flux2_klein_*", "black-forest-labs/*", ("text_encoder", "transformer", "vae")),
+    ("ltx2.3", "diffusers/*", ("text_encoder",)),
+    ("sd15", "*", ("safety_checker",)),
+    ("wan2*", "*-Diffusers*", ("text_encoder",)),
+    ("wan22_14b_*", "*-Diffusers*", ("text_encoder", "vae")),
+    ("zimage_deturbo", "Tongyi-MAI/*", ("transformer",)),
+    ("zimage_turbo", "ostris/*", ("",)),
+)
+"""Model, repository (as patterns), folders whose weights neither the trainer nor we load; "" is its top folder. The
+trainer's training adapter is Z-Image-Turbo's only where a job names it."""
 
 
 class NoWeights(Exception):
@@ -42,38 +58,41 @@ def folder(environment: Mapping[str, str]) -> Path:
 
 
 def revisions(case: Case) -> dict[str, str]:
-    """Repository -> commit, of everything that the trainer and we load for a case of the full tier.
+    """Repository -> commit, of what the trainer and we load weights from for a case of the full tier.
 
     Raises:
         NoWeights: the user's cache does not hold all of it.
     """
-    cache, lacking, found = folder(own()), [], {}
+    cache = folder(own())
+    found, lacking = dict[str, str](), dict[str, str]()
     for repo in MODELS[case.model]:
-        main = cache / f"models--{repo.id.replace('/', '--')}" / "refs" / "main"
-        commit = main.read_text().strip() if main.is_file() else ""
-        missing = next(_missing(repo, main.parent.parent / "snapshots" / commit), None) if commit else "everything"
-        if missing is None:
+        root = cache / f"models--{repo.id.replace('/', '--')}"
+        main = root / "refs" / "main"
+        commit = main.read_text().strip() if main.is_file() else "none"
+        for path in _weights(case.model, repo):
             found[repo.id] = commit
-        else:
-            lacking.append(f"{repo.id} ({missing})")
+            missing = next(_missing(root / "snapshots" / commit, path), None)
+            if missing is not None:
+                lacking.setdefault(repo.id, missing)
     if lacking:
-        ids = [name.split(" ")[0] for name in lacking]
-        raise NoWeights(f"weights missing: {cache} lacks {', '.join(lacking)}. Get them: "
-                        + " && ".join(f"hf download {repo}" for repo in ids))  # fmt: skip
+        named = ", ".join(f"{repo} ({path})" for repo, path in lacking.items())
+        get = " && ".join(f"hf download {repo}" for repo in lacking)
+        raise NoWeights(f"weights missing: {cache} lacks {named}. Get them: {get}")
     return found
 
 
-def _missing(repo: Repo, snapshot: Path) -> Iterator[str]:
-    """What the miniature of a repository has and a snapshot of the real one lacks. Shards may be cut otherwise."""
-    for w in repo.weights:
-        component = snapshot / w.folder
-        index = component / f"{w.stem}.safetensors.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            yield from (f"{w.folder}/{shard}" for shard in shards if not (component / shard).is_file())
-        elif not any(path.is_file() for path in (*component.glob("*.safetensors"), *component.glob("*.bin"))):
-            yield f"{w.folder}/{w.stem}.safetensors"
-    yield from (loose.path for loose in repo.tensors if not (snapshot / loose.path).is_file())
-    # Texts differ between the real repositories and their miniatures; that a folder of them is there has to do.
-    folders = {Path(name).parent for name in repo.files}
-    yield from (str(f) for f in sorted(folders) if not any(path.is_file() for path in (snapshot / f).glob("*")))
+def _weights(model: str, repo: Repo) -> Iterator[str]:
+    """The weight files of a repository that this model takes, under the names that the miniature gives them."""
+    unread = {f for m, r, folders in UNREAD if fnmatch(model, m) and fnmatch(repo.id, r) for f in folders}
+    yield from (f"{w.folder}/{w.stem}.safetensors".lstrip("/") for w in repo.weights if w.folder not in unread)
+    yield from (loose.path for loose in repo.tensors if "" not in unread)
+
+
+def _missing(snapshot: Path, name: str) -> Iterator[str]:
+    """What a snapshot lacks of one of these files, which may be in shards there."""
+    index = snapshot / f"{name}.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        yield from (str(Path(name).with_name(shard)) for shard in shards if not index.with_name(shard).is_file())
+    elif not (snapshot / name).is_file():
+        yield name

@@ -144,14 +144,14 @@ def test_without_a_golden_a_case_is_not_recorded_and_the_command_is_named(lab: L
     lab.run(*ON_CPU, "--drift-require-goldens").assert_outcomes(failed=1)
 
 
-@pytest.mark.parametrize("lacks", ["everything", "a folder", "a shard"])
+@pytest.mark.parametrize("lacks", ["everything", "a folder", "a file"])
 def test_without_all_weights_a_case_says_what_to_download(lacks: str, lab: Lab) -> None:
     forge(lab.case, lab.golden, lab.goldens, revisions("sd15"))
     snapshot = lab.repository / "snapshots" / revisions("sd15")[spec_of("sd15").base]
     if lacks == "everything":
         shutil.rmtree(lab.repository)
     elif lacks == "a folder":
-        shutil.rmtree(snapshot / "tokenizer")
+        shutil.rmtree(snapshot / "vae")
     else:
         (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     run = lab.run(*ON_CPU)
