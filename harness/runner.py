@@ -182,20 +182,25 @@ class Bench:
 def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
     """(name, weight change at multiplier 1) of every module, and under its own name of every matrix that a file fuses.
 
-    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one.
+    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one. Changes are made
+    one by one: all of a real model's together are twice as large as the model.
     """
-    from pipelines.adapter import scaled
+    from pipelines.adapter import on_device, scaled
 
-    fused: dict[str, list[np.ndarray]] = {}
+    def change(delta: Any) -> np.ndarray:
+        return scaled(on_device(delta.change, pipeline.base.device), 1.0).cpu().numpy()
+
+    fused: dict[str, list[Any]] = {}
     for delta in pipeline.lora.deltas:
-        change = scaled(delta.change, 1.0).numpy()
         if len(pipeline.spec.denoisers) > 1:
-            yield f"{delta.component}.{delta.module}", change
+            yield f"{delta.component}.{delta.module}", change(delta)
             continue
-        yield delta.module, change
+        yield delta.module, change(delta)
         prefix = next((p for p in pipeline.spec.lora_prefixes if delta.name.startswith(p)), "")
-        fused.setdefault(delta.name.removeprefix(prefix), []).append(change)
-    yield from ((name, np.concatenate(parts)) for name, parts in fused.items())
+        fused.setdefault(delta.name.removeprefix(prefix), []).append(delta)
+    for name, parts in fused.items():
+        if [part.module for part in parts] != [name]:
+            yield name, np.concatenate([change(part) for part in parts])
 
 
 def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None) -> Result:

@@ -172,8 +172,8 @@ def main() -> int:
     args = parse()
     try:
         todo = chosen(args)
-        trainer = pins.check(args.tag, args.trainer, args.diffusers)
         weights = {c.id: weights_of(c) for c in todo}
+        trainer = pins.check(args.tag, args.trainer, args.diffusers)
     except (pins.PinError, CaseError, hub.NoWeights) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
