@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "cases"
 ASSETS = CASES / "assets"
+Tier = Literal["mini", "full"]
+"""On the mini hub, or on the real weights."""
 
 
 class CaseError(ValueError):
@@ -120,11 +122,11 @@ class Training(_Strict):
 
 
 class Case(_Strict):
-    """One case. `id` is "<model>/<file stem>" and comes from the path."""
+    """One case. `id` comes from the path: "<model>/<file stem>", or "full/<model>" for the one on the real weights."""
 
     schema_: Literal[1] = Field(alias="schema")
-    id: str = Field(pattern=r"^[a-z0-9_.]+/[a-z0-9][a-z0-9-]*$")
-    tier: Literal["mini", "full"]
+    id: str = Field(pattern=r"^([a-z0-9_.]+/[a-z0-9][a-z0-9-]*|full/[a-z0-9_.]+)$")
+    tier: Tier
     about: str
     lora: Lora | None = None
     training: Training | None = None
@@ -151,7 +153,8 @@ class Case(_Strict):
 
     @property
     def model(self) -> str:
-        return self.id.split("/")[0]
+        folder, name = self.id.split("/")
+        return name if self.tier == "full" else folder
 
     @property
     def extras(self) -> list[str]:
@@ -177,7 +180,7 @@ def load(path: Path) -> Case:
     """Read one case file.
 
     Raises:
-        CaseError: not YAML, an unknown or wrong field, or a model folder that does not match `model:`.
+        CaseError: not YAML, an unknown or wrong field, or a path that does not match `model:` and `tier:`.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -186,12 +189,16 @@ def load(path: Path) -> Case:
     if not isinstance(data, dict):
         raise CaseError(f"{path}: a case is a YAML mapping with `schema: 1`, `model:`, `tier:` and `sample:`")
     model = data.pop("model", None)
-    if model != path.parent.name:
-        raise CaseError(f"{path}: `model: {model}` must equal the name of its folder, `{path.parent.name}`")
+    full = path.parent.name == "full"
+    if model != (path.stem if full else path.parent.name):
+        named = f"of its file, `{path.stem}`" if full else f"of its folder, `{path.parent.name}`"
+        raise CaseError(f"{path}: `model: {model}` must equal the name {named}")
+    if full != (data.get("tier") == "full"):
+        raise CaseError(f"{path}: `tier: full` belongs to the cases in cases/full, and they to it")
     if "id" in data:
         raise CaseError(f"{path}: `id` comes from the file name; remove the field")
     try:
-        return Case.model_validate({**data, "id": f"{model}/{path.stem}"})
+        return Case.model_validate({**data, "id": f"{path.parent.name}/{path.stem}"})
     except ValidationError as error:
         lines = [_explain(e["loc"], e["msg"], e["type"]) for e in error.errors()]
         raise CaseError(f"{path}: " + "; ".join(lines)) from error
@@ -215,9 +222,13 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
     return f"`{field}`: {message}"
 
 
-def files(root: Path = CASES) -> Iterator[Path]:
-    yield from sorted(root.glob("*/*.yaml"))
+def files(root: Path = CASES, tier: Tier = "mini") -> Iterator[Path]:
+    yield from (p for p in sorted(root.glob("*/*.yaml")) if (p.parent.name == "full") == (tier == "full"))
 
 
-def load_all(root: Path = CASES) -> list[Case]:
-    return [load(path) for path in files(root)]
+def load_all(root: Path = CASES, tier: Tier = "mini") -> list[Case]:
+    return [load(path) for path in files(root, tier)]
+
+
+def of_both_tiers(root: Path = CASES) -> list[Case]:
+    return [*load_all(root), *load_all(root, "full")]

@@ -34,7 +34,7 @@ def run(
         CaseError, PinError: an unknown case, model or tag, or a broken case file.
     """
     tag = pins.row(tag).tag if tag else pins.newest()
-    paths = _paths(only_models, only_cases, tag)
+    paths = _paths(only_models, only_cases, tag, device)
     with tempfile.TemporaryDirectory() as scratch:
         file = json_file or Path(scratch) / "results.jsonl"
         command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
@@ -55,9 +55,10 @@ def run(
     return 0 if complete and code == 0 else 1
 
 
-def _paths(only_models: list[str], only_cases: list[str], tag: str) -> list[Path]:
-    """Files of the chosen cases; every case file is read first, so that a typo shows before anything runs."""
-    known = {c.id: c for c in cases.load_all()}
+def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str) -> list[Path]:
+    """Files of the chosen cases, of the full tier those named. Every case file is read first, so that a typo shows
+    before anything runs."""
+    known = {c.id: c for c in cases.of_both_tiers()}
     models = {c.model for c in known.values()}
     unknown = [i for i in only_cases if i not in known] + [m for m in only_models if m not in models]
     if unknown:
@@ -65,10 +66,15 @@ def _paths(only_models: list[str], only_cases: list[str], tag: str) -> list[Path
     chosen = [
         case
         for case in known.values()
-        if (not only_cases or case.id in only_cases) and (not only_models or case.model in only_models)
+        if (case.id in only_cases if only_cases else case.tier == "mini")
+        and (not only_models or case.model in only_models)
     ]
     if not chosen:
         raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    if device == "cpu" and any(case.tier == "full" for case in chosen):
+        raise CaseError(
+            f"--case {' '.join(only_cases)}: cases/full are for the real weights on a GPU; add --device cuda"
+        )
     return [cases.CASES / f"{case.id}.yaml" for case in pins.known_at(tag, chosen)]
 
 

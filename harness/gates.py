@@ -50,8 +50,9 @@ def load(tier: str, device: str, dtype: str, *, same_torch: bool = False) -> dic
     table = json.loads(GATES.read_text(encoding="utf-8"))["gates"]
     key = exact if same_torch and exact in table else key
     if key not in table:
-        raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}); measure them with "
-                        "`lora-drift gates --help`")  # fmt: skip
+        options = f"--tier {tier} --device {'cpu' if device == 'cpu' else 'cuda'} --dtype {dtype} --write"
+        raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}), and nothing passes without; "
+                        f"measure them: lora-drift gates {options}")  # fmt: skip
     return {name: Gate.model_validate(value) for name, value in table[key].items()}
 
 

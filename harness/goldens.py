@@ -66,7 +66,10 @@ class Golden(BaseModel):
     case: str
     case_sha256: str
     tag: str
-    minihub_sha256: str
+    minihub_sha256: str | None = None
+    """Of a mini case."""
+    weights: dict[str, str] | None = None
+    """Of a case of the full tier: repository -> commit, of what was in the recording machine's cache."""
     origin: str
     """"generate_images" (the trainer's process up to its first sample) or "training run" (run.py, whole)."""
     short_way: dict[str, float] | None = None
@@ -184,22 +187,29 @@ def _version(tag: str) -> list[int]:
 
 
 def load(
-    tag: str, case: Case, minihub_sha256: str | None, root: Path = GOLDENS, *, environment: Mapping[str, Any] = CPU
+    tag: str,
+    case: Case,
+    minihub_sha256: str | None,
+    root: Path = GOLDENS,
+    *,
+    weights: Mapping[str, str] | None = None,
+    environment: Mapping[str, Any] = CPU,
 ) -> Golden:
     """Read the golden of `case` and check everything that it vouches for.
 
     `environment` names the device and the dtype (`harness.environment.facts`).
-    `minihub_sha256` is the hash of the mini hub in use for the case's model; None for the `full` tier.
+    `minihub_sha256` is the hash of the mini hub in use for the case's model; None for the `full` tier, whose `weights`
+    are the revisions in the user's cache.
 
     Raises:
         Missing: nothing was recorded.
         Corrupt: the JSON or an artefact is not what the recorder wrote (says which and how).
-        Stale: the case or the mini hub changed after recording.
+        Stale: the case, the mini hub or the weights changed after recording.
     """
     wanted = variant(environment)
     path = golden_path(tag, case.id, root, variant=wanted)
     there = f" --device {environment['device']} --dtype {environment['dtype']}" if wanted else ""
-    again = f"python -m harness.recorder --trainer DIR --tag {tag}{there} --case {case.id}"
+    again = f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag}{there} --case {case.id}"
     if not path.is_file():
         raise Missing(f"no golden {_shown(path, root)}: the trainer never rendered this case. Record it: {again}")
     try:
@@ -228,6 +238,16 @@ def load(
         raise Stale(f"{_shown(path, root)} was recorded for another version of the case file. Record it again: {again}")
     if minihub_sha256 is not None and golden.minihub_sha256 != minihub_sha256:
         raise Stale(f"{_shown(path, root)} was recorded on another mini hub. Record it again: {again}")
+    if weights is not None and golden.weights != weights:
+        then = golden.weights or {}
+        others = [
+            f"{r} at {then.get(r)} (here {weights.get(r)})"
+            for r in {**then, **weights}
+            if then.get(r) != weights.get(r)
+        ]
+        raise Stale(
+            f"{_shown(path, root)} was recorded on other weights: {', '.join(others)}. Record it on these: {again}"
+        )
     return golden
 
 

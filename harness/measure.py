@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness import cases, gates, goldens, metrics, runner
-from harness.cases import Case
+from harness.cases import Case, Tier
 from harness.environment import device_kind
 from harness.gates import FACTORS
 from harness.results import Result
@@ -81,11 +81,14 @@ def floors(bench: Bench, case: Case, golden: goldens.Golden) -> dict[str, dict[s
     return {comparison: distances(a, b) for comparison, a, b in repeats(bench, case, golden)}
 
 
-def measure(device: str, dtype: str | None, other: Path | None, progress: Callable[[str], None]) -> Spread:
-    """The largest distances over all mini cases; `other` is a file that `save` wrote in another environment."""
-    runner.use_minihub()
+def measure(
+    device: str, dtype: str | None, other: Path | None, progress: Callable[[str], None], tier: Tier = "mini"
+) -> Spread:
+    """The largest distances over all cases of a tier; `other` is a folder that `save` wrote in another environment."""
+    if tier == "mini":
+        runner.use_minihub()
     bench, spread = Bench(device, dtype), Spread()
-    for case, golden in _goldens(bench):
+    for case, golden in _goldens(bench, tier):
         progress(case.id)
         found = floors(bench, case, golden)
         if other is not None:
@@ -111,16 +114,15 @@ def _widen(spread: Spread, case_id: str, found: Mapping[str, Mapping[str, float]
                 spread[name] = (value, f"{case_id}: {comparison}")
 
 
-def _goldens(bench: Bench) -> Iterator[tuple[Case, goldens.Golden]]:
-    for case in cases.load_all():
-        if case.tier == "mini":
-            try:
-                golden = bench.golden(case)
-            except goldens.Missing:
-                if bench.dtype == "float32":
-                    raise
-                continue  # other dtypes have goldens of some cases only
-            yield case, golden
+def _goldens(bench: Bench, tier: Tier = "mini") -> Iterator[tuple[Case, goldens.Golden]]:
+    for case in cases.load_all(tier=tier):
+        try:
+            golden = bench.golden(case)
+        except goldens.Missing:
+            if bench.dtype == "float32" and tier == "mini":
+                raise
+            continue  # other dtypes, and the real weights, have goldens of some cases only
+        yield case, golden
 
 
 def save(folder: Path, device: str, dtype: str | None, progress: Callable[[str], None]) -> None:
@@ -145,7 +147,7 @@ def _loaded(folder: Path, case: Case) -> Rendered:
 
 
 def key(environment: Mapping[str, Any], tier: str = "mini") -> str:
-    """What gates are filed under: "mini/h100/bfloat16"."""
+    """What the gates of a tier's cases are filed under: "mini/h100/bfloat16"."""
     return f"{tier}/{device_kind(environment)}/{environment['dtype']}"
 
 

@@ -3,7 +3,8 @@
 pytest cases/                       all mini cases of the newest tag, on the CPU
 pytest cases/flux --drift-tag TAG   one model, one tag
 pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
-pytest cases/ -m gpu                the same on CUDA (and the `full` tier, where goldens of it exist)
+pytest cases/ -m gpu                the same on CUDA, and the full tier (cases/full) on the real weights
+pytest cases/ -m full               the full tier alone
 """
 
 import json
@@ -80,7 +81,7 @@ def _take_gpu(worker: str) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `-n N`, give all cases of a model to one worker, which then loads the model once.
+    """Under `-n N`, give all mini cases of a model to one worker, which then loads the model once.
 
     (xdist's own `--dist loadgroup` marks groups in node ids, which pytest 9.2 no longer lets it do.)
     """
@@ -91,7 +92,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByModel(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path, _, _name = nodeid.partition("::")
-            return str(Path(path).parent) if path.endswith(".yaml") else nodeid
+            folder = Path(path).parent
+            return str(folder) if path.endswith(".yaml") and folder.name != "full" else nodeid
 
     return ByModel(config, log)
 
@@ -111,18 +113,26 @@ def _device(config: pytest.Config) -> str:
     chosen: str | None = config.getoption("--drift-device")
     if chosen:
         return chosen
+    return "cuda" if _asked(config, "gpu") or _asked(config, "full") else "cpu"
+
+
+def _asked(config: pytest.Config, marker: str) -> bool:
+    """Does `-m` name the marker, and not after a `not`?"""
     words = str(config.getoption("markexpr", "")).replace("(", " ").replace(")", " ").split()
-    wants_gpu = "gpu" in words and words[max(0, words.index("gpu") - 1)] != "not"
-    return "cuda" if wants_gpu else "cpu"
+    return marker in words and words[max(0, words.index(marker) - 1)] != "not"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A model that the trainer of this tag does not know yet has nothing to check there."""
+    """Leaves out the full tier where nobody asked for it (nor for a GPU), and models that the trainer of this tag does
+    not know yet."""
     tag = config.getoption("--drift-tag")
-    if tag:
-        unknown = [i for i in items if isinstance(i, CaseItem) and i.case.model in pins.row(tag).lacks]
-        items[:] = [i for i in items if i not in unknown]
-        config.hook.pytest_deselected(items=unknown)
+    lacking = pins.row(tag).lacks if tag else ()
+    with_full = _device(config) != "cpu" or _asked(config, "full")
+    found = [i for i in items if isinstance(i, CaseItem)]
+    out = [i for i in found if i.case.model in lacking or (i.case.tier == "full" and not with_full)]
+    if out:
+        items[:] = [i for i in items if i not in out]
+        config.hook.pytest_deselected(items=out)
 
 
 class CaseFile(pytest.File):
@@ -159,10 +169,9 @@ class CaseItem(pytest.Item):
         self.result: Result | None = None
 
     def runtest(self) -> None:
-        from harness import runner
+        from harness import apart, runner
 
-        if self.case.tier == "mini":
-            runner.use_minihub()
+        runner.use_minihub()
         bench = self.config.stash.get(BENCH, None)
         if bench is None:
             options = {
@@ -173,7 +182,11 @@ class CaseItem(pytest.Item):
                 "profile": self.config.getoption("--drift-profile"),
             }
             bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
-        self.result = runner.check(bench, self.case, self.config.getoption("--drift-out").resolve())
+        out = self.config.getoption("--drift-out").resolve()
+        if self.case.tier == "full":
+            self.result = apart.check(bench, self.case, self.path, out)
+        else:
+            self.result = runner.check(bench, self.case, out)
         if self.result.verdict == "error" and not runner.usable(self.device):
             lost = f"{self.case.id}: {self.result.message}; the GPU refuses this process from here on"
             if "PYTEST_XDIST_WORKER" in os.environ:  # xdist reports the case as crashed and starts another worker
@@ -184,7 +197,8 @@ class CaseItem(pytest.Item):
         self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
         optional = self.device != "cpu" or self.case.tier == "full"
         if self.result.verdict == "missing" and optional and not self.config.getoption("--drift-require-goldens"):
-            pytest.skip(f"not recorded: {self.result.message}")
+            reason = self.result.message
+            pytest.skip(reason if reason.startswith("weights missing") else f"not recorded: {reason}")
         if self.result.verdict not in PASSING:
             raise DriftFailure(self.result)
 

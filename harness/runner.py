@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import controls, divergence, gates, goldens, known, metrics
+from harness import controls, divergence, gates, goldens, hub, known, metrics
 from harness.cases import ROOT, Case
 from harness.environment import device_kind, facts
 from harness.goldens import Golden, GoldenError
@@ -34,6 +34,8 @@ def use_minihub(home: Path | None = None) -> Path:
     import sys
 
     home = home or factory.build()
+    hub.set_aside()
+    os.environ.pop("HF_HUB_CACHE", None)  # it would win over HF_HOME
     os.environ.update({"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None and Path(constants.HF_HUB_CACHE) != home / "hub":
@@ -56,6 +58,9 @@ class Rendered:
     settings: dict[str, Any]
     audio: np.ndarray | None = None
     """float32 [channels, samples]"""
+
+
+Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
 
 
 class Bench:
@@ -91,8 +96,14 @@ class Bench:
 
     def golden(self, case: Case) -> Golden:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
-        hub = factory.manifest_sha256(case.model, case.extras) if case.tier == "mini" else None
-        return goldens.load(self.tag, case, hub, environment=self.environment)
+        if case.tier == "mini":
+            manifest = factory.manifest_sha256(case.model, case.extras)
+            return goldens.load(self.tag, case, manifest, environment=self.environment)
+        try:
+            weights = hub.revisions(case)
+        except hub.NoWeights as error:
+            raise goldens.Missing(str(error)) from error
+        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
 
     def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
         kind, same = device_kind(self.environment), golden.same_torch(self.environment)
@@ -181,26 +192,32 @@ class Bench:
 def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
     """(name, weight change at multiplier 1) of every module, and under its own name of every matrix that a file fuses.
 
-    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one.
+    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one. Changes are made
+    one by one: all of a real model's together are twice as large as the model.
     """
-    from pipelines.adapter import scaled
+    from pipelines.adapter import on_device, scaled
 
-    fused: dict[str, list[np.ndarray]] = {}
+    def change(delta: Any) -> np.ndarray:
+        return scaled(on_device(delta.change, pipeline.base.device), 1.0).cpu().numpy()
+
+    fused: dict[str, list[Any]] = {}
     for delta in pipeline.lora.deltas:
-        change = scaled(delta.change, 1.0).numpy()
         if len(pipeline.spec.denoisers) > 1:
-            yield f"{delta.component}.{delta.module}", change
+            yield f"{delta.component}.{delta.module}", change(delta)
             continue
-        yield delta.module, change
+        yield delta.module, change(delta)
         prefix = next((p for p in pipeline.spec.lora_prefixes if delta.name.startswith(p)), "")
-        fused.setdefault(delta.name.removeprefix(prefix), []).append(change)
-    yield from ((name, np.concatenate(parts)) for name, parts in fused.items())
+        fused.setdefault(delta.name.removeprefix(prefix), []).append(delta)
+    for name, parts in fused.items():
+        if [part.module for part in parts] != [name]:
+            yield name, np.concatenate([change(part) for part in parts])
 
 
-def check(bench: Bench, case: Case, out: Path) -> Result:
+def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None) -> Result:
     """Check one case; never raises for what a case can get wrong, the verdict says it.
 
-    Pictures of the run are written to `out`.
+    Pictures of the run are written to `out`. `compare` renders, measures and judges once there is a golden; None does
+    so in this process.
     """
     started = time.perf_counter()
     result = Result(
@@ -219,7 +236,7 @@ def check(bench: Bench, case: Case, out: Path) -> Result:
         _need(bench.device)
         golden = bench.golden(case)
         _describe(result, golden)
-        _compare(result, bench, case, golden, out)
+        (compare or _compare)(result, bench, case, golden, out)
     except GoldenError as error:
         result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
     except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest

@@ -10,7 +10,7 @@ from harness.recorder import pins
 from harness.results import PASSING
 from harness.runner import Bench
 
-MODELS = sorted({case.model for case in cases.load_all() if case.tier == "mini"})
+MODELS = sorted({case.model for case in cases.load_all()})
 
 
 @pytest.mark.parametrize("model", MODELS)

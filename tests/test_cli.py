@@ -324,6 +324,7 @@ def test_check_exits_with_0_only_when_every_case_ran_and_passed(
     [
         (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are chroma/base"),
         (("--model", "sd16"), "no such case or model: sd16"),
+        (("--case", "full/flux"), "cases/full are for the real weights on a GPU; add --device cuda"),
         (("--case", "sd15/base", "--model", "flux"), "no case belongs to both"),
         (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {pins.rows()[0].tag}"),
     ],

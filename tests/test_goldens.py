@@ -378,7 +378,7 @@ def test_a_missing_golden_says_how_to_record_it(root: Path) -> None:
     json_of(root).unlink()
     message = refused(root, Missing)
     assert f"no golden goldens/{TAG}/{MODEL}/lora.json" in message
-    assert f"python -m harness.recorder --trainer DIR --tag {TAG} --case {MODEL}/lora" in message
+    assert f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {TAG} --case {MODEL}/lora" in message
     with pytest.raises(Missing, match=r"v0\.0\.1"):
         goldens.load("v0.0.1", case_of("base"), HUB, root=root)
 

@@ -36,7 +36,7 @@ OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 def forge(golden: Golden, root: Path, **artefacts: Path) -> None:
     """Store a golden with other artefacts under `root`, with hashes and seal in order."""
-    content = golden.model_dump(exclude={"artefacts", "seal"})
+    content = golden.model_dump(exclude={"artefacts", "seal"}, exclude_unset=True)
     store.write(content, {name: artefacts.get(name, golden.path(name)) for name in golden.artefacts}, root)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from harness import cases, goldens, objects, runner
+from harness import cases, goldens, hub, objects, runner
 from harness.cases import ROOT
 from harness.goldens import Golden
 from harness.minihub import factory
@@ -165,8 +165,21 @@ def test_help_says_how_to_call_it() -> None:
 def test_an_unknown_case_is_refused_before_anything_else(tmp_path: Path) -> None:
     done = recorder("--trainer", str(tmp_path), "--case", "flux/nothing", "--model", "sd16")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16 (mini cases: chroma/base, ")
+    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16 (there are chroma/base, ")
     assert "Traceback" not in done.stderr
+
+
+def test_real_weights_that_are_not_there_are_refused_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(hub.OWN, json.dumps({"HF_HOME": str(tmp_path)}))
+    done = recorder("--trainer", str(tmp_path), "--device", "cuda", "--case", "full/chroma", "--case", "flux/lora")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: weights missing: {tmp_path}/hub lacks lodestones/Chroma1-Base (Chroma1-Base.safetensors), "
+        "ostris/Flex.1-alpha (text_encoder_2/model.safetensors). Get them: "
+        "hf download lodestones/Chroma1-Base && hf download ostris/Flex.1-alpha\n"
+    )
 
 
 def test_a_folder_that_is_not_the_trainer_is_refused(tmp_path: Path) -> None:
@@ -200,7 +213,7 @@ class Shelf:
 
     def __init__(self, root: Path, golden: Golden, sources: Path) -> None:
         self.root, self.sources = root, sources
-        self.content = golden.model_dump(exclude={"artefacts", "seal"})
+        self.content = golden.model_dump(exclude={"artefacts", "seal"}, exclude_unset=True)
         self.artefacts = {}
         sources.mkdir()
         for name in golden.artefacts:

@@ -110,6 +110,9 @@ def gates(
     results: Annotated[Path | None, typer.Option(help="read it from a file of `pytest --drift-floor` instead")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
+    tier: Annotated[
+        Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
+    ] = "mini",
     write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +131,9 @@ def gates(
                 fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
             _finish(spreads, write, as_json)
             raise typer.Exit
-        total = len(cases.load_all())
+        if save is not None and tier == "full":
+            fail("gates: --save keeps renders of the mini cases only; leave --tier full out")
+        total = len(cases.load_all(tier=tier))
         with progress("measuring", total, quiet=as_json) as advance:
             seen: list[str] = []
 
@@ -139,9 +144,11 @@ def gates(
             if save is not None:
                 measure.save(save, device, dtype, note)
                 raise typer.Exit
-            spread = measure.measure(device, dtype, against, note)
+            spread = measure.measure(device, dtype, against, note, tier)
+        if not spread:
+            fail(f"gates: no case of the tier {tier} has both weights and a golden here; record one (docs/goldens.md)")
         half = dtype or ("float32" if device == "cpu" else "bfloat16")
-        _finish({measure.key(environment.facts(device, half)): spread}, write, as_json)
+        _finish({measure.key(environment.facts(device, half), tier): spread}, write, as_json)
 
 
 def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:

@@ -155,7 +155,7 @@ def _subject_of_case(case_id: str, bench: Bench) -> tuple[Subject, str]:
     from harness.cases import CaseError
     from harness.quiet import quiet
 
-    chosen: Case | None = next((c for c in cases.load_all() if c.id == case_id), None)
+    chosen: Case | None = next((c for c in cases.of_both_tiers() if c.id == case_id), None)
     if chosen is None:
         raise CaseError(f"no such case: {case_id} (`ls cases/*` lists them)")
     if chosen.tier == "mini":

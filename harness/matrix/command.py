@@ -39,7 +39,7 @@ def chosen(only_models: list[str], only_cases: list[str], tag: str) -> list[Case
     Raises:
         CaseError, PinError: nothing of that name.
     """
-    known = [case for case in cases.load_all() if case.tier == "mini"]
+    known = cases.load_all()
     names = {case.id for case in known} | {case.id.split("/")[1] for case in known}
     unknown = [c for c in only_cases if c not in names] + [m for m in only_models if m not in {c.model for c in known}]
     if unknown:

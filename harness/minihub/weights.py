@@ -87,16 +87,22 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
 LORA_PARTS = ("lora_down", "lora_up", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
 
-def lora(shape: Sequence[int], fan_in: int, model: str, name: str, module: str, part: str) -> np.ndarray:
+STRENGTH = {"mini": 0.6, "full": 0.05}
+"""Tier -> size of a made LoRA's change, of that of the weights it is added to, whatever the layer's width and the rank.
+A real model renders nothing but noise with much more."""
+
+
+def lora(
+    shape: Sequence[int], fan_in: int, model: str, name: str, module: str, part: str, strength: float = STRENGTH["mini"]
+) -> np.ndarray:
     """One parameter (a `LORA_PARTS`) of a LoRA, float32; `fan_in` is that of the layer it changes.
 
-    Values are multiples of 2^-9, so float16 holds them exactly. The change that results has about 0.6 of the size
-    of the weights it is added to, whatever the layer's width and the rank. Goldens keep LoRA files without these values
+    Values are multiples of 2^-9, so float16 holds them exactly. Goldens keep LoRA files without these values
     (`harness.drawn`): another arithmetic here, be it a rounding, makes them unreadable.
     """
     spread = {
         "lora_down": np.sqrt(3.0 / fan_in),
-        "lora_up": 0.6 * np.sqrt(3.0 / shape[1 % len(shape)]),  # [out, rank, ...]; a DoRA's magnitude is [out]
+        "lora_up": strength * np.sqrt(3.0 / shape[1 % len(shape)]),  # [out, rank, ...]; a DoRA's magnitude is [out]
         "lokr_w1": 1.0,
         "lokr_w2": np.sqrt(3.0 / fan_in),
         "lokr_w2_a": np.sqrt(3.0 / shape[-1]),

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import cases, goldens
+from harness import cases, goldens, hub
 from harness.cases import ROOT, Case, CaseError
 from harness.minihub import factory
 from harness.recorder import jobs, pins, store
@@ -33,7 +33,8 @@ def parse() -> argparse.Namespace:
                         "needed unless Diffusers was installed from git")  # fmt: skip
     parser.add_argument("--tag", default=pins.newest(), help="a row of harness/tags.yaml (%(default)s)")
     parser.add_argument("--model", action="append", metavar="M", help="only this model (repeatable)")
-    parser.add_argument("--case", action="append", metavar="ID", help="only this case, e.g. flux/lora (repeatable)")
+    parser.add_argument("--case", action="append", metavar="ID", help="only this case, e.g. flux/lora (repeatable); "
+                        "full/flux renders the real weights in your Hugging Face cache")  # fmt: skip
     parser.add_argument("--job-like", action="store_true", help="only cases that are recorded through a real training")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="what the trainer computes on (%(default)s)"
@@ -48,24 +49,23 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    found = [c for c in cases.load_all() if c.tier == "mini"]
+    found = cases.of_both_tiers()
     known = {c.id for c in found}
     unknown = [i for i in args.case or () if i not in known] + [
         m for m in args.model or () if m not in {c.model for c in found}
     ]
     if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)} (mini cases: {', '.join(sorted(known))})")
+        raise CaseError(f"no such case or model: {', '.join(unknown)} (there are {', '.join(sorted(known))})")
     if args.model:
         found = [c for c in found if c.model in args.model]
-    if args.case:
-        found = [c for c in found if c.id in args.case]
+    found = [c for c in found if (c.id in args.case if args.case else c.tier == "mini")]
     if args.job_like:
         found = [c for c in found if c.training is not None]
     return pins.known_at(args.tag, found)
 
 
 def groups(todo: list[Case]) -> list[list[Case]]:
-    """Cases that may share a process.
+    """Cases that may share a process, those of the full tier last.
 
     A network with convolutions changes the trainer's class-level target lists for every later network in the
     process (toolkit/lora_special.py: `target_modules += target_conv_modules`), so those go apart; so does every
@@ -74,8 +74,8 @@ def groups(todo: list[Case]) -> list[list[Case]]:
     found: dict[tuple[Any, ...], list[Case]] = defaultdict(list)
     for case in todo:
         conv = case.lora is not None and case.lora.network.conv is not None
-        found[(case.model, conv, case.id if case.training else "")].append(case)
-    return list(found.values())
+        found[(case.tier != "mini", case.model, conv, case.id if case.training else "")].append(case)
+    return sorted(found.values(), key=lambda group: group[0].tier != "mini")
 
 
 class Child(NamedTuple):
@@ -94,12 +94,12 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
         "device": args.device,
         "dtype": args.dtype,
     }
+    mini = {"HF_HOME": str(factory.default_home()), "HF_HUB_OFFLINE": "1"}
     env = (
-        os.environ
+        hub.own()
         | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
+        | (mini if group[0].tier == "mini" else {})
         | {
-            "HF_HOME": str(factory.default_home()),
-            "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(args.trainer.resolve()), str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -114,13 +114,13 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
 
 
 def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> list[Path]:
-    """Render all groups, a few at a time; returns the logs of those that failed."""
+    """Render all groups, a few at a time (real weights fill a device: one); returns the logs of those that failed."""
     waiting = list(todo)
     running: list[Child] = []
     failed: list[Path] = []
     try:
         while waiting or running:
-            while waiting and len(running) < args.jobs:
+            while waiting and len(running) < (args.jobs if waiting[0][0].tier == "mini" else 1):
                 group = waiting.pop(0)
                 print(f"  rendering {', '.join(c.id for c in group)}", flush=True)
                 running.append(start(group, args, work, prints))
@@ -135,6 +135,17 @@ def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, pri
     return failed
 
 
+def weights_of(case: Case) -> dict[str, Any]:
+    """The fields of a golden that say what it was rendered with.
+
+    Raises:
+        NoWeights: a case of the full tier, whose weights are not there.
+    """
+    if case.tier == "full":
+        return {"weights": hub.revisions(case)}
+    return {"minihub_sha256": factory.manifest_sha256(case.model, case.extras)}
+
+
 def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Namespace) -> str:
     result = json.loads((staged / "result.json").read_text())
     content = {
@@ -142,7 +153,7 @@ def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Nam
         "case": case.id,
         "case_sha256": case.sha256,
         "tag": args.tag,
-        "minihub_sha256": factory.manifest_sha256(case.model, case.extras),
+        **weights_of(case),
         "recorder": VERSION,
         "trainer": trainer,
         **{key: result[key] for key in ("origin", "short_way", "environment", "patches", "settings", "output")},
@@ -161,19 +172,15 @@ def main() -> int:
     args = parse()
     try:
         todo = chosen(args)
+        weights = {c.id: weights_of(c) for c in todo}
         trainer = pins.check(args.tag, args.trainer, args.diffusers)
-    except (pins.PinError, CaseError) as error:
+    except (pins.PinError, CaseError, hub.NoWeights) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     factory.build()
     factory.verify()
     work = factory.default_home().parent.parent / "record" / f"{args.tag}-{args.device}-{args.dtype}"
-    prints = {
-        c.id: sha256(
-            f"{VERSION} {c.sha256} {factory.manifest_sha256(c.model, c.extras)} {trainer}".encode()
-        ).hexdigest()
-        for c in todo
-    }
+    prints = {c.id: sha256(f"{VERSION} {c.sha256} {weights[c.id]} {trainer}".encode()).hexdigest() for c in todo}
     fresh = [c for c in todo if not is_staged(work / "staged" / c.id, prints[c.id])]
     if len(fresh) < len(todo):
         print(f"resuming an interrupted run: {len(todo) - len(fresh)} of {len(todo)} cases are rendered already")
@@ -182,6 +189,9 @@ def main() -> int:
     changed = 0
     for case in todo:
         staged = work / "staged" / case.id
+        if weights_of(case) != weights[case.id]:
+            print(f"{case.id}: the cached weights were replaced meanwhile; run the same command again", file=sys.stderr)
+            return 1
         if is_staged(staged, prints[case.id]):
             verdict = finish(case, staged, trainer, args)
             changed += verdict != "same bytes"

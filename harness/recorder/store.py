@@ -20,7 +20,7 @@ OF_A_SET = ("environment", "format", "recorder", "tag", "trainer")
 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
-    model = content["case"].split("/")[0]
+    folder = content["case"].split("/")[0]
     sealed = golden_path(content["tag"], content["case"], root, variant=variant(content["environment"]))
     before = read(sealed) if sealed.is_file() else None
     content["artefacts"] = {}
@@ -29,7 +29,7 @@ def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLD
         if name.startswith("lora"):
             data = _same_lora(root, content["case"], name, data)
         digest = sha256(data).hexdigest()
-        file = f"objects/{model}/{digest[:16]}{SUFFIXES[name]}"
+        file = f"objects/{folder}/{digest[:16]}{SUFFIXES[name]}"
         if not dry:
             others = _named(root, content["case"], name)
             # Not from what this golden held before, which nobody else may need.

@@ -7,6 +7,7 @@ new LoRA with weights, stops the process after its first sample, and watches. No
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ import numpy as np
 from harness import cases
 from harness.cases import Case
 from harness.environment import facts, version_of
-from harness.minihub.weights import lora, uniform
+from harness.minihub.weights import STRENGTH, lora, uniform
 from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
 from harness.recorder.jobs import Where
 from harness.trace import Tracer
@@ -113,8 +114,8 @@ def decoder(sd: Any) -> dict[str, Any]:
     return {"vae": getattr(sd.vae, "vae", sd.vae)}
 
 
-def fill(network: Any, model: str, lora_name: str) -> None:
-    """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor)."""
+def fill(network: Any, model: str, lora_name: str, strength: float) -> None:
+    """Give a fresh network visible weights: a pure function of (model, LoRA, module, tensor, strength)."""
     import torch
 
     for module in network.get_all_modules():
@@ -125,7 +126,7 @@ def fill(network: Any, model: str, lora_name: str) -> None:
                 values = uniform(tuple(parameter.shape), "lora", *key)
                 filled = parameter.detach().cpu().numpy() * (1 + 0.2 * values)
             else:
-                filled = lora(tuple(parameter.shape), fan_in, *key)
+                filled = lora(tuple(parameter.shape), fan_in, *key, strength)
             parameter.data.copy_(torch.from_numpy(filled.astype(np.float32)))
 
 
@@ -171,12 +172,16 @@ def make_lora(case: Case, folder: Path, where: Where) -> dict[str, Path]:
 
     def before_train_loop(process: Any, original: Callable[[], None]) -> None:
         original()
-        fill(process.network, jobs.TWINS.get(case.model, case.model), lora.name)
+        fill(process.network, jobs.TWINS.get(case.model, case.model), lora.name, STRENGTH[case.tier])
         process.save()
         raise Done
 
     run_process(jobs.job(case, folder, None, where), hook_before_train_loop=before_train_loop)
     return lora_files(folder / lora.name, lora.name)
+
+
+def lora_folder(case: Case, folder: Path) -> Path:
+    return folder / "loras" / case.tier / case.model
 
 
 def lora_files(folder: Path, name: str) -> dict[str, Path]:
@@ -234,7 +239,7 @@ def record(case: Case, folder: Path, out: Path, where: Where) -> None:
         return
     loras: dict[str, Path] = {}
     if case.lora is not None:
-        made = folder / "loras" / case.model
+        made = lora_folder(case, folder)
         loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made, where)
     observer = Observer(case.model)
     # Of two experts' files the trainer is given either, and finds the other by its name.
@@ -242,24 +247,38 @@ def record(case: Case, folder: Path, out: Path, where: Where) -> None:
     write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})
 
 
+def make_lora_apart(request: dict[str, Any]) -> None:
+    """Make the LoRA of a case of the full tier in another process: the trainer keeps the model that it loads for that,
+    and a device may have no room for a second one."""
+    command = [sys.executable, "-m", "harness.recorder.worker", json.dumps(request | {"only": "lora"})]
+    subprocess.run(command, check=True)
+
+
 def main(request: dict[str, Any]) -> None:
-    """`request`: cases (ids), folder, out (staging root), device, dtype. Prints
-    one line `RECORDED <id>` per finished case."""
+    """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype. Prints one line
+    `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
     where = Where(request["device"], request["dtype"])
+    todo = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in request["cases"]]
+    small = {case.model for case in todo if case.tier == "mini"} & APPLY.keys()
+    patches = {model: APPLY[model](where.device) for model in small}
+    folder = Path(request["folder"])
+    if request.get("only") == "lora":
+        for case in (c for c in todo if c.lora):
+            make_lora(case, lora_folder(case, folder), where)
+        return
+    if todo[0].tier == "full":
+        make_lora_apart(request)
     env = facts(*where)
-    models = dict.fromkeys(case_id.split("/")[0] for case_id in request["cases"])
-    patches = {model: APPLY[model](where.device) if model in APPLY else [] for model in models}
-    for case_id in request["cases"]:
-        case = cases.load(cases.CASES / f"{case_id}.yaml")
-        out = Path(request["out"]) / case_id
-        record(case, Path(request["folder"]), out, where)
+    for case in todo:
+        out = Path(request["out"]) / case.id
+        record(case, folder, out, where)
         result = json.loads((out / "result.json").read_text())
         libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
-        result |= {"environment": env | libraries, "patches": patches[case.model]}
-        result |= {"fingerprint": request["fingerprints"][case_id]}
+        result |= {"environment": env | libraries, "patches": patches.get(case.model, [])}
+        result |= {"fingerprint": request["fingerprints"][case.id]}
         (out / "result.json").write_text(json.dumps(result))
         (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
-        print(f"RECORDED {case_id}", flush=True)
+        print(f"RECORDED {case.id}", flush=True)
 
 
 if __name__ == "__main__":
