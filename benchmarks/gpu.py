@@ -36,6 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of a picture (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed pictures of each (%(default)s)")
     parser.add_argument("--profile", choices=["fast"], help="measure our fast profile, too")
+    parser.add_argument("--without", action="append", default=[], metavar="STAGE", help="leave out: timing, floor, "
+                        "deterministic, lora, offload_model, offload_group or plain_alone (repeatable)")  # fmt: skip
     parser.add_argument("--limit-s", type=float, default=3600, help="begin nothing after so many seconds; 30 later, "
                         "end what still runs (%(default)s)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="add a line for each model to this file")
@@ -50,6 +52,23 @@ def parse() -> argparse.Namespace:
     if args.home is not None and not (args.home / "hub").is_dir():
         parser.error(f"--home {args.home}: no Hugging Face cache (build it with `lora-drift minihub full`)")
     return args
+
+
+def command(model: str, args: argparse.Namespace) -> str:
+    """What measures this model again, without anybody's paths."""
+    given = f"--home DIR --model {model} --steps {args.steps} --repeats {args.repeats} --json FILE"
+    trainer = " --trainer ai-toolkit" if args.trainer else ""
+    profile = f" --profile {args.profile}" if args.profile else ""
+    device = "" if args.device == "cuda" else f" --device {args.device}"
+    return f"python benchmarks/gpu.py {given}{trainer}{profile}{device}"
+
+
+def without_paths(line: dict[str, Any], args: argparse.Namespace, folder: Path) -> str:
+    text = json.dumps(line)
+    for path, name in ((args.home, "DIR"), (folder, "WORK"), (args.trainer, "ai-toolkit"), (ROOT, "."),
+                       (Path(sys.prefix), "PYTHON")):  # fmt: skip
+        text = text.replace(str(path.resolve()), name) if path is not None else text
+    return text
 
 
 def run(part: str, plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
@@ -91,12 +110,12 @@ def run(part: str, plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(model: str, args: argparse.Namespace, folder: Path, until: float) -> dict[str, Any]:
     plan = Plan(model, str(args.home.resolve()), str(folder), args.device, args.steps, args.repeats, until,
-                args.trainer is not None)  # fmt: skip
+                args.trainer is not None, tuple(args.without))  # fmt: skip
     settings = plan.settings
     line: dict[str, Any] = {
         "model": model,
         "synthetic": plan.is_full,
-        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": command(model, args),
         "settings": settings.as_dict(),
         "rank": plan.case.lora.network.linear if plan.case.lora else 0,
     }
@@ -123,7 +142,7 @@ def main() -> None:
                 ignored = shutil.ignore_patterns("*.npz", "*.safetensors", "job")
                 shutil.copytree(Path(folder) / model, args.keep / model, ignore=ignored, dirs_exist_ok=True)
             with args.json.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(without_paths(line, args, Path(folder)) + "\n")
 
 
 if __name__ == "__main__":

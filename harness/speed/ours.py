@@ -315,16 +315,14 @@ class Part:
         return {**difference(self.frames, frames), "total": seconds["total"], "operations_without": without}
 
     def switch(self) -> dict[str, float]:
-        """Seconds to read a LoRA file and put it in the place of another, there and back."""
-        kept, others = self.lora, loras.negated(self.lora, self.plan.out)
-        seconds = {}
-        for name, chosen in (("switch", others), ("switch_back", kept)):
-            pipeline, seconds[f"{name}_read"] = self.watch.timed(lambda c=chosen: self.pipeline.with_lora(**c))  # type: ignore[misc]
-            _, seconds[name] = self.watch.timed(lambda p=pipeline: p.base.adapter.set(p.lora, 1.0, p.mode))  # type: ignore[misc]
-        return seconds
+        """Seconds to read another LoRA and to put it in the place of this one."""
+        others: dict[str, Any] = {**loras.negated(self.lora, self.plan.out)}
+        other, read = self.watch.timed(lambda: self.pipeline.with_lora(**others))
+        _, switched = self.watch.timed(lambda: other.base.adapter.set(other.lora, 1.0, other.mode))
+        return {"read": read, "switch": switched}
 
     def offloaded(self, way: str) -> dict[str, float]:
-        """A render of the base with weights in main memory but while they are used: the second of two.
+        """A render of the base with weights in main memory but while they are used.
 
         Without the LoRA, since merging it keeps the original weights there, too."""
         import torch
@@ -340,8 +338,6 @@ class Part:
             pipe.enable_group_offload(torch.device(self.plan.device), offload_type="leaf_level", use_stream=True,
                                       low_cpu_mem_usage=self.notes.found["resident_gb"] > 40)  # fmt: skip
         runner = Runner(pipe, lambda: shown(pipeline.render(settings, on_step=lambda *_: self.watch.mark())), 0.0)
-        runner.timed(self.watch, settings.steps)
-        self.forget()
         return runner.timed(self.watch, settings.steps)[1]
 
     def forget(self) -> None:

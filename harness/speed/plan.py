@@ -39,6 +39,8 @@ class Plan:
     """`time.time()` after which nothing more is begun."""
     trainer: bool
     """Whether the trainer runs, too."""
+    without: tuple[str, ...] = ()
+    """Stages that are left out."""
 
     @property
     def is_full(self) -> bool:
@@ -96,6 +98,8 @@ class Notes:
 
     def stage(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` returns, noted under `name`; None if it failed, or if there was no time for it."""
+        if name in self.plan.without:
+            return None
         if time.time() > self.plan.until:
             self.add(skipped=[*self.found.get("skipped", []), name])
             return None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -87,6 +88,8 @@ def measure(plan: Plan, notes: Notes) -> None:
         components = {f"text_encoder_{i}": encoder for i, encoder in enumerate(encoders)} | {"vae": sd.vae}
         observer, pictures = worker.Observer(plan.model), Pictures(watch, case.sample.sample_steps)
         with (
+            # Of a video that takes longer than to render it.
+            mock.patch("toolkit.config_modules.GenerateImageConfig.save_image"),
             watch.watching(components, worker.denoisers(sd)["transformer"]),
             observer.watching(sd),
             pictures.watching(),
