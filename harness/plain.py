@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.minihub import factory
 from harness.quiet import quiet
 from harness.recorder import pins
 from harness.trace import Trace, capture
+from pipelines.settings import Settings
 
 
 class NoPlainScript(Exception):
@@ -32,8 +34,6 @@ class Plain:
     """A loaded plain pipeline and the call that renders one case."""
 
     def __init__(self, case: Case, golden: Golden) -> None:
-        from PIL import Image
-
         if case.extras or case.quantization:
             raise NoPlainScript(f"{case.id}: a plain script renders neither quantised bases nor other base models")
         settings = runner.Bench(tag=golden.tag).settings(case)
@@ -43,29 +43,12 @@ class Plain:
             path = golden.path("lora")
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="lora")
             pipe.set_adapters(["lora"], [settings.multiplier])
-        accepted = inspect.signature(pipe.__call__).parameters
-        images = [Image.open(p).convert("RGB") for p in settings.control]
-        wanted = {
-            "prompt": settings.prompt,
-            "negative_prompt": settings.negative_prompt,
-            "width": settings.width,
-            "height": settings.height,
-            "num_inference_steps": settings.steps,
-            "true_cfg_scale" if "true_cfg_scale" in accepted and "Flux" not in type(pipe).__name__ else
-                "guidance_scale": settings.guidance_scale,
-            "num_frames": settings.num_frames,
-            **({"image": images if len(images) > 1 else images[0]} if images else {}),
-        }  # fmt: skip
         self.pipe, self.seed = pipe, settings.seed
-        self.call = {name: value for name, value in wanted.items() if name in accepted}
+        self.call = arguments(pipe, settings)
 
     def render(self) -> np.ndarray:
         """uint8 [frames, height, width, 3]"""
-        import torch
-
-        output = self.pipe(**self.call, generator=torch.Generator("cpu").manual_seed(self.seed), output_type="pil")
-        frames = output.images if hasattr(output, "images") else output.frames[0]
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+        return render(self.pipe, self.call, self.seed)
 
     def script(self) -> str:
         """The same as lines to paste."""
@@ -74,7 +57,36 @@ class Plain:
         return f"{self.loaded}\npipe({', '.join(arguments)}, {seeded})"
 
 
-def stock(model: str) -> tuple[Any, str]:
+def arguments(pipe: Any, settings: Settings) -> dict[str, Any]:
+    """What the pipeline's own call takes of the settings."""
+    from PIL import Image
+
+    accepted = inspect.signature(pipe.__call__).parameters
+    images = [Image.open(p).convert("RGB") for p in settings.control]
+    wanted = {
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "width": settings.width,
+        "height": settings.height,
+        "num_inference_steps": settings.steps,
+        "true_cfg_scale" if "true_cfg_scale" in accepted and "Flux" not in type(pipe).__name__ else
+            "guidance_scale": settings.guidance_scale,
+        "num_frames": settings.num_frames,
+        **({"image": images if len(images) > 1 else images[0]} if images else {}),
+    }  # fmt: skip
+    return {name: value for name, value in wanted.items() if name in accepted}
+
+
+def render(pipe: Any, call: Mapping[str, Any], seed: int, **more: Any) -> np.ndarray:
+    """uint8 [frames, height, width, 3]"""
+    import torch
+
+    output = pipe(**call, generator=torch.Generator("cpu").manual_seed(seed), output_type="pil", **more)
+    frames = output.images if hasattr(output, "images") else output.frames[0]
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+
+
+def stock(model: str, dtype: str = "float32") -> tuple[Any, str]:
     """(the stock pipeline with its repository's own scheduler, how a script would load it).
 
     Raises:
@@ -86,23 +98,25 @@ def stock(model: str) -> tuple[Any, str]:
     import pipelines
     from pipelines import MODELS, loading
 
-    spec, dtype = MODELS[model], torch.float32
+    spec, torch_dtype = MODELS[model], getattr(torch, dtype)
     if spec.pipeline == "ours":
         raise NoPlainScript(f"Diffusers has no pipeline for {spec.title}")
-    loaded = f'pipe = DiffusionPipeline.from_pretrained("{spec.base}", torch_dtype=torch.float32)'
+    loaded = f'pipe = DiffusionPipeline.from_pretrained("{spec.base}", torch_dtype=torch.{dtype})'
     try:
         # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to
         # show mix-ups), though not in reality: the plain script gets the trainer's.
-        elsewhere = {name: loading.component(spec.base, name, repo, dtype) for name, repo in spec.components.items()}
-        return diffusers.DiffusionPipeline.from_pretrained(spec.base, torch_dtype=dtype, **elsewhere), loaded
+        elsewhere = {
+            name: loading.component(spec.base, name, repo, torch_dtype) for name, repo in spec.components.items()
+        }
+        return diffusers.DiffusionPipeline.from_pretrained(spec.base, torch_dtype=torch_dtype, **elsewhere), loaded
     except (OSError, KeyError):  # repositories in the trainer's layout: its parts, in a stock pipeline
-        parts = pipelines.load(model).base.pipe
-        pipe = getattr(diffusers, spec.pipeline).from_pipe(parts, torch_dtype=dtype)
+        parts = pipelines.load(model, dtype=dtype).base.pipe
+        pipe = getattr(diffusers, spec.pipeline).from_pipe(parts, torch_dtype=torch_dtype)
     for repo in (spec.base, *spec.components.values()):
         if (config := own_scheduler(repo)) is not None:
             pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
             break
-    return pipe, f"pipe = {spec.pipeline}(...)  # {spec.title}, float32"
+    return pipe, f"pipe = {spec.pipeline}(...)  # {spec.title}, {dtype}"
 
 
 def own_scheduler(repo: str) -> Any:

@@ -104,6 +104,19 @@ def minihub_path() -> None:
     typer.echo(str(factory.default_home()))
 
 
+@minihub_app.command("full")
+def minihub_full(
+    model: Annotated[list[str], typer.Option(help="a model of `harness/minihub/full.py` (repeatable)")],
+    home: Annotated[Path, typer.Option(help="folder to build it in, to be used as HF_HOME")],
+    prune: Annotated[bool, typer.Option(help="remove the weights of other models from that folder first")] = False,
+) -> None:
+    """Build models of the real size with random weights, as benchmarks/gpu.py measures them (tens of gigabytes)."""
+    with user_errors():
+        from harness.minihub import full
+
+        full.build(home, model, typer.echo, prune=prune)
+
+
 @minihub_app.command("manifest")
 def minihub_manifest() -> None:
     """Developer command: rebuild from a changed factory and commit its hashes as the new truth."""

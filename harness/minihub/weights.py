@@ -36,8 +36,12 @@ def tensor(repo: str, file: str, name: str, shape: Sequence[int], rules: Sequenc
     Matrices and kernels: std `gain / sqrt(fan_in)`, so that activations keep their size through the depth.
     Norm weights and standard deviations: `gain * (1 +- 0.1)`. Biases and other vectors: +-0.05 `* gain`.
     """
-    values = uniform(shape, repo, file, name)
-    gain = np.float32(next((g for pattern, g in rules if re.search(pattern, f"{file}/{name}")), 1.0))
+    return scaled(uniform(shape, repo, file, name), f"{file}/{name}", shape, rules)
+
+
+def scaled(values: np.ndarray, name: str, shape: Sequence[int], rules: Sequence[Rule] = ()) -> np.ndarray:
+    """Uniform `values` in [-1, 1) at the scale of the tensor `name` ("component/tensor name") of this shape."""
+    gain = np.float32(next((g for pattern, g in rules if re.search(pattern, name)), 1.0))
     if name.endswith("mel_basis"):  # a filter bank: averages a spectrum, so nothing in it is negative
         return gain * (np.float32(1.0) + values) / np.float32(shape[-1])
     if len(shape) >= 2:

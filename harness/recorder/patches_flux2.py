@@ -41,7 +41,7 @@ def shrink(model: str, _device: str) -> list[str]:
     cls.get_flux2_params = lambda _self: _params(Flux2Params, size)
     flux2_model.AutoEncoderParams = lambda: AutoEncoderParams(
         ch=AUTOENCODER.channels,
-        ch_mult=[1] * AUTOENCODER.levels,
+        ch_mult=list(AUTOENCODER.multipliers),
         num_res_blocks=AUTOENCODER.blocks,
         z_channels=AUTOENCODER.latent,
     )

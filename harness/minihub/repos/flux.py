@@ -1,6 +1,6 @@
 """FLUX.1 and its relatives: Kontext, Flex.1, Flex.2, Chroma."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,10 +108,12 @@ CHROMA: dict[str, Any] = {
 """Fields of the trainer's `chroma_params`. The rotary axes keep the real proportions (1/8, 7/16, 7/16 of a head)."""
 
 
-def chroma_shapes(double: int = 2, single: int = 2, approximator_layers: int = 5) -> dict[str, tuple[int, ...]]:
+def chroma_shapes(
+    sizes: Mapping[str, Any] = CHROMA, double: int = 2, single: int = 2, approximator_layers: int = 5
+) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of the original single file (the trainer's module `Chroma`)."""
-    dim, head, guide = CHROMA["hidden_size"], CHROMA["hidden_size"] // CHROMA["num_heads"], "distilled_guidance_layer"
-    between = CHROMA["approximator_hidden_size"]
+    dim, head, guide = sizes["hidden_size"], sizes["hidden_size"] // sizes["num_heads"], "distilled_guidance_layer"
+    between = sizes["approximator_hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inputs: int, outputs: int) -> None:
@@ -121,7 +123,7 @@ def chroma_shapes(double: int = 2, single: int = 2, approximator_layers: int = 5
         shapes[f"{name}.query_norm.scale"] = shapes[f"{name}.key_norm.scale"] = (head,)
 
     linear("img_in", 64, dim)
-    linear("txt_in", CHROMA["context_in_dim"], dim)
+    linear("txt_in", sizes["context_in_dim"], dim)
     linear(f"{guide}.in_proj", 64, between)
     for i in range(approximator_layers):
         linear(f"{guide}.layers.{i}.in_layer", between, between)

@@ -72,7 +72,7 @@ def autoencoder_folder(repo: str) -> Weights:
         "act_fn": "silu",
         "batch_norm_eps": 0.0001,
         "batch_norm_momentum": 0.1,
-        "block_out_channels": [AUTOENCODER.channels] * AUTOENCODER.levels,
+        "block_out_channels": [AUTOENCODER.channels * m for m in AUTOENCODER.multipliers],
         "down_block_types": ["DownEncoderBlock2D"] * AUTOENCODER.levels,
         "force_upcast": True,
         "in_channels": 3,

@@ -74,42 +74,54 @@ class Autoencoder:
     """Size of the autoencoder; its norms have 32 groups (hard-coded in the trainer), hence at least 32 channels."""
 
     channels: int = 32
-    levels: int = 4
+    multipliers: tuple[int, ...] = (1, 1, 1, 1)
+    """Of `channels`, a level each."""
     blocks: int = 1
     latent: int = LATENT // 4
 
+    @property
+    def levels(self) -> int:
+        return len(self.multipliers)
+
     def shapes(self) -> Shapes:
         """Name -> shape of the single file (the real one also counts batches in `bn`, which nothing reads)."""
-        c, z = self.channels, self.latent
+        widths, z = [self.channels * m for m in self.multipliers], self.latent
+        first, last = widths[0], widths[-1]
         convs: dict[str, tuple[int, int, int]] = {
-            "encoder.conv_in": (c, 3, 3),
-            "encoder.conv_out": (2 * z, c, 3),
+            "encoder.conv_in": (first, 3, 3),
+            "encoder.conv_out": (2 * z, last, 3),
             "encoder.quant_conv": (2 * z, 2 * z, 1),
             "decoder.post_quant_conv": (z, z, 1),
-            "decoder.conv_in": (c, z, 3),
-            "decoder.conv_out": (3, c, 3),
+            "decoder.conv_in": (last, z, 3),
+            "decoder.conv_out": (3, first, 3),
         }
-        norms = ["encoder.norm_out", "decoder.norm_out"]
-        for block in self._resnets():
-            convs |= {f"{block}.conv1": (c, c, 3), f"{block}.conv2": (c, c, 3)}
-            norms += [f"{block}.norm1", f"{block}.norm2"]
+        norms = {"encoder.norm_out": last, "decoder.norm_out": first}
+        for block, (inputs, outputs) in self._resnets(widths):
+            convs |= {f"{block}.conv1": (outputs, inputs, 3), f"{block}.conv2": (outputs, outputs, 3)}
+            if inputs != outputs:
+                convs[f"{block}.nin_shortcut"] = (outputs, inputs, 1)
+            norms |= {f"{block}.norm1": inputs, f"{block}.norm2": outputs}
         for half in ("encoder", "decoder"):
-            convs |= {f"{half}.mid.attn_1.{n}": (c, c, 1) for n in ("q", "k", "v", "proj_out")}
-            norms.append(f"{half}.mid.attn_1.norm")
+            convs |= {f"{half}.mid.attn_1.{n}": (last, last, 1) for n in ("q", "k", "v", "proj_out")}
+            norms[f"{half}.mid.attn_1.norm"] = last
         for i in range(self.levels - 1):
-            convs[f"encoder.down.{i}.downsample.conv"] = (c, c, 3)
-            convs[f"decoder.up.{i + 1}.upsample.conv"] = (c, c, 3)
+            convs[f"encoder.down.{i}.downsample.conv"] = (widths[i], widths[i], 3)
+            convs[f"decoder.up.{i + 1}.upsample.conv"] = (widths[i + 1], widths[i + 1], 3)
         found: Shapes = {f"{name}.weight": (o, i, k, k) for name, (o, i, k) in convs.items()}
         found |= {f"{name}.bias": (o,) for name, (o, _, _) in convs.items()}
-        found |= {f"{name}.{part}": (c,) for name in norms for part in ("weight", "bias")}
+        found |= {f"{name}.{part}": (c,) for name, c in norms.items() for part in ("weight", "bias")}
         return found | {f"bn.running_{part}": (4 * z,) for part in ("mean", "var")}
 
-    def _resnets(self) -> Iterator[str]:
+    def _resnets(self, widths: list[int]) -> Iterator[tuple[str, tuple[int, int]]]:
+        """(block, (channels in, channels out))"""
         for half in ("encoder", "decoder"):
-            yield from (f"{half}.mid.block_1", f"{half}.mid.block_2")
-        for i in range(self.levels):
-            yield from (f"encoder.down.{i}.block.{j}" for j in range(self.blocks))
-            yield from (f"decoder.up.{i}.block.{j}" for j in range(self.blocks + 1))
+            yield from ((f"{half}.mid.block_{j}", (widths[-1], widths[-1])) for j in (1, 2))
+        for i, width in enumerate(widths):
+            above, below = widths[max(i - 1, 0)], widths[min(i + 1, self.levels - 1)]
+            for j in range(self.blocks):
+                yield f"encoder.down.{i}.block.{j}", (width if j else above, width)
+            for j in range(self.blocks + 1):
+                yield f"decoder.up.{i}.block.{j}", (width if j else below, width)
 
     def arrays(self, repo: str, file: str, rules: tuple[Rule, ...]) -> Arrays:
         # A variance is positive: about 1, like a norm's weight.
