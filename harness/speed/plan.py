@@ -65,7 +65,7 @@ class Plan:
         }
         lora = {"name": "speed", "network": {"linear": rank, "linear_alpha": rank}}
         return Case.model_validate(
-            {"schema": 1, "id": f"{self.model}/speed", "tier": "full", "about": "", "sample": sample, "lora": lora}
+            {"schema": 1, "id": f"full/{self.model}", "tier": "full", "about": "", "sample": sample, "lora": lora}
         )
 
     @property

@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 
 from harness.environment import facts
+from harness.minihub.weights import STRENGTH
 from harness.recorder import jobs, worker
 from harness.recorder.jobs import Where
 from harness.speed import stopwatch
@@ -53,7 +54,7 @@ class Pictures:
 def measure(plan: Plan, notes: Notes) -> None:
     """Run the trainer's process up to the end of its first sampling event."""
     if not plan.is_full:
-        worker.APPLY.get(plan.model, lambda: None)()
+        worker.APPLY.get(plan.model, lambda _device: [])(plan.device)
     case, folder = plan.case, plan.out / "job"
     watch, seconds, began = Stopwatch(plan.device), {}, time.perf_counter()
     config = jobs.job(case, folder, None, Where(plan.device, "bfloat16"))
@@ -72,7 +73,12 @@ def measure(plan: Plan, notes: Notes) -> None:
 
     def before_train_loop(process: Any, original: Callable[[], None]) -> None:
         original()
-        worker.fill(process.network, jobs.TWINS.get(plan.model, plan.model), "speed")
+        worker.fill(
+            process.network,
+            jobs.TWINS.get(plan.model, plan.model),
+            "speed",
+            STRENGTH["full" if plan.is_full else "mini"],
+        )
         process.save()
         merge = process.network.merge_in
 
