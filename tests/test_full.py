@@ -223,7 +223,7 @@ def test_one_run_checks_mini_cases_on_the_mini_hub_and_full_ones_on_the_users_ow
     own = hub.own() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "cases", *OPTIONS, "--drift-device=cpu", "-m", "full or not full",
-         "--drift-json=results.jsonl", "--drift-no-controls"],
+         "--drift-json=results.jsonl", "--drift-no-controls", "--drift-floor"],
         cwd=checkout, capture_output=True, text=True,
         env={name: value for name, value in own.items() if not name.startswith("PYTEST_")},
     )  # fmt: skip
@@ -236,5 +236,7 @@ def test_one_run_checks_mini_cases_on_the_mini_hub_and_full_ones_on_the_users_ow
         "sd15/lora": "match",
     }, done.stdout
     assert found["full/sdxl"].tier == "full"
+    assert {len(result.controls) for result in found.values()} == {0}, "an option of the run reaches the process"
+    assert "same code again" in found["full/sd15"].noise_floor
     assert found["full/sdxl"].message.count("pixel_max") == 1
     assert os.environ["HF_HOME"] != str(home)
