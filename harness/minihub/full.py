@@ -225,7 +225,7 @@ def _skeleton(home: Path, repo: Repo) -> Path:
     for path, content in files.items():
         (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / path).write_bytes(content)
-    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text(revision)
     return snapshot
 
