@@ -1,6 +1,6 @@
 """The trainer, ours and plain Diffusers on one device: the same picture? how long, and what memory?
 
-    lora-drift minihub full --model flux --home DIR         # in the trainer's environment
+    python -m harness.minihub.full --model flux --home DIR     # in the trainer's environment
     python benchmarks/gpu.py --home DIR --model flux --trainer ai-toolkit --json results.jsonl
     python benchmarks/gpu.py --markdown results.jsonl       # the tables of docs/performance.md
 
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     if unknown:
         parser.error(f"--model {unknown[0]}: there are {', '.join(full.FULL)}")
     if args.home is not None and not (args.home / "hub").is_dir():
-        parser.error(f"--home {args.home}: no Hugging Face cache (build it with `lora-drift minihub full`)")
+        parser.error(f"--home {args.home}: no Hugging Face cache (build it with `python -m harness.minihub.full`)")
     return args
 
 

@@ -1,12 +1,13 @@
 """Synthetic models of the *real* size: a Hugging Face cache with the published configs and random weights.
 
-    lora-drift minihub full --model flux --home DIR     # in the trainer's environment, on a GPU if there is one
+    python -m harness.minihub.full --model flux --home DIR     # in the trainer's environment, on a GPU if there is one
 
 Pictures of them mean nothing, but trainer and pipelines load them as they load the real ones, so it shows whether they
 still agree at full width and depth, how long they take and what memory. The repositories are those of the mini hub with
 other sizes; what no model of the table loads (FLUX.1's CLIP in Flex.1's repository, say) is left out.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -225,7 +226,7 @@ def _skeleton(home: Path, repo: Repo) -> Path:
     for path, content in files.items():
         (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / path).write_bytes(content)
-    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / "main").write_text(revision)
     return snapshot
 
@@ -278,3 +279,22 @@ def _range(name: str, shape: Sequence[int]) -> tuple[float, float]:
         name += ".weight"
     low, high = weights.scaled(np.array([-1, 1], np.float32), name, shape, RULES)
     return float(low), float(high)
+
+
+def main() -> None:
+    """`lora-drift minihub full` for the trainer's environment, which lacks what the command line is made of."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.minihub.full", description="Build full-size models with random weights."
+    )
+    parser.add_argument("--model", action="append", required=True, help=f"repeatable; one of {', '.join(FULL)}")
+    parser.add_argument("--home", type=Path, required=True, help="folder to build it in, to be used as HF_HOME")
+    parser.add_argument("--prune", action="store_true", help="remove the weights of other models from there first")
+    args = parser.parse_args()
+    try:
+        build(args.home, args.model, partial(print, flush=True), prune=args.prune)
+    except MiniHubError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
