@@ -21,11 +21,15 @@ from harness import cases
 from harness.cases import Case
 from harness.environment import facts, version_of
 from harness.minihub.weights import STRENGTH, lora, uniform
-from harness.recorder import jobs, ltx2, patches_flux, patches_flux2
+from harness.recorder import jobs, ltx2, patches_flux, patches_flux2, patches_omnigen2
 from harness.recorder.jobs import Where
 from harness.trace import Tracer
 
-APPLY: dict[str, Callable[[str], list[str]]] = {**patches_flux.APPLY, **patches_flux2.APPLY}
+APPLY: dict[str, Callable[[str], list[str]]] = {
+    **patches_flux.APPLY,
+    **patches_flux2.APPLY,
+    **patches_omnigen2.APPLY,
+}
 """Model -> what redirects, once in a process, what the trainer hard-codes beyond hub ids: device -> a line for each
 thing."""
 ARGUMENTS: dict[str, dict[str, str]] = {**patches_flux2.ARGUMENTS}

@@ -7,6 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
+WARPS = 1
+"""The trainer has Triton choose by a stopwatch. With miniatures 1, 2, 4 and 8 give the same bits on an H100."""
+
 
 @triton.jit
 def _kernel(x_rows, y_rows, weights, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -27,6 +30,3 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     with torch.cuda.device(x.device):
         _kernel[(x.numel() // width,)](x, y, weight, width, eps, triton.next_power_of_2(width), num_warps=WARPS)
     return y
-
-
-WARPS = 1
