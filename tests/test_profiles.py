@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything but generated code, which takes half a minute a model: what is compiled, and how often."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic, **_: compile(f, dynamic=dynamic, backend="aot_eager"))
     yield
     torch._dynamo.reset()
 
