@@ -1,8 +1,9 @@
 """The profile "fast": the reference's pictures but for rounding, LoRAs switched without the compiler, and no traces."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch._dynamo.utils import counters
 from typer.testing import CliRunner, Result
 
 import pipelines
+from harness.cases import ROOT
 from harness.cli import app
+from harness.results import read
 from pipelines import MODELS, Output, Pipeline, RequestError
 from pipelines.profiles import FAST
 from pipelines.quantize import Quantization
@@ -37,7 +40,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything but generated code, which takes half a minute a model: what is compiled, and how often."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic, **_: compile(f, dynamic=dynamic, backend="aot_eager"))
     yield
     torch._dynamo.reset()
 
@@ -144,3 +148,14 @@ def test_the_command_line_refuses_in_one_paragraph(tmp_path: Path) -> None:
 
 def test_every_family_is_compiled_or_named_as_one_that_is_not() -> None:
     assert {spec.family for spec in MODELS.values()} - set(FAST) == {"hidream", "hidream_e1"}
+
+
+def test_cases_are_checked_in_the_profile_that_pytest_is_told(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "pytest", "cases/hidream/base.yaml", "--drift-profile=fast", "-q",
+               f"--drift-json={results}", f"--drift-out={tmp_path}", "-p", "no:cacheprovider"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "hidream/base[fast]" in done.stdout
+    (result,) = read(results)
+    assert (result.verdict, result.environment["profile"]) == ("error", "fast")
+    assert "profile fast: hidream cannot be compiled" in result.message
