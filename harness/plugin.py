@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
                     help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
     group.addoption("--drift-profile", metavar="PROFILE", default="reference", choices=PROFILES,
-                    help="reference, compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
+                    help="compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
                     help="fail where a GPU or a real model has no golden yet, instead of listing it")  # fmt: skip
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")
