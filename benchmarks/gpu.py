@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from harness.minihub import full  # noqa: E402
 from harness.speed import table  # noqa: E402
 from harness.speed.plan import Plan  # noqa: E402
+from pipelines.profiles import PROFILES  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -35,7 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of a picture (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed pictures of each (%(default)s)")
-    parser.add_argument("--profile", choices=["fast"], help="measure our fast profile, too")
+    parser.add_argument("--profile", action="append", default=[], choices=PROFILES[1:], help="measure it, too; "
+                        "repeatable")  # fmt: skip
     parser.add_argument("--without", action="append", default=[], metavar="STAGE", help="leave out: timing, floor, "
                         "deterministic, lora, offload_model, offload_group or plain_alone (repeatable)")  # fmt: skip
     parser.add_argument("--limit-s", type=float, default=3600, help="begin nothing after so many seconds; 30 later, "
@@ -58,7 +60,7 @@ def command(model: str, args: argparse.Namespace) -> str:
     """What measures this model again, without anybody's paths."""
     given = f"--home DIR --model {model} --steps {args.steps} --repeats {args.repeats} --json FILE"
     trainer = " --trainer ai-toolkit" if args.trainer else ""
-    profile = f" --profile {args.profile}" if args.profile else ""
+    profile = "".join(f" --profile {name}" for name in args.profile)
     device = "" if args.device == "cuda" else f" --device {args.device}"
     return f"python benchmarks/gpu.py {given}{trainer}{profile}{device}"
 
@@ -119,11 +121,10 @@ def measure(model: str, args: argparse.Namespace, folder: Path, until: float) ->
         "settings": settings.as_dict(),
         "rank": plan.case.lora.network.linear if plan.case.lora else 0,
     }
-    for part in ("trainer", "ours", "fast"):
-        wanted = {"trainer": args.trainer is not None, "ours": True, "fast": args.profile == "fast"}[part]
-        if wanted and time.time() < until:
+    for part in (*(["trainer"] if args.trainer is not None else []), "ours", *args.profile):
+        if time.time() < until:
             line[part] = run(part, plan, args)
-        elif wanted:
+        else:
             line[part] = {"skipped": ["all of it: no time left"]}
     return line
 

@@ -19,6 +19,7 @@ from harness.recorder import pins
 from harness.report.scale import ORDER
 from harness.results import PASSING
 from pipelines import MODELS
+from pipelines.profiles import PROFILES
 from pipelines.spec import ModelSpec
 
 REPORTS = ROOT / "reports"
@@ -72,16 +73,24 @@ class Mutation(NamedTuple):
     missed: list[str]
 
 
-class Speed(NamedTuple):
-    """What a picture took on a GPU, with the reference and with the profile fast."""
+class Profiled(NamedTuple):
+    """What a picture took with a profile."""
 
-    reference: float
-    """Seconds, like the next two."""
-    fast: float
+    name: str
+    seconds: float
     first: float
-    """The first picture, which waits for the compiler."""
+    """Seconds of the first picture, which waits for the compiler."""
     drift: dict[str, Any]
-    """Of the fast picture from the reference's: pixel_max, pixel_mean, latents_rel_l2."""
+    """From the reference's picture: pixel_max, pixel_mean, latents_rel_l2."""
+
+
+class Speed(NamedTuple):
+    """What a picture took on a GPU, with the reference and with other profiles."""
+
+    model: str
+    reference: float
+    """Seconds."""
+    profiles: list[Profiled]
     where: str
     """GPU, size, steps and weights."""
     command: str
@@ -109,11 +118,11 @@ class Catalogue:
 
     @cached_property
     def speeds(self) -> dict[str, Speed]:
-        """Model -> what `benchmarks/gpu.py --profile fast` measured last. Of a run that broke off nothing is told."""
+        """Model -> what `benchmarks/gpu.py --profile` measured last. Of what broke off nothing is told."""
         file = self.reports / "performance.jsonl"
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-        whole = [line for line in lines if "ours_seconds" in line.get("ours", {}) and "seconds" in line.get("fast", {})]
-        return {line["model"]: _speed(line) for line in whole}
+        whole = [_speed(line) for line in lines if "ours_seconds" in line.get("ours", {})]
+        return {speed.model: speed for speed in whole if speed.profiles}
 
     def checked(self, tag: str, model: str) -> list[dict[str, Any]]:
         """Cases of a model in the tag's summary."""
@@ -236,7 +245,7 @@ def _environment() -> Environment:
 
 def _speed(line: Mapping[str, Any]) -> Speed:
     """From a line of benchmarks/gpu.py."""
-    settings, environment, fast = line["settings"], line["ours"]["environment"], line["fast"]
+    settings, environment = line["settings"], line["ours"]["environment"]
     frames = f", {settings['num_frames']} frames" if settings["num_frames"] > 1 else ""
     where = (
         f"{environment.get('gpu', environment['device'])}, torch {environment['torch']}, Diffusers "
@@ -244,8 +253,12 @@ def _speed(line: Mapping[str, Any]) -> Speed:
         f"{settings['steps']} steps, a LoRA of rank {line['rank']}, "
         + ("random weights of the real size" if line["synthetic"] else "a miniature")
     )
-    seconds = line["ours"]["ours_seconds"]["total"], fast["seconds"]["total"], fast["first"]["total"]
-    return Speed(*seconds, fast["first"]["drift"], where, line["command"])
+    found = [
+        Profiled(name, part["seconds"]["total"], part["first"]["total"], part["first"]["drift"])
+        for name in PROFILES[1:]
+        if "seconds" in (part := line.get(name, {}))
+    ]
+    return Speed(line["model"], line["ours"]["ours_seconds"]["total"], found, where, line["command"])
 
 
 def _worst(found: list[dict[str, Any]], metric: str) -> float | None:

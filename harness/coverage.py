@@ -11,8 +11,8 @@ from harness.recorder import pins
 
 
 def covering_case(pipeline: Any, reports: Path = ROOT / "reports") -> dict[str, Any] | None:
-    """What vouches for a render of this pipeline. None when nothing does: another base model, the fast profile, or no
-    such case."""
+    """What vouches for a render of this pipeline. None when nothing does: another base model, another
+    profile, or no such case."""
     if pipeline.base.repo != pipeline.spec.base or pipeline.base.profile != "reference":
         return None
     tag = next(row.tag for row in pins.rows() if row.version == pipeline.spec.toolkit)

@@ -19,6 +19,7 @@ from harness import cases
 from harness.cases import Case, CaseError
 from harness.recorder import pins
 from harness.results import PASSING, Result
+from pipelines.profiles import PROFILES
 
 BENCH = pytest.StashKey[Any]()
 STREAM = pytest.StashKey[Any]()
@@ -30,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
                     help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
-    group.addoption("--drift-profile", metavar="PROFILE", default="reference", choices=("reference", "fast"),
-                    help="reference, or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
+    group.addoption("--drift-profile", metavar="PROFILE", default="reference", choices=PROFILES,
+                    help="compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
                     help="fail where a GPU or a real model has no golden yet, instead of listing it")  # fmt: skip
     group.addoption("--drift-json", metavar="FILE", type=Path, help="append one JSON object per case, as they finish")

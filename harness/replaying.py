@@ -120,9 +120,9 @@ def replay(receipt: Receipt, loras: Sequence[Path], controls: Sequence[Path], de
     if not other:
         same = "pixels and the sound" if "audio_sha256" in content else "pixels"
         lines.append(f"the {same} are the same, bit for bit" + (", though these differ:" if different else ""))
-    elif content.get("profile") == "fast" and not different:
-        lines.append(f"not the same: the {' and the '.join(other)}. The profile fast promises no byte: torch may "
-                     "choose other kernels in another process")  # fmt: skip
+    elif "profile" in content and not different:
+        lines.append(f"not the same: the {' and the '.join(other)}. The profile {content['profile']} promises "
+                     "no byte: torch may choose other kernels in another process")  # fmt: skip
     else:
         lines.append(f"not the same: the {' and the '.join(other)}" + ("; what is another now:" if different else
                      ". Nothing that the receipt names is another: did the processor, or its number of threads, "

@@ -6,7 +6,7 @@ merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,10 @@ class Adapter:
     which leaves rounding behind in its own base weights).
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module]) -> None:
-        self.denoisers = denoisers
-        self._state: tuple[Any, ...] | None = None
+    def __init__(self, denoisers: Mapping[str, nn.Module], changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called before the first render, and whenever weights have become others."""
+        self.denoisers, self._changed = denoisers, changed
+        self._state: tuple[Any, ...] | None = ()  # that of no LoRA, nor of the base: the first call prepares it
         self._originals: list[tuple[Any, torch.Tensor]] = []
         self._hooks: list[Any] = []
 
@@ -45,6 +46,7 @@ class Adapter:
             if lora is not None:
                 for delta in lora.deltas:
                     self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode)
+            self._changed()
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
             self._restore()
             raise
@@ -71,7 +73,7 @@ class Adapter:
         for module, original in reversed(self._originals):
             module.weight.data = original.to(module.weight.device)
         self._originals.clear()
-        self._state = None
+        self._state = ()
 
 
 def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:

@@ -1,17 +1,19 @@
-"""Profiles: how a model is run. "reference" renders the trainer's bytes; "fast" the same picture, but for rounding.
+"""Profiles: how a model is run. "reference" renders the trainer's bytes, the others the same picture but for rounding.
 
-fast compiles what a denoiser repeats and attends with cuDNN where that can. The first picture of a size waits for the
-compiler; another prompt, seed, step count or LoRA of that size compiles nothing. Compiled kernels round otherwise than
-those of the reference, and torch chooses some of them by a stopwatch: no byte is promised, no case vouches for it, and
-what it costs is measured (docs/performance.md).
+compiled compiles what a denoiser repeats and attends with cuDNN where that can. The first picture of a size waits for
+the compiler; another prompt, seed, step count or LoRA of that size compiles nothing. Compiled kernels round otherwise
+than those of the reference, and torch chooses some of them by a stopwatch: no byte is promised, no case vouches for it,
+and what it costs is measured (docs/performance.md).
 
-Left out, because they would take more than rounding: fused q, k and v (a copy of the weights, which LoRAs would miss),
-caches that skip steps, and 8-bit weights.
+fast does that, and where matrix products are most of the time the large ones are in 8 bits (`pipelines.eight`), which
+rounds much more coarsely.
+
+Left out, because they would take more than rounding: fused q, k and v, and caches that skip steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,9 +26,12 @@ from pipelines.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
-Profile = Literal["reference", "fast"]
+Profile = Literal["reference", "compiled", "fast"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
-REQUIRES = "torch>=2.6"
+REQUIRES, REQUIRES_ON_CPU = "torch>=2.6", "torch>=2.13"
+"""The second for products in 8 bits."""
+EIGHT_SINCE = (8, 9)
+"""The compute capability of the first GPUs that multiply in 8 bits."""
 ROUNDING: dict[str, Any] = {"emulate_precision_casts": True}
 """Round after each operation, as uncompiled code does: a compiler keeps float32 within a kernel. In bfloat16 that is
 nearer to the reference; Z-Image is on the CPU equal to the bit, instead of 9 levels off."""
@@ -37,15 +42,17 @@ process renders several sizes, or models of one class."""
 
 @dataclass(frozen=True)
 class Fast:
-    """How the denoisers of a family are compiled."""
+    """How the denoisers of a family are made fast."""
 
     blocks: tuple[str, ...] = ()
     """Classes of the modules that repeat, each of which is compiled once. Without, the whole denoiser is."""
     dynamic: bool = False
     """For any number of tokens at once: where prompts differ in it, one would compile after the other."""
+    eight: bool = False
+    """In the profile fast, large products of the blocks are in 8 bits."""
 
 
-FLUX = Fast(("FluxTransformerBlock", "FluxSingleTransformerBlock"))
+FLUX = Fast(("FluxTransformerBlock", "FluxSingleTransformerBlock"), eight=True)
 LUMINA2 = Fast(("Lumina2TransformerBlock",), dynamic=True)
 FAST: Mapping[str, Fast] = {
     # All of it: half of the work is in convolutions, and no two of their blocks need be of one width.
@@ -53,63 +60,101 @@ FAST: Mapping[str, Fast] = {
     "flux": FLUX,
     "flux_kontext": FLUX,
     "flex2": FLUX,
-    "chroma": Fast(("ChromaTransformerBlock", "ChromaSingleTransformerBlock")),
-    "flux2": Fast(("Flux2TransformerBlock", "Flux2SingleTransformerBlock")),
-    "qwen": Fast(("QwenImageTransformerBlock",), dynamic=True),
-    "zimage": Fast(("ZImageTransformerBlock",), dynamic=True),
+    "chroma": Fast(("ChromaTransformerBlock", "ChromaSingleTransformerBlock"), eight=True),
+    "flux2": Fast(("Flux2TransformerBlock", "Flux2SingleTransformerBlock"), eight=True),
+    "qwen": Fast(("QwenImageTransformerBlock",), dynamic=True, eight=True),
+    "zimage": Fast(("ZImageTransformerBlock",), dynamic=True, eight=True),
     "lumina2": LUMINA2,
     "omnigen2": LUMINA2,
-    "wan": Fast(("WanTransformerBlock",)),
-    "ltx2": Fast(("LTX2VideoTransformerBlock",)),
+    "wan": Fast(("WanTransformerBlock",), eight=True),
+    "ltx2": Fast(("LTX2VideoTransformerBlock",), eight=True),
 }
 """Family -> what pays. HiDream is not here: which of its experts computes is decided by the numbers themselves, and a
 compiler stops there."""
 
 
-def choose(name: str, spec: ModelSpec, quantization: Quantization) -> Profile:
+def choose(name: str, spec: ModelSpec, quantization: Quantization, device: str) -> Profile:
     """The profile of that name.
 
     Raises:
-        RequestError: there is none, or not for this model or a quantised one.
+        RequestError: there is none, or not for this model, a quantised one, or this device.
     """
     profile = next((known for known in PROFILES if known == name), None)
     if profile is None:
-        raise RequestError(f"profile {name!r}: use {' or '.join(PROFILES)}")
+        raise RequestError(f"profile {name!r}: use {', '.join(PROFILES[:-1])} or {PROFILES[-1]}")
     if profile == "reference":
         return profile
     if spec.family not in FAST:
-        raise RequestError(f"profile fast: {spec.id} cannot be compiled (its experts are chosen while it computes); "
+        raise RequestError(f"profile {name}: {spec.id} cannot be compiled (its experts are chosen while it computes); "
                            "leave the profile out")  # fmt: skip
     if quantization != Quantization():
-        raise RequestError("profile fast: it takes unquantised bases only; leave out the quantisation or the profile")
+        raise RequestError(f"profile {name}: it takes unquantised bases only; leave out the quantisation or the "
+                           "profile")  # fmt: skip
+    if profile == "fast" and FAST[spec.family].eight and (lacking := _without_eight(device)):
+        raise RequestError(f"profile fast: {spec.id} multiplies in 8 bits there, which {lacking}; use compiled")
     return profile
 
 
-def check_lora(lora: Lora, mode: str) -> None:
+def _without_eight(device: str) -> str:
+    """Why that device does not multiply in 8 bits; empty if it does."""
+    if device == "cpu":
+        return ""
+    if not device.startswith("cuda"):
+        return f"the device {device} does not; cuda and cpu do"
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""  # which has a message of its own
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= EIGHT_SINCE:
+        return ""
+    return (f"{torch.cuda.get_device_name(device)} does not (compute capability {'.'.join(map(str, capability))}, "
+            f"and {'.'.join(map(str, EIGHT_SINCE))} is needed)")  # fmt: skip
+
+
+def requirement(profile: Profile, spec: ModelSpec, device: str) -> str:
+    """The torch that a profile needs."""
+    return REQUIRES_ON_CPU if profile == "fast" and FAST[spec.family].eight and device == "cpu" else REQUIRES
+
+
+def check_lora(lora: Lora, mode: str, profile: Profile) -> None:
     """Refuse what is computed beside the weights: compiled code does not look for it.
 
     Raises:
         RequestError: a LoRA that is live, or a DoRA, which always is.
     """
     if mode == "live":
-        raise RequestError("profile fast: a LoRA is merged into the weights; leave out the mode live, or the profile")
+        raise RequestError(f"profile {profile}: a LoRA is merged into the weights; leave out the mode live, or the "
+                           "profile")  # fmt: skip
     if any(isinstance(delta.change, LowRank) and delta.change.magnitude is not None for delta in lora.deltas):
-        raise RequestError("profile fast: a DoRA is never merged, and only merged LoRAs are compiled; leave the "
+        raise RequestError(f"profile {profile}: a DoRA is never merged, and only merged LoRAs are compiled; leave the "
                            "profile out")  # fmt: skip
 
 
-def compile_denoisers(pipe: Any, spec: ModelSpec) -> None:
+def weights_changed(denoisers: Iterable[nn.Module], profile: Profile) -> None:
+    """To be told whenever a LoRA was merged or taken out, and before the first render."""
+    if profile == "fast":
+        from pipelines import eight
+
+        eight.refresh(denoisers)
+
+
+def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
     """Prepare a loaded pipeline; the compiler runs when the first picture does."""
     import torch
+
+    from pipelines import eight
 
     row = FAST[spec.family]
     for name in spec.denoisers.values():
         denoiser: nn.Module = getattr(pipe, name)
         repeated = [module for module in denoiser.modules() if type(module).__name__ in row.blocks]
         if {type(module).__name__ for module in repeated} != set(row.blocks):
-            raise Unsupported(f"profile fast: {type(denoiser).__name__} of this Diffusers is not made of "
+            raise Unsupported(f"profile {profile}: {type(denoiser).__name__} of this Diffusers is not made of "
                               f"{' and '.join(row.blocks)}; leave the profile out")  # fmt: skip
         for module in repeated:
+            if profile == "fast" and row.eight:
+                eight.prepare(module)
             module.compile(dynamic=row.dynamic, options=ROUNDING)
         if not row.blocks:
             denoiser.to(memory_format=torch.channels_last)  # as convolutions want their weights

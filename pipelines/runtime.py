@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +95,8 @@ class Base:
                 "login with `hf auth login`?)"
             ) from error
         quantize.apply(pipe, self.spec, self.quantization, self.recovery)
-        if self.profile == "fast":
-            profiles.compile_denoisers(pipe, self.spec)
+        if self.profile != "reference":
+            profiles.compile_denoisers(pipe, self.spec, self.profile)
         if not self.offload:
             return pipe.to(self.device)
         pipe.enable_model_cpu_offload(device=self.device)
@@ -104,7 +104,8 @@ class Base:
 
     @cached_property
     def adapter(self) -> Adapter:
-        return Adapter({name: getattr(self.pipe, name) for name in self.spec.denoisers.values()})
+        denoisers = {name: getattr(self.pipe, name) for name in self.spec.denoisers.values()}
+        return Adapter(denoisers, partial(profiles.weights_changed, denoisers.values(), self.profile))
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Pipeline:
     mode: LoraMode = "merged"
 
     def __post_init__(self) -> None:
-        if self.lora is not None and self.base.profile == "fast":
-            profiles.check_lora(self.lora, self.mode)
+        if self.lora is not None and self.base.profile != "reference":
+            profiles.check_lora(self.lora, self.mode, self.base.profile)
 
     @property
     def spec(self) -> ModelSpec:
@@ -261,7 +262,8 @@ def load(
             draw the same.
         quantization: how the trainer's job quantised the base model; None for not at all.
         offload: keep each component in main memory but while it computes.
-        profile: "reference", or "fast": compiled, and no longer to the byte (`pipelines.profiles`).
+        profile: "reference"; "compiled", no longer to the byte; or "fast", where it pays with 8-bit matrix products,
+            too (`pipelines.profiles`).
 
     Raises:
         RequestError: unknown model, dtype, noise stream, trainer version or profile, or a profile that is not for this.
@@ -277,9 +279,9 @@ def load(
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
     quantization = quantization or Quantization()
     quantization.check(spec)
-    chosen = profiles.choose(profile, spec, quantization)
-    if chosen == "fast":
-        _check_installed(spec, profiles.REQUIRES)
+    chosen = profiles.choose(profile, spec, quantization, device)
+    if chosen != "reference":
+        _check_installed(spec, profiles.requirement(chosen, spec, device))
     stream = noise_stream or NOISE_STREAM
     return Pipeline(Base(spec, base or spec.base, device, dtype, stream, quantization, offload=offload, profile=chosen))
 

@@ -1,4 +1,4 @@
-"""The profile "fast": the reference's pictures but for rounding, LoRAs switched without the compiler, and no traces."""
+"""Profiles: the reference's pictures but for rounding, LoRAs switched without the compiler, and no traces."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ import pipelines
 from harness.cases import ROOT
 from harness.cli import app
 from harness.results import read
-from pipelines import MODELS, Output, Pipeline, RequestError
+from pipelines import MODELS, Output, Pipeline, RequestError, eight
 from pipelines.profiles import FAST
 from pipelines.quantize import Quantization
 
@@ -46,6 +46,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Miniatures have no others."""
+    monkeypatch.setattr(eight, "LEAST", 16)
+
+
 def levels(output: Output) -> np.ndarray:
     return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames]).astype(int)
 
@@ -59,7 +65,7 @@ def graphs() -> int:
 def test_another_prompt_or_lora_is_not_compiled_again(
     model: str, pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]
 ) -> None:
-    reference, fast = pipeline_of(model), pipelines.load(model, profile="fast")
+    reference, fast = pipeline_of(model), pipelines.load(model, profile="compiled")
     pairs = [(p, p.with_lora(lora_of(f"{model}/lora"), mode="merged")) for p in (reference, fast)]
     size = SMALL | ({"num_frames": 5} if MODELS[model].kind == "video" else {})
     compiled = []
@@ -69,6 +75,31 @@ def test_another_prompt_or_lora_is_not_compiled_again(
         compiled.append(graphs())
     assert compiled[0] > 0
     assert len(set(compiled)) == 1
+    assert not counters["graph_break"]
+
+
+OTHERS = ("flex2", "chroma", "flux2_klein_4b", "qwen_image", "ltx2")
+EIGHT = ["flux", "zimage_turbo", "wan21_1b", *(pytest.param(model, marks=pytest.mark.slow) for model in OTHERS)]
+
+
+@pytest.mark.parametrize("model", EIGHT)
+@pytest.mark.usefixtures("traced", "small_layers")
+def test_in_8_bits_another_lora_shows_and_is_not_compiled_again(
+    model: str, pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]
+) -> None:
+    reference, fast = pipeline_of(model), pipelines.load(model, profile="fast")
+    pairs = [(p, p.with_lora(lora_of(f"{model}/lora"), mode="merged")) for p in (reference, fast)]
+    size = SMALL | ({"num_frames": 9} if MODELS[model].kind == "video" else {})
+    seen, compiled = [], []
+    for lora in (0, 1, 0, 1):
+        seen.append([levels(pair[lora].sample("a fox", seed=1, **size)) for pair in pairs])
+        compiled.append(graphs())
+    (theirs, ours), (their_lora, our_lora), (_, ours_again), (_, our_lora_again) = seen
+    assert (ours != theirs).any(), "nothing was in 8 bits"
+    moved = abs(their_lora - theirs).mean()
+    assert max(abs(ours - theirs).mean(), abs(our_lora - their_lora).mean()) < moved / 3
+    assert (ours_again == ours).all() and (our_lora_again == our_lora).all()
+    assert compiled[0] > 0 and len(set(compiled)) == 1
     assert not counters["graph_break"]
 
 
@@ -103,15 +134,15 @@ def test_a_receipt_is_replayed_in_its_profile(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_renders_with_generated_code(tmp_path: Path) -> None:
-    pictures = {name: tmp_path / f"{name}.png" for name in ("reference", "fast")}
+    pictures = {name: tmp_path / f"{name}.png" for name in ("reference", "compiled")}
     for name, path in pictures.items():
         done = sample(name, "flux", path)
         assert done.exit_code == 0, done.output
     receipts = {name: json.loads(Path(f"{path}.json").read_text()) for name, path in pictures.items()}
     assert "profile" not in receipts["reference"]
     assert receipts["reference"]["verified_by"]["case"] == "flux/base"
-    assert receipts["fast"]["profile"] == "fast"
-    assert receipts["fast"]["verified_by"] is None
+    assert receipts["compiled"]["profile"] == "compiled"
+    assert receipts["compiled"]["verified_by"] is None
     theirs, ours = (np.asarray(Image.open(path)).astype(int) for path in pictures.values())
     assert abs(theirs - ours).max() <= 1
 
@@ -119,14 +150,45 @@ def test_the_command_line_renders_with_generated_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"profile": "quick"}, "use reference or fast"),
-        ({"profile": "fast", "model": "hidream"}, "hidream cannot be compiled"),
+        ({"profile": "quick"}, "use reference, compiled or fast"),
+        ({"profile": "fast", "model": "hidream"}, "profile fast: hidream cannot be compiled"),
+        ({"profile": "compiled", "model": "hidream"}, "profile compiled: hidream cannot be compiled"),
+        ({"profile": "fast", "device": "mps"}, "the device mps does not"),
         ({"profile": "fast", "quantization": Quantization(quantize=True)}, "unquantised bases only"),
     ],
 )
 def test_what_has_no_fast_profile_is_refused_by_name(options: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         pipelines.load(**{"model": "flux", **options})
+
+
+def test_a_gpu_without_8_bit_products_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    capability = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with pytest.raises(RequestError, match=r"NVIDIA A100 does not \(compute capability 8.0, and 8.9 is.*use compiled"):
+        pipelines.load("flux", device="cuda", profile="fast")
+    pipelines.load("flux", device="cuda", profile="compiled")
+    pipelines.load("sdxl", device="cuda", profile="fast")  # which is compiled only
+    capability = (9, 0)
+    pipelines.load("flux", device="cuda", profile="fast")
+
+
+@pytest.mark.usefixtures("traced", "small_layers")
+def test_a_lora_that_breaks_off_leaves_nothing_in_the_8_bit_weights(
+    monkeypatch: pytest.MonkeyPatch, lora_of: Callable[[str], Path]
+) -> None:
+    fast = pipelines.load("flux", profile="fast")
+    before = levels(fast.sample("a fox", seed=1, **SMALL))
+    with_lora = fast.with_lora(lora_of("flux/lora"), mode="merged")
+    after = levels(with_lora.sample("a fox", seed=1, **SMALL))
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.adapter.scaled", lambda *_: torch.zeros(7, 7))  # no such shape
+        with pytest.raises(RuntimeError):
+            with_lora.sample("a fox", seed=1, multiplier=0.5, **SMALL)
+    assert (levels(fast.sample("a fox", seed=1, **SMALL)) == before).all()
+    assert (levels(with_lora.sample("a fox", seed=1, **SMALL)) == after).all()
 
 
 @pytest.mark.parametrize(("case", "words"), [("flux/lora-live", "merged into the weights"), ("flex1/dora", "DoRA")])

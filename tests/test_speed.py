@@ -158,10 +158,11 @@ def test_the_benchmark_measures_what_it_can_and_names_what_failed(tmp_path: Path
 
 
 def test_what_finds_no_time_any_more_is_listed(tmp_path: Path) -> None:
-    given = ("--home", factory.build(), "--model", "flux", "--device", "cpu", "--limit-s", 0, "--profile", "fast")
-    assert gpu(*given, "--json", tmp_path / "r.jsonl").returncode == 0
+    given = ("--home", factory.build(), "--model", "flux", "--device", "cpu", "--limit-s", 0)
+    both = ("--profile", "compiled", "--profile", "fast")
+    assert gpu(*given, *both, "--json", tmp_path / "r.jsonl").returncode == 0
     shown = gpu("--markdown", tmp_path / "r.jsonl").stdout
-    assert "- flux, ours, all of it: no time left" in shown and "- flux, fast, all of it: no time left" in shown
+    assert all(f"- flux, {part}, all of it: no time left" in shown for part in ("ours", "compiled", "fast"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,9 @@ def measured() -> dict[str, Any]:
             "offload_model": {"peak_gb": 25.0, "total": 9.0}, "offload_group": {"peak_gb": 4.0, "total": 20.0},
             "skipped": ["deterministic"],
         },
-        "fast": {"seconds": {"step": 0.1, "total": 2.0}, "first": {"total": 40.0, "drift": {
+        "compiled": {"seconds": {"step": 0.16, "total": 2.5, "peak_gb": 36.0}, "first": {"total": 30.0, "drift": {
+            "equal": False, "pixel_max": 5.0, "pixel_mean": 0.3, "latents_rel_l2": 0.005}}},
+        "fast": {"seconds": {"step": 0.1, "total": 2.0, "peak_gb": 47.5}, "first": {"total": 40.0, "drift": {
             "equal": False, "pixel_max": 9.0, "pixel_mean": 0.4, "latents_rel_l2": 0.01}}},
     }  # fmt: skip
 
@@ -204,6 +207,7 @@ def test_the_tables_say_how_ours_compares_and_what_fits_where() -> None:
     assert "| flux | trainer | 30 |  |  | 0.25 |  | 4 | 0.80 / 0.75 |" in text
     assert "| flux | plain Diffusers | 19 |  |  | 0.2 |  | 2 | 1.00 / 1.50 |" in text
     assert "24: group offload, 48: all, 80: all" in text
-    assert "| flux | 1024x1024 | 0.1 | 2 | 40 | 2.00 | 1.50 | 9 / 0.4; 0.01 |" in text
+    assert "| flux, 1024x1024 | compiled | 0.16 | 2.5 | 30 | 1.25 | 1.20 | 36.0 | 5 / 0.3; 0.005 |" in text
+    assert "| flux, 1024x1024 | fast | 0.1 | 2 | 40 | 2.00 | 1.50 | 47.5 | 9 / 0.4; 0.01 |" in text
     assert "- flux, ours, the LoRA in plain Diffusers: ValueError: no" in text
     assert "- flux, ours, deterministic: no time left" in text and "## Floor" not in text

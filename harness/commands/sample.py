@@ -46,7 +46,7 @@ def sample(
     qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
     qtype_te: Annotated[str, typer.Option(help="of the text encoder, where the trainer tells them apart")] = "qfloat8",
     recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
-    profile: Annotated[str, typer.Option(help="reference, or fast: compiled, not to the byte")] = "reference",
+    profile: Annotated[str, typer.Option(help="reference; not to the byte: compiled, or fast")] = "reference",
     mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
     as_json: Json = False,
 ) -> None:

@@ -348,17 +348,10 @@ class Part:
             torch.cuda.empty_cache()
 
 
-def fast(plan: Plan) -> None:
-    """The part of `profile="fast"`: seconds to warm up, seconds, and how far from the reference."""
-    import inspect
-
-    import pipelines
-
-    notes, watch = Notes(plan, "fast"), Stopwatch(plan.device)
-    if "profile" not in inspect.signature(pipelines.load).parameters:
-        notes.add(errors={"fast": "this version has no profile"})
-        return
-    pipeline, runner = load_ours(plan, watch, profile="fast")
+def profiled(profile: str, plan: Plan) -> None:
+    """The part of a profile: seconds to warm up, seconds, and how far from the reference."""
+    notes, watch = Notes(plan, profile), Stopwatch(plan.device)
+    pipeline, runner = load_ours(plan, watch, profile=profile)
     tracer = Tracer()
 
     def first() -> dict[str, Any]:
@@ -380,10 +373,10 @@ def main(part: str, plan: Plan) -> None:
     from harness.quiet import quiet
 
     quiet()
-    if part == "fast":
-        fast(plan)
-    else:
+    if part == "ours":
         Part(plan).run()
+    else:
+        profiled(part, plan)
 
 
 if __name__ == "__main__":

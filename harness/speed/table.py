@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipelines.profiles import PROFILES
+
 Line = Mapping[str, Any]
 Row = Callable[[Line], Sequence[str]]
 CARDS = (24, 48, 80)
@@ -18,7 +20,7 @@ def render(lines: Sequence[Line]) -> str:
         ("## Seconds", table(SECONDS, [(line, stack) for line in latest for stack in ("trainer", "ours", "plain")])),
         ("## Floor", table(FLOOR, latest)),
         ("## Memory", table(MEMORY, latest)),
-        ("## Profile fast", table(FAST, [line for line in latest if "fast" in line])),
+        ("## Profiles", table(PROFILED, [(line, name) for line in latest for name in PROFILES[1:] if name in line])),
         ("## Not measured", [text for line in latest for text in failures(line)]),
     ]
     return "\n".join("\n".join([*([title, ""] if title else []), *body, ""]) for title, body in parts if body)
@@ -177,29 +179,31 @@ MEMORY: dict[str, Callable[[Line], str]] = {
 }
 
 
-def faster(name: str) -> Callable[[Line], str]:
-    def cell(line: Line) -> str:
-        reference, fast = get(line, "ours", "ours_seconds", name), get(line, "fast", "seconds", name)
+def faster(name: str) -> Callable[[tuple[Line, str]], str]:
+    def cell(row: tuple[Line, str]) -> str:
+        line, profile = row
+        reference, fast = get(line, "ours", "ours_seconds", name), get(line, profile, "seconds", name)
         return f"{reference / fast:.2f}" if reference and fast else ""
 
     return cell
 
 
-FAST: dict[str, Callable[[Line], str]] = {
-    "model": model,
-    "size": size,
-    "step, s": number("fast", "seconds", "step"),
-    "picture, s": number("fast", "seconds", "total"),
-    "first picture, s": number("fast", "first", "total", digits=".0f"),
-    "reference / fast: step": faster("step"),
+PROFILED: dict[str, Callable[[tuple[Line, str]], str]] = {
+    "model": lambda row: f"{model(row[0])}, {size(row[0])}",
+    "profile": lambda row: row[1],
+    "step, s": lambda row: number(row[1], "seconds", "step")(row[0]),
+    "picture, s": lambda row: number(row[1], "seconds", "total")(row[0]),
+    "first picture, s": lambda row: number(row[1], "first", "total", digits=".0f")(row[0]),
+    "reference / this: step": faster("step"),
     "picture": faster("total"),
-    "drift from the reference: pixels max / mean; latents": apart("fast", "first", "drift"),
+    "most at a render, GB": lambda row: number(row[1], "seconds", "peak_gb", digits=".1f")(row[0]),
+    "drift from the reference: pixels max / mean; latents": lambda row: apart(row[1], "first", "drift")(row[0]),
 }
 
 
 def failures(line: Line) -> list[str]:
     found = []
-    for part in ("trainer", "ours", "fast"):
+    for part in ("trainer", "ours", *PROFILES[1:]):
         notes = line.get(part, {})
         errors = {**notes.get("errors", {}), **({"": notes["ended"]} if "ended" in notes else {})}
         if "lora_error" in notes.get("plain", {}):
