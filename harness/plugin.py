@@ -96,6 +96,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             folder = Path(path).parent
             return str(folder) if path.endswith(".yaml") and folder.name != "full" else nodeid
 
+        def remove_node(self, node: Any) -> str | None:
+            """A case that ended its worker is over; xdist would try it again, until too many workers have ended."""
+            units = self.assigned_work[node].values()
+            lost = next(((unit, item) for unit in units for item, done in unit.items() if not done), None)
+            if lost is None:
+                return super().remove_node(node)
+            unit, item = lost
+            unit[item] = True
+            super().remove_node(node)
+            return item
+
     return ByModel(config, log)
 
 

@@ -306,6 +306,23 @@ def tree(folder: Path) -> dict[str, tuple[str, int]]:
     return {str(path): (sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
 
 
+def test_a_case_that_ends_its_worker_ends_alone(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import os\nfrom harness import runner\nrender = runner.Bench.render\n"
+        "def ends(pipeline, settings):\n    return render(pipeline, settings) if pipeline.lora else os._exit(1)\n"
+        "runner.Bench.render = staticmethod(ends)\n"
+    )
+    files = [str(cases.CASES / "sd15" / f"{name}.yaml") for name in ("base", "lora", "snapped")]
+    command = [sys.executable, "-m", "pytest", *files, *OPTIONS, "-n", "1", "-p", "ends", "--drift-no-controls"]
+    done = subprocess.run(
+        [*command, "--drift-json=r.jsonl", f"--rootdir={ROOT}"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "1 failed, 2 passed" in done.stdout and "crashed while running" in done.stdout, done.stdout
+    found = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert [(r["case"], r["verdict"]) for r in found] == [("sd15/lora", "match"), ("sd15/snapped", "match")]
+
+
 @pytest.mark.parametrize("drifts", [False, True], ids=["a match", "a drift"])
 def test_updating_snapshots_cannot_write_a_golden(drifts: bool, lab: Lab) -> None:
     if drifts:
