@@ -23,14 +23,15 @@ class Adapter:
     """The LoRA state of a model's denoisers.
 
     Merging keeps the original weights aside, so that taking out restores their exact bits (the trainer subtracts,
-    which leaves rounding behind in its own base weights).
+    which leaves rounding behind in its own base weights). The next LoRA merges into those that are kept, so that they
+    leave the device once only, which takes longer than all the rest.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], changed: Callable[[], None] = lambda: None) -> None:
         """`changed` is called before the first render, and whenever weights have become others."""
         self.denoisers, self._changed = denoisers, changed
         self._state: tuple[Any, ...] | None = ()  # that of no LoRA, nor of the base: the first call prepares it
-        self._originals: list[tuple[Any, torch.Tensor]] = []
+        self._originals: dict[Any, torch.Tensor] = {}
         self._hooks: list[Any] = []
 
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
@@ -41,18 +42,21 @@ class Adapter:
             state = (lora.sha256, lora.strengths, experts, multiplier, mode)
         if state == self._state:
             return
-        self._restore()
+        self._state = ()
+        self._unhook()
+        merged: set[Any] = set()
         try:
-            if lora is not None:
-                for delta in lora.deltas:
-                    self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode)
+            for delta in lora.deltas if lora is not None else ():
+                self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
+            self._restore(self._originals.keys() - merged)
             self._changed()
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
-            self._restore()
+            self._unhook()
+            self._restore(set(self._originals))
             raise
         self._state = state
 
-    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode) -> None:
+    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: set[Any]) -> None:
         module: Any = self.denoisers[delta.component].get_submodule(delta.module)
         packed = isinstance(module, Packed)
         change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
@@ -61,19 +65,23 @@ class Adapter:
         if mode == "merged":
             assert not packed, "a quantised weight takes no change"
             weight = module.weight.data
-            self._originals.append((module, weight.to("cpu", copy=True)))
+            if module not in self._originals:
+                self._originals[module] = weight.to("cpu", copy=True)
+            elif module not in merged:
+                weight = self._originals[module].to(weight.device)
+            merged.add(module)
             module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)
         elif multiplier != 0:
             self._hooks.append(module.register_forward_hook(live(change, module, multiplier)))
 
-    def _restore(self) -> None:
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for module, original in reversed(self._originals):
-            module.weight.data = original.to(module.weight.device)
-        self._originals.clear()
-        self._state = ()
+
+    def _restore(self, modules: set[Any]) -> None:
+        for module in modules:
+            module.weight.data = self._originals.pop(module).to(module.weight.device)
 
 
 def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:

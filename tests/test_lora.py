@@ -148,7 +148,7 @@ def test_the_base_is_whole_after_a_merge_that_failed_half_way(
         assert pixels(base) == plain
         assert pixels(with_lora) == adapted
     finally:
-        base.base.adapter._restore()  # whatever was found here, the tests that follow need a whole base
+        base.base.adapter.set(None)  # whatever was found here, the tests that follow need a whole base
 
 
 # ------------------------------------------------------------------------------------------------------- other state
