@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Modules = set[Any]
+
 
 class Adapter:
     """The LoRA state of a model's denoisers.
@@ -44,7 +46,7 @@ class Adapter:
             return
         self._state = ()
         self._unhook()
-        merged: set[Any] = set()
+        merged = Modules()
         try:
             for delta in lora.deltas if lora is not None else ():
                 self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
@@ -52,11 +54,11 @@ class Adapter:
             self._changed()
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
             self._unhook()
-            self._restore(set(self._originals))
+            self._restore(Modules(self._originals))
             raise
         self._state = state
 
-    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: set[Any]) -> None:
+    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: Modules) -> None:
         module: Any = self.denoisers[delta.component].get_submodule(delta.module)
         packed = isinstance(module, Packed)
         change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
@@ -79,7 +81,7 @@ class Adapter:
             hook.remove()
         self._hooks.clear()
 
-    def _restore(self, modules: set[Any]) -> None:
+    def _restore(self, modules: Modules) -> None:
         for module in modules:
             module.weight.data = self._originals.pop(module).to(module.weight.device)
 
