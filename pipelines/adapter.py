@@ -48,8 +48,9 @@ class Adapter:
         self._unhook()
         merged = Modules()
         try:
-            for delta in lora.deltas if lora is not None else ():
-                self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
+            if lora is not None:
+                for delta in lora.deltas:
+                    self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
             self._restore(self._originals.keys() - merged)
             self._changed()
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
