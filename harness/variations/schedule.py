@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from harness.divergence import DENOISER, NOISE, SCHEDULE, STEP
 from harness.variations.base import (
@@ -372,6 +373,33 @@ def unipc_of_order_one(s: Subject) -> Iterator[Subject]:
 def unipc_variant_bh1(s: Subject) -> Iterator[Subject]:
     """UniPC solves with the other of its two functions."""
     yield s.with_scheduler(solver_type="bh1")
+
+
+class SingleNumbersRounded(TorchFunctionMode):
+    """A number on a GPU is rounded to bfloat16 when it meets a tensor of that dtype."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in args if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        if any(value.dim() for value in tensors):
+            single = [value for value in tensors if value.dim() == 0]
+            args = [value.bfloat16().to(value.dtype) if any(value is x for x in single) else value for value in args]
+        return func(*args, **(kwargs or {}))
+
+
+@variation(
+    shows=STEP,
+    source="Diffusers from 0.38 on (#13489) moves UniPC's sigmas to the GPU, where latents in bfloat16 round them",
+    applies=_unipc,
+)
+def unipc_numbers_in_bfloat16(s: Subject) -> Iterator[Subject]:
+    """UniPC rounds to bfloat16 what it multiplies latents with."""
+
+    def update(original: Any, _scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        with SingleNumbersRounded():
+            return original(*args, **kwargs)
+
+    with scheduler_made(multistep_uni_p_bh_update=update, multistep_uni_c_bh_update=update):
+        yield s
 
 
 @variation(
