@@ -57,7 +57,6 @@ def _network_name(module: str) -> str:
 
 
 def _bytes(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype != "BF16":
-        return values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).ravel().view(np.uint8)
-    bits = values.astype("<f4").view("<u4")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").ravel().view(np.uint8)
+    if dtype == "BF16":
+        return weights.to_bfloat16(values).astype("<u2").ravel().view(np.uint8)
+    return values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).ravel().view(np.uint8)

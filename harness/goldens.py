@@ -22,6 +22,7 @@ from harness import objects
 from harness.cases import ROOT, Case
 from harness.environment import device_kind
 from harness.minihub import factory
+from pipelines.spec import NoiseStream, noise_stream_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,9 +89,9 @@ class Golden(BaseModel):
         return GOLDENS
 
     @property
-    def noise_stream(self) -> str:
+    def noise_stream(self) -> NoiseStream:
         """The stream of half-precision noise of the torch that recorded it (`pipelines.spec.NOISE_STREAMS`)."""
-        return "torch-2.11" if Version(self.environment["torch"]) < Version("2.12") else "torch-2.13"
+        return noise_stream_of(self.environment["torch"])
 
     def same_torch(self, environment: Mapping[str, Any]) -> bool:
         """Was it recorded with the torch of `environment` (patch releases and builds aside)?"""

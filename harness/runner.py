@@ -22,6 +22,8 @@ from harness.recorder import pins
 from harness.results import Control, Divergence, Metric, Result
 from harness.trace import Trace, Tracer
 
+LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
+"""Artefact -> the argument of `Pipeline.with_lora` that takes it."""
 GATED = ("latents_rel_l2", "pixel_max", "pixel_mean")
 
 
@@ -131,8 +133,7 @@ class Bench:
             )
         if case.lora is None:
             return self._loaded
-        names = {"lora": "path", "lora_high": "high", "lora_low": "low"}
-        files = {names[a]: golden.path(a) for a in golden.artefacts if a in names}
+        files = {LORA_FILES[a]: golden.path(a) for a in golden.artefacts if a in LORA_FILES}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
 
     def forget(self) -> None:

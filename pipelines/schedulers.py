@@ -4,6 +4,7 @@ A row of the table may name a class from here instead of one from Diffusers. Imp
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,9 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
     """Euler's step in the dtype of the latents, as FLUX.2's own sampling has it; the stock scheduler goes through
     float32 and rounds once. Timesteps are exact (float64), so that the model may round them once."""
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: list[float] | None = None,
-        mu: float | None = None,
-        timesteps: list[float] | None = None,
-    ) -> None:
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+    @wraps(FlowMatchEulerDiscreteScheduler.set_timesteps)  # pipelines ask for the names of its arguments
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
         self.timesteps = self.sigmas[:-1].double() * self.config.num_train_timesteps
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *_: Any, **__: Any) -> tuple[Any]:

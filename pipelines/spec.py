@@ -26,6 +26,13 @@ GUIDED_ABOVE: Mapping[Guidance, float] = {
 """Above which guidance scale the negative prompt is read."""
 
 
+def noise_stream_of(torch_version: str) -> NoiseStream:
+    """The stream that this torch itself draws."""
+    from packaging.version import Version
+
+    return "torch-2.11" if Version(torch_version) < Version("2.12") else "torch-2.13"
+
+
 @dataclass(frozen=True)
 class Scheduler:
     """A class (of `pipelines.schedulers`, else of Diffusers) and the config *in effect* while the trainer samples."""

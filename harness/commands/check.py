@@ -122,7 +122,7 @@ def gates(
     LoRA and one thread against two, and (--against) another torch.
     """
     with user_errors():
-        from harness import cases, environment, measure
+        from harness import cases, measure, runner
         from harness import results as files
 
         if results is not None:
@@ -147,8 +147,7 @@ def gates(
             spread = measure.measure(device, dtype, against, note, tier)
         if not spread:
             fail(f"gates: no case of the tier {tier} has both weights and a golden here; record one (docs/goldens.md)")
-        half = dtype or ("float32" if device == "cpu" else "bfloat16")
-        _finish({measure.key(environment.facts(device, half), tier): spread}, write, as_json)
+        _finish({measure.key(runner.Bench(device, dtype).environment, tier): spread}, write, as_json)
 
 
 def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:

@@ -96,7 +96,7 @@ def _hashes(root: Path) -> dict[str, str]:
     }
 
 
-def _repo_folder(home: Path, repo_id: str) -> Path:
+def repo_folder(home: Path, repo_id: str) -> Path:
     return home / "hub" / ("models--" + repo_id.replace("/", "--"))
 
 
@@ -121,7 +121,7 @@ def build(home: Path | None = None, *, check: bool = True) -> Path:
             _write_repo(repo, staging)
             hashes = _hashes(staging)
             revision = sha1(to_json(hashes).encode()).hexdigest()
-            folder = _repo_folder(scratch, repo.id)
+            folder = repo_folder(scratch, repo.id)
             (folder / "refs").mkdir(parents=True)
             (folder / "refs" / "main").write_text(revision)
             (folder / "snapshots").mkdir()
@@ -141,7 +141,7 @@ def build(home: Path | None = None, *, check: bool = True) -> Path:
 
 def snapshot(home: Path, repo_id: str) -> Path:
     """The snapshot folder of a repository in the hub at `home`."""
-    folder = _repo_folder(home, repo_id)
+    folder = repo_folder(home, repo_id)
     return folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
 
 
@@ -159,7 +159,7 @@ def _differences(home: Path) -> Iterator[str]:
         if repo_id not in REPOS or repo_id not in manifest:
             yield f"{repo_id}: only in {'the manifest' if repo_id in manifest else 'the factory'}"
             continue
-        if not (_repo_folder(home, repo_id) / "refs" / "main").is_file():
+        if not (repo_folder(home, repo_id) / "refs" / "main").is_file():
             yield f"{repo_id}: missing"
             continue
         found = _hashes(snapshot(home, repo_id))

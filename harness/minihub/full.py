@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from harness.minihub import layout, weights
-from harness.minihub.factory import MiniHubError
+from harness.minihub.factory import MiniHubError, repo_folder
 from harness.minihub.repo import Config, Repo, Weights, to_json
 from harness.minihub.repos import MODELS, REPOS, flux
 from harness.minihub.repos.encoders import DECODER_RULES
@@ -205,9 +205,9 @@ def _check_transformers() -> None:
 
 
 def _prune(home: Path, repos: Sequence[Repo], keys: Collection[str]) -> None:
-    kept = {"models--" + repo.id.replace("/", "--") for repo in repos}
+    kept = {repo_folder(home, repo.id) for repo in repos}
     for folder in (home / "hub").glob("models--*"):
-        if folder.name not in kept:
+        if folder not in kept:
             shutil.rmtree(folder)
     for file in (home / "drawn").glob("*.safetensors"):
         if file.stem not in keys:
@@ -220,7 +220,7 @@ def _skeleton(home: Path, repo: Repo) -> Path:
     configs = {f"{w.folder}/config.json".lstrip("/"): w.config_json() for w in full.weights}
     texts = {**full.files, **configs}
     revision = sha1(to_json(texts).encode()).hexdigest()
-    folder = home / "hub" / ("models--" + repo.id.replace("/", "--"))
+    folder = repo_folder(home, repo.id)
     snapshot = folder / "snapshots" / revision
     files = {path: text.encode() for path, text in texts.items()} | dict(full.binaries)
     for path, content in files.items():

@@ -15,10 +15,13 @@ import numpy as np
 
 from harness import metrics, plain, trace
 from harness.environment import facts
+from harness.measure import deterministic_kernels
+from harness.runner import LORA_FILES
 from harness.speed import loras, stopwatch
 from harness.speed.plan import Notes, Plan
 from harness.speed.stopwatch import GB, Stopwatch
 from harness.trace import Trace, Tracer
+from pipelines.spec import noise_stream_of
 
 Array = np.ndarray
 SIDE = {"cuda": 8192, "cpu": 1024}
@@ -46,9 +49,12 @@ class Runner:
 
 def load_ours(plan: Plan, watch: Stopwatch, **options: Any) -> tuple[Any, Runner]:
     """(pipeline with the LoRA, how to run it)"""
+    import torch
+
     import pipelines
 
-    pipeline = pipelines.load(plan.model, device=plan.device, dtype="bfloat16", noise_stream=noise_stream(), **options)
+    stream = noise_stream_of(torch.__version__)  # the trainer runs on this torch, too
+    pipeline = pipelines.load(plan.model, device=plan.device, dtype="bfloat16", noise_stream=stream, **options)
     import_libraries(pipeline)
     pipe, seconds = watch.timed(lambda: pipeline.base.pipe)
     files: dict[str, Any] = {**lora_files(plan, pipeline)}
@@ -72,21 +78,12 @@ def import_libraries(pipeline: Any) -> None:
     _ = pipeline.base.shapes
 
 
-def noise_stream() -> str:
-    """That of the torch that runs, which is also the trainer's here."""
-    import torch
-    from packaging.version import Version
-
-    return "torch-2.11" if Version(torch.__version__) < Version("2.12") else "torch-2.13"
-
-
 def lora_files(plan: Plan, pipeline: Any) -> dict[str, Path]:
     """What the trainer saved in this run; without a trainer a made-up LoRA."""
     note = plan.out / "trainer.json"
     saved = json.loads(note.read_text()).get("files", {}) if plan.trainer and note.is_file() else {}
-    names = {"lora": "path", "lora_high": "high", "lora_low": "low"}
     if saved:
-        return {names[artefact]: Path(path) for artefact, path in saved.items()}
+        return {LORA_FILES[artefact]: Path(path) for artefact, path in saved.items()}
     made = plan.out / "random.safetensors"
     rank = plan.case.lora.network.linear if plan.case.lora else 0
     return {"path": made if made.is_file() else loras.random_lora(pipeline.spec, pipeline.base.shapes, rank, made)}
@@ -302,15 +299,9 @@ class Part:
 
     def deterministic(self) -> dict[str, Any]:
         """The same render with deterministic kernels."""
-        import torch
-
-        with warnings.catch_warnings(record=True) as warned:
+        with warnings.catch_warnings(record=True) as warned, deterministic_kernels():
             warnings.simplefilter("always")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            try:
-                frames, seconds = self.ours.timed(self.watch, self.plan.settings.steps)
-            finally:
-                torch.use_deterministic_algorithms(False)
+            frames, seconds = self.ours.timed(self.watch, self.plan.settings.steps)
         without = sorted({str(w.message).split(" ")[0] for w in warned if "deterministic" in str(w.message)})
         return {**difference(self.frames, frames), "total": seconds["total"], "operations_without": without}
 
