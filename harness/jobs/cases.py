@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from harness import cases
 from harness.jobs import JobError, plan, reader
+from harness.jobs.plan import Plan
 from harness.jobs.reader import Job
 from pipelines.settings import Request
 
@@ -35,7 +36,7 @@ def write(folder: Path, prompt: int, output: Path | None) -> Path:
     if path.exists():
         raise JobError(f"{path} is there already; name another file with --output")
     images = {field: Path(given) for field, given in _controls(asked[prompt]).items()}
-    content = _content(job, planned.model, asked[prompt], images)
+    content = _content(job, planned, asked[prompt], images)
     for image in images.values():
         _keep(image)
     try:
@@ -48,10 +49,10 @@ def write(folder: Path, prompt: int, output: Path | None) -> Path:
     return path
 
 
-def _content(job: Job, model: str, asked: Request, images: dict[str, Path]) -> dict[str, Any]:
+def _content(job: Job, planned: Plan, asked: Request, images: dict[str, Path]) -> dict[str, Any]:
     process = job.process
-    found: dict[str, Any] = {"schema": 1, "tier": "mini", "about": f"Prompt of the job {job.name} ({model})."}
-    quantization = plan.plan(job, None).quantization
+    found: dict[str, Any] = {"schema": 1, "tier": "mini", "about": f"Prompt of the job {job.name} ({planned.model})."}
+    quantization = planned.quantization
     if quantization.quantize or quantization.encoders:
         asked_for = {**asdict(quantization), "exclude": list(quantization.exclude)}
         found["quantization"] = {key: value for key, value in asked_for.items() if value not in (None, [])}
