@@ -196,7 +196,8 @@ def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
     The trainer's own network classes keep q, k and v in one; its goldens know the change of that one. Changes are made
     one by one: all of a real model's together are twice as large as the model.
     """
-    from pipelines.adapter import on_device, scaled
+    from pipelines.adapter import scaled
+    from pipelines.lora import on_device
 
     def change(delta: Any) -> np.ndarray:
         return scaled(on_device(delta.change, pipeline.base.device), 1.0).cpu().numpy()

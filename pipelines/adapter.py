@@ -7,10 +7,9 @@ merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.lora import Delta, Kron, Lora, LowRank
+from pipelines.lora import Delta, Kron, Lora, LowRank, on_device
 from pipelines.quantize import Packed
 from pipelines.settings import LoraMode
 
@@ -85,15 +84,6 @@ class Adapter:
     def _restore(self, modules: Modules) -> None:
         for module in modules:
             module.weight.data = self._originals.pop(module).to(module.weight.device)
-
-
-def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:
-    """The change with its tensors there."""
-    import torch
-
-    values = {f.name: getattr(change, f.name) for f in fields(change)}
-    moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, torch.Tensor)}
-    return replace(change, **moved)
 
 
 def scaled(change: LowRank | Kron, multiplier: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -98,6 +98,15 @@ class Kron:
         w1 = self.w1[..., None, None] if self.w2.dim() == 4 else self.w1
         whole = torch.kron(w1, self.w2.contiguous())
         return (whole if self.rows is None else whole[self.rows]).reshape(self.shape)
+
+
+def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:
+    """The change with its tensors there."""
+    import torch
+
+    values = {f.name: getattr(change, f.name) for f in fields(change)}
+    moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(change, **moved)
 
 
 @dataclass(frozen=True)
@@ -312,7 +321,7 @@ def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Ta
     change = _kron(path, name, parts, target, shape) if any(p.startswith("w") for p in parts) else _low_rank(
         path, name, parts, target)  # fmt: skip
     try:
-        found = tuple(change.weight().shape)
+        found = tuple(on_device(change, "meta").weight().shape)  # its size without the product
     except RuntimeError as error:  # factors that do not multiply, or not to the weight's size
         sizes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
         raise LoraError(f"{path}: {name} has parts of sizes {sizes}, but {target.module} has {shape}: "

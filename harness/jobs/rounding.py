@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.metrics import Array
-from pipelines.adapter import on_device, scaled
-from pipelines.lora import LowRank
+from pipelines.adapter import scaled
+from pipelines.lora import LowRank, on_device
 
 if TYPE_CHECKING:
     from harness.jobs.verify import Asked, Renderer
