@@ -41,6 +41,7 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
         self.timesteps = self.sigmas[:-1].double() * self.config.num_train_timesteps
+        self.sigmas = self.sigmas.cpu()  # a number read from a GPU would wait for all that it has to do
 
     def step(self, model_output: Any, timestep: Any, sample: Any, *_: Any, **__: Any) -> tuple[Any]:
         index: int = self.step_index or 0

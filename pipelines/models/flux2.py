@@ -106,8 +106,7 @@ def _time(pipe: Any) -> Any:
 
     def before(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         given, exact = kwargs["timestep"], pipe.scheduler.timesteps[pipe.scheduler.step_index or 0]
-        if (given == exact.to(given.dtype) / 1000).all():  # what somebody put there instead stays
-            kwargs = kwargs | {"timestep": torch.full_like(given, (exact / 1000).item())}
-        return args, kwargs
+        own = given == exact.to(given.dtype) / 1000  # what somebody put there instead stays
+        return args, kwargs | {"timestep": torch.where(own, (exact / 1000).to(given.dtype), given)}
 
     return before
