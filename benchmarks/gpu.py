@@ -61,8 +61,9 @@ def command(model: str, args: argparse.Namespace) -> str:
     given = f"--home DIR --model {model} --steps {args.steps} --repeats {args.repeats} --json FILE"
     trainer = " --trainer ai-toolkit" if args.trainer else ""
     profile = "".join(f" --profile {name}" for name in args.profile)
+    without = "".join(f" --without {stage}" for stage in args.without)
     device = "" if args.device == "cuda" else f" --device {args.device}"
-    return f"python benchmarks/gpu.py {given}{trainer}{profile}{device}"
+    return f"python benchmarks/gpu.py {given}{trainer}{profile}{without}{device}"
 
 
 def without_paths(line: dict[str, Any], args: argparse.Namespace, folder: Path) -> str:

@@ -90,6 +90,8 @@ class Speed(NamedTuple):
     model: str
     reference: float
     """Seconds."""
+    apart: Mapping[str, Any]
+    """From the trainer's picture on the same GPU; empty where that was not rendered."""
     profiles: list[Profiled]
     where: str
     """GPU, size, steps and weights."""
@@ -118,11 +120,13 @@ class Catalogue:
 
     @cached_property
     def speeds(self) -> dict[str, Speed]:
-        """Model -> what `benchmarks/gpu.py --profile` measured last. Of what broke off nothing is told."""
+        """Model -> what `benchmarks/gpu.py` measured last, rather with profiles. Of what broke off nothing is told."""
         file = self.reports / "performance.jsonl"
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-        whole = [_speed(line) for line in lines if "ours_seconds" in line.get("ours", {})]
-        return {speed.model: speed for speed in whole if speed.profiles}
+        whole = [line for line in lines if "ours_seconds" in line.get("ours", {})]
+        apart = {line["model"]: line["ours"].get("against_trainer", {}) for line in whole if "trainer" in line}
+        found = [_speed(line, apart.get(line["model"], {})) for line in whole]
+        return {speed.model: speed for speed in sorted(found, key=lambda speed: bool(speed.profiles))}
 
     def checked(self, tag: str, model: str) -> list[dict[str, Any]]:
         """Cases of a model in the tag's summary."""
@@ -243,7 +247,7 @@ def _environment() -> Environment:
     return found
 
 
-def _speed(line: Mapping[str, Any]) -> Speed:
+def _speed(line: Mapping[str, Any], apart: Mapping[str, Any]) -> Speed:
     """From a line of benchmarks/gpu.py."""
     settings, environment = line["settings"], line["ours"]["environment"]
     frames = f", {settings['num_frames']} frames" if settings["num_frames"] > 1 else ""
@@ -258,7 +262,7 @@ def _speed(line: Mapping[str, Any]) -> Speed:
         for name in PROFILES[1:]
         if "seconds" in (part := line.get(name, {}))
     ]
-    return Speed(line["model"], line["ours"]["ours_seconds"]["total"], found, where, line["command"])
+    return Speed(line["model"], line["ours"]["ours_seconds"]["total"], apart, found, where, line["command"])
 
 
 def _worst(found: list[dict[str, Any]], metric: str) -> float | None:

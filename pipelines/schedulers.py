@@ -37,6 +37,8 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
     """Euler's step in the dtype of the latents, as FLUX.2's own sampling has it; the stock scheduler goes through
     float32 and rounds once. Timesteps are exact (float64), so that the model may round them once."""
 
+    sigmas: torch.Tensor
+
     @wraps(FlowMatchEulerDiscreteScheduler.set_timesteps)  # pipelines ask for the names of its arguments
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)

@@ -109,7 +109,11 @@ def test_speed_and_drift_of_profiles_are_shown_beside_each_other_once_measured(r
         "fast": {"first": {"total": 31.4, "drift": drift}, "seconds": {"total": 4.0}},
     }  # fmt: skip
     failed = whole | {"model": "sd15", "compiled": {}, "fast": {"ended": "1: out of memory"}}
-    lines = [json.dumps(line) for line in (whole, failed)]
+    beside = {"pixel_max": 0.0, "equal": True, "latents_rel_l2": 0.0}
+    reference = {key: whole[key] for key in ("model", "synthetic", "command", "settings", "rank")}
+    reference |= {"trainer": {}, "ours": whole["ours"] | {"against_trainer": beside, "ours_seconds": {"total": 7.0}}}
+    broken = {"model": "sdxl", "ours": {}, "fast": {}}
+    lines = [json.dumps(line) for line in (whole, failed, reference, broken)]
     (reports / "performance.jsonl").write_text("\n".join(lines) + "\n")
     pages = catalogue.pages(Catalogue(reports))
     assert "| reference | 6.00 | | |" in pages["flux.md"]
@@ -118,7 +122,9 @@ def test_speed_and_drift_of_profiles_are_shown_beside_each_other_once_measured(r
     )
     assert "| compiled | 5.00 (1.20 times as fast) | 21, compiling | 3/255 at most," in pages["flux.md"]
     assert "NVIDIA H100, torch 2.11" in pages["flux.md"] and "1024x768, 28 steps" in pages["flux.md"]
-    assert "## Speed" not in pages["sd15.md"]
+    assert "the trainer's on the same GPU are equal to the bit." in pages["flux.md"]  # from the line without profiles
+    assert "| reference | 6.00 | | |" in pages["sd15.md"] and "| fast" not in pages["sd15.md"]
+    assert "on the same GPU" not in pages["sd15.md"] and "## Speed" not in pages["sdxl.md"]
 
 
 def test_pages_are_written_once_and_those_of_models_that_are_gone_removed(tmp_path: Path) -> None:

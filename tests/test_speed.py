@@ -211,3 +211,5 @@ def test_the_tables_say_how_ours_compares_and_what_fits_where() -> None:
     assert "| flux, 1024x1024 | fast | 0.1 | 2 | 40 | 2.00 | 1.50 | 47.5 | 9 / 0.4; 0.01 |" in text
     assert "- flux, ours, the LoRA in plain Diffusers: ValueError: no" in text
     assert "- flux, ours, deterministic: no time left" in text and "## Floor" not in text
+    del (line := measured())["ours"]["offload_group"]
+    assert "24: not measured, 48: all, 80: all" in table.render([line])

@@ -160,7 +160,8 @@ def fits(line: Line) -> str:
     }
     if ways["all"] is None:
         return ""
-    found = [next((way for way, gb in ways.items() if gb is not None and gb + 1 < card), "no") for card in CARDS]
+    without = "not measured" if None in ways.values() else "no"
+    found = [next((way for way, gb in ways.items() if gb is not None and gb + 1 < card), without) for card in CARDS]
     return ", ".join(f"{card}: {way}" for card, way in zip(CARDS, found, strict=True))
 
 

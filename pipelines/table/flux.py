@@ -117,6 +117,8 @@ ROWS = (
             "padding, by a true mask. Stock Diffusers masks T5 and adds its mask of ones and zeros to the attention.",
             "The words are counted in the model's dtype: in bfloat16, an odd number above 256 is rounded to an even "
             "one, and one token more or less is read.",
+            "The LoRA's keys are those of the original file (double_blocks, single_blocks). Diffusers' own loader "
+            "(0.38, 0.42.1) takes none of them: it warns, and renders the base model.",
         ),
         source=(
             "extensions_built_in/diffusion_models/chroma/chroma_model.py",
