@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
-Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]
 
 
 def fail(message: object) -> NoReturn:

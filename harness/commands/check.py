@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from harness.commands import Json, Models, fail, progress, user_errors
+from harness.commands import fail, options, progress, user_errors
 
-Dtype = Literal["float32", "bfloat16"]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")
+]
 
 app = typer.Typer()
 known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
@@ -18,11 +21,11 @@ app.add_typer(known_app, name="known")
 
 @app.command()
 def check(
-    model: Models = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
-    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
+    model: options.Models = None,
+    tag: options.Tag = None,
+    case: options.Cases = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
     report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
@@ -89,8 +92,8 @@ def known_add(
     cause: Annotated[str, typer.Option(help="why it drifts, in words that the next reader understands")],
     expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it is drift again")],
     results: Annotated[list[Path] | None, typer.Option(help="take the size from here, instead of checking now")] = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    tag: options.Tag = None,
+    device: Device = "cpu",
 ) -> None:
     """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
     with user_errors():
@@ -108,13 +111,13 @@ def gates(
     save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
     against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
     results: Annotated[Path | None, typer.Option(help="read it from a file of `pytest --drift-floor` instead")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[Dtype | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
     tier: Annotated[
         Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
     ] = "mini",
     write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure the spread between legal repeats, from which the gates are derived.
 

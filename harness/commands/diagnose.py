@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands import Json, fail, progress, user_errors
+from harness.commands import fail, options, progress, user_errors
 from harness.commands.sample import check_device, lora_files
 
 if TYPE_CHECKING:
@@ -34,34 +34,34 @@ def diagnose(
     case: Annotated[str | None, typer.Option(help="what it should be, e.g. flux/lora; or say it with --model")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="model id")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="may hold [trigger] and flags")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
-    negative: Annotated[str, typer.Option("--negative", "-n")] = "",
-    width: Annotated[int | None, typer.Option(help="pixels")] = None,
-    height: Annotated[int | None, typer.Option()] = None,
-    steps: Annotated[int | None, typer.Option()] = None,
-    guidance: Annotated[float | None, typer.Option(help="in the model's own convention")] = None,
-    guidance_rescale: Annotated[float, typer.Option(help="SDXL only")] = 0.0,
+    lora: options.LoraFiles = None,
+    negative: options.Negative = "",
+    width: options.Width = None,
+    height: options.Height = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    guidance_rescale: options.GuidanceRescale = 0.0,
     seed: Annotated[int, typer.Option()] = 42,
-    multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
-    frames: Annotated[int | None, typer.Option(help="video models")] = None,
-    fps: Annotated[int | None, typer.Option(help="video models")] = None,
-    control: Annotated[list[Path] | None, typer.Option(help="control image, in order (repeatable)")] = None,
-    trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
-    name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
-    lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
-    base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
-    noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
-    mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
+    multiplier: options.Multiplier = 1.0,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    control: options.Controls = None,
+    trigger: options.Trigger = None,
+    name: options.JobName = None,
+    lora_mode: options.LoraMode = None,
+    allow_partial: options.AllowPartial = False,
+    base: options.BaseModel = None,
+    tag: options.Tag = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    noise_stream: options.NoiseStream = None,
+    mini: options.Mini = False,
     budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
     results: Annotated[
         Path | None, typer.Option(help="of a check: explain every drift in there, for the report")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="rows of the ranking to print")] = 10,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say why another program's picture is not ours: which of the known deviations makes ours theirs.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import fail, progress, user_errors
+from harness.commands import fail, options, progress, user_errors
 
 if TYPE_CHECKING:
     from harness.jobs.verify import Verified
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 case_app = typer.Typer(no_args_is_help=True, help="Case files.")
 app.add_typer(case_app, name="case")
-
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
-Mini = Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")]
 
 
 @app.command()
@@ -28,12 +25,12 @@ def verify(
     tag: Annotated[str | None, typer.Option(help="trainer version (default: the LoRA files')")] = None,
     html: Annotated[Path | None, typer.Option(help="folder for a report with the training's timeline")] = None,
     results: Annotated[Path | None, typer.Option("--json", help="file for the results, written as they come")] = None,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: the job's)")] = None,
     quantize: Annotated[bool, typer.Option(help="quantise the base model as the job did")] = True,
     diagnose: Annotated[str, typer.Option(help="explain the first sample that differs, all, or none")] = "first",
     budget: Annotated[float, typer.Option(help="seconds for each explanation; what is known by then is said")] = 300.0,
-    mini: Mini = False,
+    mini: options.Mini = False,
 ) -> None:
     """Does my training job reproduce? Renders its samples again, with its LoRA files, and compares.
 
@@ -135,7 +132,7 @@ def replay(
     control: Annotated[list[Path] | None, typer.Option(help="where its control image lies now (repeatable)")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the new render here")] = None,
     device: Annotated[str | None, typer.Option(help="default: the receipt's")] = None,
-    mini: Mini = False,
+    mini: options.Mini = False,
 ) -> None:
     """Render a receipt again: are pixels (and sound) the same, and if not, which version, file or setting is another?
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands import Json, fail, progress, user_errors
+from harness.commands import fail, options, progress, user_errors
 
 app = typer.Typer()
 
@@ -20,35 +20,35 @@ def sample(
     model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")] = "",
     job: Annotated[Path | None, typer.Option(help="a training job's folder: its model, LoRA and settings")] = None,
     step: Annotated[int | None, typer.Option(help="which of the job's LoRAs (default: the last)")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")] = None,
-    negative: Annotated[str, typer.Option("--negative", "-n")] = "",
-    width: Annotated[int | None, typer.Option(help="pixels; snapped as the trainer does")] = None,
-    height: Annotated[int | None, typer.Option()] = None,
-    steps: Annotated[int | None, typer.Option()] = None,
-    guidance: Annotated[float | None, typer.Option(help="in the model's own convention")] = None,
-    guidance_rescale: Annotated[float, typer.Option(help="SDXL only")] = 0.0,
+    lora: options.LoraFiles = None,
+    negative: options.Negative = "",
+    width: options.Width = None,
+    height: options.Height = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    guidance_rescale: options.GuidanceRescale = 0.0,
     seed: Annotated[int, typer.Option(help="-1 draws one")] = 42,
-    multiplier: Annotated[float, typer.Option(help="LoRA strength")] = 1.0,
-    frames: Annotated[int | None, typer.Option(help="video models")] = None,
-    fps: Annotated[int | None, typer.Option(help="video models")] = None,
-    control: Annotated[list[Path] | None, typer.Option(help="control image, in order (repeatable)")] = None,
-    trigger: Annotated[str | None, typer.Option(help="replaces [trigger] in the prompt")] = None,
-    name: Annotated[str | None, typer.Option(help="the training job's name; replaces [name] in the prompt")] = None,
-    lora_mode: Annotated[str | None, typer.Option(help="merged or live; default: what the trainer does")] = None,
-    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that matches in part")] = False,
-    base: Annotated[str | None, typer.Option(help="hub id or folder of another base model")] = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version to reproduce (default: the newest)")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")] = None,
-    noise_stream: Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")] = None,
+    multiplier: options.Multiplier = 1.0,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    control: options.Controls = None,
+    trigger: options.Trigger = None,
+    name: options.JobName = None,
+    lora_mode: options.LoraMode = None,
+    allow_partial: options.AllowPartial = False,
+    base: options.BaseModel = None,
+    tag: options.Tag = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    noise_stream: options.NoiseStream = None,
     quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
     quantize_te: Annotated[bool | None, typer.Option(help="the text encoder too (default: as --quantize)")] = None,
     qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
     qtype_te: Annotated[str, typer.Option(help="of the text encoder, where the trainer tells them apart")] = "qfloat8",
     recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
     profile: Annotated[str, typer.Option(help="reference; not to the byte: compiled, or fast")] = "reference",
-    mini: Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")] = False,
-    as_json: Json = False,
+    mini: options.Mini = False,
+    as_json: options.Json = False,
 ) -> None:
     """Render one picture or video, with a receipt (OUTPUT.json) that says exactly how it came to be.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands import Json, user_errors
+from harness.commands import options, user_errors
 
 app = typer.Typer()
 minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache that the mini cases run on.")
@@ -19,7 +19,7 @@ app.add_typer(minihub_app, name="minihub")
 @app.command()
 def models(
     model: Annotated[str | None, typer.Argument(help="show this model's page of the catalogue")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
     write: Annotated[Path | None, typer.Option(help="write the catalogue to this folder (docs/models)")] = None,
 ) -> None:
     """List the models and everything that changes their pictures; or show one of them with its verified status."""
@@ -78,7 +78,7 @@ def version() -> None:
 
 
 @minihub_app.command("build")
-def minihub_build(as_json: Json = False) -> None:
+def minihub_build(as_json: options.Json = False) -> None:
     """Build the mini hub (a second or two) and print its folder. Does nothing when it is there."""
     with user_errors():
         from harness.minihub import factory

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from harness.commands import Models, progress, user_errors
+from harness.commands import options, progress, user_errors
 
 app = typer.Typer()
 
 
 @app.command()
 def mutate(
-    model: Models = None,
-    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")] = None,
+    model: options.Models = None,
+    case: options.Cases = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="keep one JSON object per variation here")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what the file of --json holds already")] = False,
@@ -60,9 +60,9 @@ def matrix(
     diffusers: Annotated[list[str], typer.Option(help="releases, oldest first (`git:REF`: of the checkout)")],
     transformers: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
     torch: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
-    model: Models = None,
+    model: options.Models = None,
     case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora, or `base` of each")] = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version (default: the newest)")] = None,
+    tag: options.Tag = None,
     plain: Annotated[bool, typer.Option("--plain", help="plain Diffusers scripts, compared between releases")] = False,
     checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout; bisects what is found")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
