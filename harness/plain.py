@@ -40,8 +40,7 @@ class Plain:
         pipe, self.loaded = stock(case.model)
         pipe.set_progress_bar_config(disable=True)
         if "lora" in golden.artefacts:
-            path = golden.path("lora")
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="lora")
+            load_lora(pipe, golden.path("lora"))
             pipe.set_adapters(["lora"], [settings.multiplier])
         self.pipe, self.seed = pipe, settings.seed
         self.call = arguments(pipe, settings)
@@ -55,6 +54,17 @@ class Plain:
         arguments = [f"{name}={'...' if name == 'image' else repr(value)}" for name, value in self.call.items()]
         seeded = f'generator=torch.Generator("cpu").manual_seed({self.seed})'
         return f"{self.loaded}\npipe({', '.join(arguments)}, {seeded})"
+
+
+def load_lora(pipe: Any, path: Path) -> None:
+    """Load a file as the adapter "lora".
+
+    Raises:
+        ValueError: Diffusers takes none of its keys, of which it only warns.
+    """
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="lora")
+    if not pipe.get_list_adapters():
+        raise ValueError("it takes none of the file's keys, and renders the base model")
 
 
 def arguments(pipe: Any, settings: Settings) -> dict[str, Any]:

@@ -90,9 +90,13 @@ def choose(name: str, spec: ModelSpec, quantization: Quantization, device: str) 
     if quantization != Quantization():
         raise RequestError(f"profile {name}: it takes unquantised bases only; leave out the quantisation or the "
                            "profile")  # fmt: skip
-    if profile == "fast" and FAST[spec.family].eight and (lacking := _without_eight(device)):
+    if _in_eight(profile, spec) and (lacking := _without_eight(device)):
         raise RequestError(f"profile fast: {spec.id} multiplies in 8 bits there, which {lacking}; use compiled")
     return profile
+
+
+def _in_eight(profile: Profile, spec: ModelSpec) -> bool:
+    return profile == "fast" and FAST[spec.family].eight
 
 
 def _without_eight(device: str) -> str:
@@ -114,7 +118,7 @@ def _without_eight(device: str) -> str:
 
 def requirement(profile: Profile, spec: ModelSpec, device: str) -> str:
     """The torch that a profile needs."""
-    return REQUIRES_ON_CPU if profile == "fast" and FAST[spec.family].eight and device == "cpu" else REQUIRES
+    return REQUIRES_ON_CPU if _in_eight(profile, spec) and device == "cpu" else REQUIRES
 
 
 def check_lora(lora: Lora, mode: str, profile: Profile) -> None:
@@ -153,7 +157,7 @@ def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
             raise Unsupported(f"profile {profile}: {type(denoiser).__name__} of this Diffusers is not made of "
                               f"{' and '.join(row.blocks)}; leave the profile out")  # fmt: skip
         for module in repeated:
-            if profile == "fast" and row.eight:
+            if _in_eight(profile, spec):
                 eight.prepare(module)
             module.compile(dynamic=row.dynamic, options=ROUNDING)
         if not row.blocks:

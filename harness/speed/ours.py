@@ -98,9 +98,7 @@ def load_plain(plan: Plan, watch: Stopwatch, lora: Path) -> tuple[Runner, dict[s
     noted: dict[str, Any] = {}
 
     def fuse() -> None:
-        pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="speed")
-        if not pipe.get_list_adapters():  # of which Diffusers only warns
-            raise ValueError("it takes none of the file's keys, and renders the base model")
+        plain.load_lora(pipe, lora)
         pipe.fuse_lora()
         pipe.unload_lora_weights()
 

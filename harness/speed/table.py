@@ -189,15 +189,19 @@ def faster(name: str) -> Callable[[tuple[Line, str]], str]:
     return cell
 
 
+def profiled(*path: str, digits: str = ".3g") -> Callable[[tuple[Line, str]], str]:
+    return lambda row: number(row[1], *path, digits=digits)(row[0])
+
+
 PROFILED: dict[str, Callable[[tuple[Line, str]], str]] = {
     "model": lambda row: f"{model(row[0])}, {size(row[0])}",
     "profile": lambda row: row[1],
-    "step, s": lambda row: number(row[1], "seconds", "step")(row[0]),
-    "picture, s": lambda row: number(row[1], "seconds", "total")(row[0]),
-    "first picture, s": lambda row: number(row[1], "first", "total", digits=".0f")(row[0]),
+    "step, s": profiled("seconds", "step"),
+    "picture, s": profiled("seconds", "total"),
+    "first picture, s": profiled("first", "total", digits=".0f"),
     "reference / this: step": faster("step"),
     "picture": faster("total"),
-    "most at a render, GB": lambda row: number(row[1], "seconds", "peak_gb", digits=".1f")(row[0]),
+    "most at a render, GB": profiled("seconds", "peak_gb", digits=".1f"),
     "drift from the reference: pixels max / mean; latents": lambda row: apart(row[1], "first", "drift")(row[0]),
 }
 
