@@ -27,5 +27,7 @@ clean:  ## remove the environment and everything built
 .venv/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PIP_FIND_LINKS= $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	PIP_FIND_LINKS= $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]' || { \
+	    echo "Set-up did not finish. It needs 10 GB of disk (torch with its CUDA libraries) and a package index; free here:"; \
+	    df -h . "$${TMPDIR:-/tmp}"; exit 1; } >&2
 	touch $@
