@@ -182,6 +182,18 @@ def test_a_combination_that_cannot_be_installed_is_reported(tmp_path: Path) -> N
     assert "| zimage | not installable |" in text and "diffusers==0.0.0" in text
 
 
+def test_a_torch_is_part_of_the_combination(tmp_path: Path) -> None:
+    here = version("torch")
+    done = matrix("--diffusers", HERE, "--torch", here, "0.0.0", "--case", "sd15/base", "-o", tmp_path)
+    assert done.exit_code == 1  # of the torch that there is not
+    content = json.loads((tmp_path / "matrix.json").read_text())
+    assert [c["torch"] for c in content["combinations"]] == [here, "0.0.0"]
+    assert content["combinations"][0]["models"] == {"sd15": "green"}
+    assert "torch==0.0.0" in content["combinations"][1]["not_installable"]
+    assert not {"torch", "torchvision"} & set(content["otherwise"])  # they are not the same everywhere
+    assert f"× torch {here} |" in (tmp_path / "matrix.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -386,6 +398,17 @@ def test_a_change_between_transformers_releases_is_told_from_one_of_diffusers(tm
     assert "diffusers 1 · transformers 4 → diffusers 1 · transformers 5" in text
     assert "lora-drift matrix --plain --diffusers 1 --transformers 4 5 --case flux/base" in text
     assert "pipe()" in text
+
+
+def test_what_a_torch_changes_is_not_laid_at_diffusers_door() -> None:
+    every = outcomes({"1": "green", "2": "green"}) + outcomes({"1": "crash", "2": "crash"})
+    for outcome, torch in zip(every, ("8", "8", "7", "7"), strict=True):
+        outcome.combination = outcome.combination.model_copy(update={"torch": torch})
+    (finding,) = findings.find(every, "golden")
+    text = report.paragraph(finding, "golden")
+    assert "diffusers 1 · transformers 5 · torch 8 → diffusers 1 · transformers 5 · torch 7" in text
+    assert "Seen with transformers 5, torch 7, float32" in text
+    assert "`lora-drift matrix --diffusers 1 --transformers 5 --torch 8 7 --case flux/base`" in text
 
 
 def test_markup_in_messages_stays_text() -> None:

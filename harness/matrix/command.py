@@ -87,7 +87,9 @@ def run(
         found = find(outcomes, mode)
         if checkout is not None:
             explain(found, outcomes, Bisector(checkout, tag=tag, mode=mode), note)
-    content = report.merge(outcomes, found, tag=tag, mode=mode, base={name: version(name) for name in BORROWED})
+    tried = ("torch", "torchvision") if any(combination.torch for combination in wanted) else ()
+    base = {name: version(name) for name in BORROWED if name not in tried}
+    content = report.merge(outcomes, found, tag=tag, mode=mode, base=base)
     show(content)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

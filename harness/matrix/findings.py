@@ -23,7 +23,7 @@ class Bisection(BaseModel):
 
 
 class Finding(BaseModel):
-    """One drift or crash of a model, with every case and every transformers release that shows it alike."""
+    """One drift or crash of a model, with every case and every transformers and torch that shows it alike."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,8 +33,10 @@ class Finding(BaseModel):
     first: Combination
     """The first combination, in the order given, that shows it."""
     before: Combination | None
-    """The last one that does not; None: the oldest given shows it already."""
+    """The last one that does not, else the same Diffusers among others; None: the oldest given shows it already."""
     transformers: list[str]
+    torch: list[str] = []
+    """Those asked for; empty: that of the running environment."""
     boundary: str | None = None
     error: float | None = None
     pixel_max: float | None = None
@@ -102,17 +104,21 @@ def find(outcomes: list[Outcome], mode: Mode) -> list[Finding]:
     """Every drift and crash at the release where it begins, alike ones together."""
     compared = compare_plain(outcomes) if mode == "plain" else {}
     found: dict[tuple[object, ...], Finding] = {}
+    green: dict[tuple[str, str], Combination] = {}
     for chain in chains(outcomes):
         before: Outcome | None = None
         for outcome in chain:
             if outcome.status == "not installable":
                 continue
+            what = outcome.case, outcome.combination.diffusers
+            if outcome.status == "green":
+                green.setdefault(what, outcome.combination)
             begins = before is None or before.status != outcome.status or id(outcome) in compared
             if outcome.status in ("drift", "crash") and begins:
                 well = before is not None and (
                     before.status == "green" or (mode == "plain" and before.status == "drift")
                 )
-                last = before.combination if before is not None and well else None
+                last = before.combination if before is not None and well else green.get(what)
                 _merge(found, outcome, compared.get(id(outcome), last))
             before = outcome
     return list(found.values())
@@ -125,12 +131,17 @@ def _merge(found: dict[tuple[object, ...], Finding], outcome: Outcome, before: C
     if finding is None:
         found[alike] = Finding(
             model=outcome.model, cases=[outcome.case], status=outcome.status, first=outcome.combination, before=before,
-            transformers=[outcome.combination.transformers], boundary=outcome.boundary, error=outcome.error,
+            transformers=[outcome.combination.transformers], torch=_torch(outcome),
+            boundary=outcome.boundary, error=outcome.error,
             pixel_max=outcome.pixel_max, pixel_mean=outcome.pixel_mean, message=outcome.message,
             settings=outcome.settings, script=outcome.script,
         )  # fmt: skip
         return
     if outcome.case not in finding.cases:
         finding.cases.append(outcome.case)
-    if outcome.combination.transformers not in finding.transformers:
-        finding.transformers.append(outcome.combination.transformers)
+    finding.transformers = list(dict.fromkeys([*finding.transformers, outcome.combination.transformers]))
+    finding.torch = list(dict.fromkeys([*finding.torch, *_torch(outcome)]))
+
+
+def _torch(outcome: Outcome) -> list[str]:
+    return [outcome.combination.torch] if outcome.combination.torch else []

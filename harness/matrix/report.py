@@ -132,7 +132,8 @@ def paragraph(finding: Finding, mode: Mode) -> str:
     happened = f"{what} changed ({finding.size})" if finding.status == "drift" else f"It fails with `{finding.size}`"
     settings = f" ({finding.settings})" if finding.settings else ""
     where = ", ".join([finding.cases[0] + settings, *finding.cases[1:]])
-    seen = f"Seen with transformers {', '.join(finding.transformers)}, float32 on the CPU, in {where}."
+    torch = f", torch {', '.join(finding.torch)}" if finding.torch else ""
+    seen = f"Seen with transformers {', '.join(finding.transformers)}{torch}, float32 on the CPU, in {where}."
     return f"**{finding.model}, {_since(finding)}:** {happened}. {seen}{_because(finding)}{_again(finding, mode)}"
 
 
@@ -164,14 +165,15 @@ def _because(finding: Finding) -> str:
 
 
 def _again(finding: Finding, mode: Mode) -> str:
-    releases = [finding.before.diffusers] if finding.before else []
-    releases += [] if finding.first.diffusers in releases else [finding.first.diffusers]
-    seen = [finding.before.transformers] if finding.before else []
-    seen += [] if finding.first.transformers in seen else [finding.first.transformers]
+    pair = [combination for combination in (finding.before, finding.first) if combination]
+    releases = {
+        "diffusers": [combination.diffusers for combination in pair],
+        "transformers": [combination.transformers for combination in pair],
+        "torch": [combination.torch for combination in pair if combination.torch],
+    }
+    options = [f" --{name} {' '.join(dict.fromkeys(given))}" for name, given in releases.items() if given]
     plain = " --plain" if mode == "plain" else ""
-    command = (
-        f"lora-drift matrix{plain} --diffusers {' '.join(releases)} "
-        f"--transformers {' '.join(seen)} --case {finding.cases[0]}"
-    )
     script = f"\n\n```python\n{finding.script}\n```" if finding.script else ""
-    return f" Reproduce (without weights): `{command}`{script}"
+    return (
+        f" Reproduce (without weights): `lora-drift matrix{plain}{''.join(options)} --case {finding.cases[0]}`{script}"
+    )
