@@ -22,7 +22,7 @@ from harness import objects
 from harness.cases import ROOT, Case
 from harness.environment import device_kind
 from harness.minihub import factory
-from pipelines.spec import NoiseStream, noise_stream_of
+from pipelines.spec import NoiseStream, ResizeOrder, noise_stream_of, resize_order_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +92,11 @@ class Golden(BaseModel):
     def noise_stream(self) -> NoiseStream:
         """The stream of half-precision noise of the torch that recorded it (`pipelines.spec.NOISE_STREAMS`)."""
         return noise_stream_of(self.environment["torch"])
+
+    @property
+    def resize_order(self) -> ResizeOrder:
+        """How the Pillow that recorded it resizes control images."""
+        return resize_order_of(self.environment["pillow"])
 
     def same_torch(self, environment: Mapping[str, Any]) -> bool:
         """Was it recorded with the torch of `environment` (patch releases and builds aside)?"""

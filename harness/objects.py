@@ -209,7 +209,7 @@ def _taken(data: bytes, base: bytes) -> bytes:
     """The difference of two contents of one shape."""
     if _header(data):
         return _ppm(ImageChops.subtract_modulo(*(Image.open(io.BytesIO(d)) for d in (data, base))))
-    return (int.from_bytes(data) ^ int.from_bytes(base)).to_bytes(len(data))
+    return (int.from_bytes(data, "big") ^ int.from_bytes(base, "big")).to_bytes(len(data), "big")
 
 
 def _added(difference: bytes, base: bytes) -> bytes:

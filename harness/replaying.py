@@ -138,6 +138,7 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
         dtype=content["dtype"],
         toolkit=content["reproduces"].rpartition(" ")[2],
         noise_stream=content.get("noise_stream"),
+        resize_order=content.get("resize_order"),
         quantization=_quantization(content),
         profile=content.get("profile", "reference"),
     )

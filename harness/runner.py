@@ -117,7 +117,7 @@ class Bench:
         from pipelines.quantize import Quantization
 
         quantization = Quantization(**case.quantization.model_dump()) if case.quantization else None
-        wanted = (case.model, case.base, golden.noise_stream, quantization)
+        wanted = (case.model, case.base, golden.noise_stream, golden.resize_order, quantization)
         if self._loaded is None or self._loaded_as != wanted:
             self._loaded = None  # let the old model go before the next one loads
             self._loaded_as = wanted
@@ -128,6 +128,7 @@ class Bench:
                 dtype=self.dtype,
                 toolkit=self.toolkit,
                 noise_stream=golden.noise_stream,
+                resize_order=golden.resize_order,
                 quantization=quantization,
                 profile=self.profile,
             )
@@ -257,6 +258,7 @@ def _describe(result: Result, golden: Golden) -> None:
         **({"short_way": golden.short_way} if golden.short_way else {}),
         "patches": golden.patches,
         "noise_stream": golden.noise_stream,
+        "resize_order": golden.resize_order,
         "recorder": golden.recorder,
         "seal": golden.seal,
     }

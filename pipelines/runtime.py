@@ -25,7 +25,16 @@ from pipelines.output import Media
 from pipelines.profiles import Profile
 from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
-from pipelines.spec import NOISE_STREAM, NOISE_STREAMS, TOOLKITS, ModelSpec, NoiseStream
+from pipelines.spec import (
+    NOISE_STREAM,
+    NOISE_STREAMS,
+    RESIZE_ORDER,
+    RESIZE_ORDERS,
+    TOOLKITS,
+    ModelSpec,
+    NoiseStream,
+    ResizeOrder,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,11 +73,13 @@ class Base:
         noise_stream: NoiseStream,
         quantization: Quantization,
         *,
+        resize_order: ResizeOrder = RESIZE_ORDER,
         offload: bool = False,
         profile: Profile = "reference",
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
-        self.noise_stream, self.quantization, self.profile = noise_stream, quantization, profile
+        self.noise_stream, self.resize_order = noise_stream, resize_order
+        self.quantization, self.profile = quantization, profile
         self.family = importlib.import_module(f"pipelines.families.{spec.family}")
 
     @cached_property
@@ -179,7 +190,7 @@ class Pipeline:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
         import torch
 
-        from pipelines import noise
+        from pipelines import noise, resizing
 
         if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
             self.base.family.check(self.spec, self.base.repo, settings)
@@ -193,7 +204,7 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream)
-        with torch.no_grad(), noise.through_diffusers(), watch(pipe):
+        with torch.no_grad(), noise.through_diffusers(), resizing.in_order(self.base.resize_order), watch(pipe):
             media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
         return Output(media, settings, self._receipt(settings, media))
 
@@ -229,6 +240,7 @@ class Pipeline:
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
+            **({"resize_order": self.base.resize_order} if settings.control else {}),
             **({"profile": self.base.profile} if self.base.profile != "reference" else {}),
             "versions": dict(_versions()),
         }
@@ -247,6 +259,7 @@ def load(
     dtype: str | None = None,
     toolkit: str = TOOLKITS[-1],
     noise_stream: str | None = None,
+    resize_order: str | None = None,
     quantization: Quantization | None = None,
     offload: bool = False,
     profile: str = "reference",
@@ -260,13 +273,16 @@ def load(
         noise_stream: the torch whose random numbers in half precision to draw, a member of
             `pipelines.spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
             draw the same.
+        resize_order: the Pillow whose way to resize control images to take, a member of
+            `pipelines.spec.RESIZE_ORDERS`; None takes the newest.
         quantization: how the trainer's job quantised the base model; None for not at all.
         offload: keep each component in main memory but while it computes.
         profile: "reference"; "compiled", no longer to the byte; or "fast", where it pays with 8-bit matrix products,
             too (`pipelines.profiles`).
 
     Raises:
-        RequestError: unknown model, dtype, noise stream, trainer version or profile, or a profile that is not for this.
+        RequestError: unknown model, dtype, noise stream, resize order, trainer version or profile, or a profile that is
+            not for this.
         Unsupported: a package that this model needs is missing or too old.
     """
     spec = spec_of(model, toolkit)
@@ -277,13 +293,20 @@ def load(
         raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
     if noise_stream not in (None, *NOISE_STREAMS):
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
+    if resize_order not in (None, *RESIZE_ORDERS):
+        raise RequestError(f"resize_order {resize_order!r}: use {' or '.join(RESIZE_ORDERS)}")
     quantization = quantization or Quantization()
     quantization.check(spec)
     chosen = profiles.choose(profile, spec, quantization, device)
     if chosen != "reference":
         _check_installed(spec, profiles.requirement(chosen, spec, device))
-    stream = noise_stream or NOISE_STREAM
-    return Pipeline(Base(spec, base or spec.base, device, dtype, stream, quantization, offload=offload, profile=chosen))
+    stream, order = noise_stream or NOISE_STREAM, resize_order or RESIZE_ORDER
+    return Pipeline(
+        Base(
+            spec, base or spec.base, device, dtype, stream, quantization,
+            resize_order=order, offload=offload, profile=chosen,
+        )
+    )  # fmt: skip
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

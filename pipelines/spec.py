@@ -16,6 +16,11 @@ NoiseStream = Literal["torch-2.11", "torch-2.13"]
 NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
 NOISE_STREAM: NoiseStream = "torch-2.11"
 """Of the torch that the README of each of the TOOLKITS installs, 2.7.0 (their Docker image: 2.9.1)."""
+ResizeOrder = Literal["pillow-12", "pillow-13"]
+"""Which pass of a resize goes first: as in Pillow up to 12, and since (`pipelines.resizing`)."""
+RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
+RESIZE_ORDER: ResizeOrder = "pillow-13"
+"""Of the Pillow that a trainer gets which is installed now: its requirements name none."""
 Guidance = Literal["cfg", "cfg_above_zero", "cfg_above_one", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,
@@ -31,6 +36,13 @@ def noise_stream_of(torch_version: str) -> NoiseStream:
     from packaging.version import Version
 
     return "torch-2.11" if Version(torch_version) < Version("2.12") else "torch-2.13"
+
+
+def resize_order_of(pillow_version: str) -> ResizeOrder:
+    """The order that this Pillow itself has."""
+    from packaging.version import Version
+
+    return "pillow-12" if Version(pillow_version) < Version("13") else "pillow-13"
 
 
 @dataclass(frozen=True)

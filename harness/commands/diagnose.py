@@ -55,6 +55,7 @@ def diagnose(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
+    resize_order: options.ResizeOrder = None,
     mini: options.Mini = False,
     budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
     results: Annotated[
@@ -102,7 +103,8 @@ def diagnose(
                               frames, fps, trigger, name, [str(path) for path in control or ()])  # fmt: skip
             assert model is not None
             subject = _subject(model, request, lora or [], tag, mini, mode=lora_mode, allow_partial=allow_partial,
-                               base=base, device=device, dtype=dtype, noise_stream=noise_stream)  # fmt: skip
+                               base=base, device=device, dtype=dtype, noise_stream=noise_stream,
+                               resize_order=resize_order)  # fmt: skip
             tier = "mini" if mini else "full"
         search = _search(subject, image, trace, tier)
         found, interrupted = _run(search, budget, quiet=as_json)

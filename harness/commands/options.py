@@ -25,6 +25,7 @@ Tag = Annotated[str | None, typer.Option(help="trainer version (default: the new
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; default by device")]
 NoiseStream = Annotated[str | None, typer.Option(help="bfloat16 noise of torch-2.11 (default) or -2.13")]
+ResizeOrder = Annotated[str | None, typer.Option(help="control images resized as by pillow-13 (default) or -12")]
 Mini = Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")]
 Cases = Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")]
 Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]

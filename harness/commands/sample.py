@@ -41,6 +41,7 @@ def sample(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
+    resize_order: options.ResizeOrder = None,
     quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
     quantize_te: Annotated[bool | None, typer.Option(help="the text encoder too (default: as --quantize)")] = None,
     qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
@@ -95,6 +96,7 @@ def sample(
             dtype=dtype,
             toolkit=toolkit,
             noise_stream=noise_stream,
+            resize_order=resize_order,
             quantization=Quantization(quantize, quantize_te, qtype, qtype_te, recovery),
             profile=profile,
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from harness.results import Metric
 from pipelines import LoraError, RequestError
 from pipelines.quantize import Quantization
 from pipelines.settings import LoraMode, Request, Settings
-from pipelines.spec import NOISE_STREAMS, NoiseStream
+from pipelines.spec import NOISE_STREAMS, RESIZE_ORDERS, NoiseStream, ResizeOrder
 
 Verdict = Literal["match", "rounding", "differs", "unpaired", "error"]
 EQUAL = 1.0
@@ -59,6 +60,8 @@ class Result(BaseModel):
     lora_mode: LoraMode | None = None
     noise: NoiseStream | None = None
     """Which bfloat16 noise stream the picture is shown with; None where there is one only."""
+    resize_order: ResizeOrder | None = None
+    """Which Pillow's way to resize control images it is shown with; None without any."""
     metrics: list[Metric] = []
     codec: Codec | None = None
     effects: dict[str, float] = {}
@@ -231,9 +234,17 @@ class Renderer:
             return [None]
         return sorted(NOISE_STREAMS, key=lambda stream: stream != self.pipeline.base.noise_stream)
 
-    def prefer(self, stream: NoiseStream) -> None:
-        """Try this one first from now on."""
-        self.pipeline.base.noise_stream = stream
+    def orders(self, one: Asked) -> list[ResizeOrder | None]:
+        """The resize orders to try; a job does not say which Pillow made it."""
+        if one.settings is None or not one.settings.control:
+            return [None]
+        return sorted(RESIZE_ORDERS, key=lambda order: order != self.pipeline.base.resize_order)
+
+    def prefer(self, result: Result) -> None:
+        """Try first from now on what `result` is shown with."""
+        base = self.pipeline.base
+        base.noise_stream = result.noise or base.noise_stream
+        base.resize_order = result.resize_order or base.resize_order
 
     def frames(
         self,
@@ -305,22 +316,22 @@ def _why(result: Result, one: Asked, renderer: Renderer, options: Options) -> st
         return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
     ours = Picture.of(renderer.frames(one, result.noise))
     asked = Renderer(planned, options.device)
-    if result.noise is not None:
-        asked.prefer(result.noise)
+    asked.prefer(result)
     said = explain(asked.with_lora(one), one.request, ours, mini=mini, seconds=seconds)
     return f"ours, against the job as it was: {said}"
 
 
 def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified) -> None:
-    """Fill in the verdict; of the two noise streams in bfloat16, the one that comes nearer.
+    """Fill in the verdict; of the noise streams in bfloat16 and the ways to resize control images, what comes nearest.
 
     Raises:
         RequestError, JobError: the sample, or what it takes to render it, cannot be read.
     """
     sample = codec.read(one.sample.path)
     best: Result | None = None
-    for stream in renderer.streams:
-        found = result.model_copy(update={"noise": stream})
+    for stream, order in product(renderer.streams, renderer.orders(one)):
+        found = result.model_copy(update={"noise": stream, "resize_order": order})
+        renderer.prefer(found)
         pair = _compared(found, one, renderer, sample)
         if best is None or (found.metric("pixel_mean") or 0.0) < (best.metric("pixel_mean") or 0.0):
             best = found
@@ -328,8 +339,8 @@ def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified)
         if found.verdict != "differs" or found.metric("pixel_mean") is None:
             break
     assert best is not None
-    if best.noise is not None and best.metric("pixel_mean") is not None:
-        renderer.prefer(best.noise)
+    if best.metric("pixel_mean") is not None:
+        renderer.prefer(best)
     _fill(result, best)
 
 

@@ -54,10 +54,11 @@ def _distances(result: Result) -> tuple[str, str, str]:
 
 
 def _lora(result: Result) -> str:
-    stream = f", noise of {result.noise}" if result.noise else ""
+    drawn = f", noise of {result.noise}" if result.noise else ""
+    resized = f", control images resized as by {result.resize_order}" if result.resize_order else ""
     if not result.lora:
-        return ("none" if result.metrics else "–") + stream
-    return f"{', '.join(result.lora)}, {result.lora_mode}{stream}"
+        return ("none" if result.metrics else "–") + drawn + resized
+    return f"{', '.join(result.lora)}, {result.lora_mode}{drawn}{resized}"
 
 
 def as_json(verified: Verified) -> str:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +22,7 @@ from harness.speed import loras, stopwatch
 from harness.speed.plan import Notes, Plan
 from harness.speed.stopwatch import GB, Stopwatch
 from harness.trace import Trace, Tracer
-from pipelines.spec import noise_stream_of
+from pipelines.spec import noise_stream_of, resize_order_of
 
 Array = np.ndarray
 SIDE = {"cuda": 8192, "cpu": 1024}
@@ -53,8 +54,11 @@ def load_ours(plan: Plan, watch: Stopwatch, **options: Any) -> tuple[Any, Runner
 
     import pipelines
 
-    stream = noise_stream_of(torch.__version__)  # the trainer runs on this torch, too
-    pipeline = pipelines.load(plan.model, device=plan.device, dtype="bfloat16", noise_stream=stream, **options)
+    # The trainer runs on this torch and Pillow, too.
+    drawn, resized = noise_stream_of(torch.__version__), resize_order_of(version("pillow"))
+    pipeline = pipelines.load(
+        plan.model, device=plan.device, dtype="bfloat16", noise_stream=drawn, resize_order=resized, **options
+    )
     import_libraries(pipeline)
     pipe, seconds = watch.timed(lambda: pipeline.base.pipe)
     files: dict[str, Any] = {**lora_files(plan, pipeline)}
