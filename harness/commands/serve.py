@@ -1,6 +1,7 @@
 """`lora-drift serve`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ def serve(
     mini: Annotated[bool, typer.Option("--mini", help="miniature base models, on the CPU (to try things out)")] = False,
 ) -> None:
     """Serve the models over HTTP (docs/server.md). Every setting has an environment variable; options win over them."""
+    if sys.version_info < (3, 11):
+        fail("the server needs Python 3.11 or later (FastAPI's limit for request bodies does)")
     given = {"HOST": host, "PORT": port, "DEVICE": device, "WORKFLOWS_BASE_PATH": loras, "OUTPUT_BASE_PATH": output}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if mini:
