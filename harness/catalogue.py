@@ -287,7 +287,8 @@ def _controls(spec: ModelSpec) -> str:
     least, most = spec.controls
     if most == 0:
         return "none"
-    return str(least) if least == most else f"{least} to {most}"
+    count = str(least) if least == most else f"{least} to {most}"
+    return f"{count}; Pillow 13 resizes some otherwise than 12 did (`--resize-order`)"
 
 
 def _quantised(spec: ModelSpec) -> str:

@@ -94,6 +94,21 @@ def test_an_editing_job_finds_its_control_images_above_its_folder(tmp_path: Path
     assert sample["settings"]["control"] == {0: ["0.png"], 1: ["3.png", "1.png"]}[prompt]
 
 
+def test_an_editing_jobs_pillow_is_found_out(tmp_path: Path) -> None:
+    """A tall control image is made smaller, in one order up to Pillow 12 and in another since."""
+    job = Path(shutil.copytree(JOBS / "qwen_image_edit_plus", tmp_path / "qwen_image_edit_plus"))
+    control = Path(shutil.copytree(JOBS / "inputs", tmp_path / "inputs"), "controls", "0.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (2100, 700, 3), np.uint8)).save(control)
+    (sample,) = job.glob("samples/*__000000002_0.jpg")
+    settings = ("--seed", 42, "--steps", 2, "--guidance", 4, "--control", control, "--resize-order", "pillow-12")
+    done = lora_drift("sample", "--job", job, "--mini", "-p", "[trigger] in the street", *settings, "-o", sample)
+    assert done.exit_code == 0, done.output
+    done, results = verified(tmp_path, job, "--prompt", 0, "--step", 2)
+    (found,) = results["samples"]
+    assert (done.exit_code, found["verdict"], found["resize_order"]) == (0, "match", "pillow-12"), done.output
+    assert "resized as by pillow-12" in " ".join(done.stdout.split())
+
+
 def test_a_lora_saved_in_half_precision_is_apart_by_what_that_rounding_makes(tmp_path: Path) -> None:
     """What the trainer writes by default; the samples are those of the float32 weights either way."""
     job = Path(shutil.copytree(JOBS / "sdxl", tmp_path / "sdxl"))
