@@ -1,8 +1,8 @@
 """Which half of a resize goes first, for the control images of edit and image-to-video models.
 
 Pillow resizes in two passes, one for each axis, and each rounds to 8 bits. Up to 12 the horizontal pass went first; 13
-begins with the vertical one where that leaves fewer pixels by enough. The same control image, resized to another shape,
-is then another by up to 26 of 255. The trainer's requirements name no Pillow, so either may have made a sample. Both
+begins with the vertical one where the height shrinks by more than twice as much as the width. The same control image is
+then another by up to 26 of 255. The trainer's requirements name no Pillow, so either may have made a sample. Both
 orders are written out here, so that any Pillow gives either, to the bit.
 """
 
@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 
 def vertical_first(size: Size, wanted: Size) -> bool:
-    """Does Pillow 13 begin with the vertical pass? (Found by comparing it with both orders, at 7000 pairs of sizes.)"""
+    """Does Pillow 13 begin with the vertical pass? (Found by comparing it with both orders, at 6500 pairs of sizes.)"""
     (width, height), (wanted_width, wanted_height) = size, wanted
     return height > wanted_height and height - wanted_height > 2 * (width - wanted_width)
 
@@ -34,7 +34,7 @@ def in_order(order: ResizeOrder) -> Iterator[None]:
     def resize(
         image: Image.Image, size: Any, resample: int | None = None, box: Any = None, reducing_gap: float | None = None
     ) -> Image.Image:
-        wanted = (int(size[0]), int(size[1]))
+        wanted = (size[0], size[1])
         one_pass = wanted[0] == image.width or wanted[1] == image.height or resample == Image.Resampling.NEAREST
         part = box is not None and tuple(box) != (0, 0, *image.size)
         # Pillow comes back here with RGBa for RGBA; it takes the nearest pixel of a palette.

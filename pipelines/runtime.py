@@ -71,9 +71,9 @@ class Base:
         device: str,
         dtype: str,
         noise_stream: NoiseStream,
+        resize_order: ResizeOrder,
         quantization: Quantization,
         *,
-        resize_order: ResizeOrder = RESIZE_ORDER,
         offload: bool = False,
         profile: Profile = "reference",
     ) -> None:
@@ -301,12 +301,8 @@ def load(
     if chosen != "reference":
         _check_installed(spec, profiles.requirement(chosen, spec, device))
     stream, order = noise_stream or NOISE_STREAM, resize_order or RESIZE_ORDER
-    return Pipeline(
-        Base(
-            spec, base or spec.base, device, dtype, stream, quantization,
-            resize_order=order, offload=offload, profile=chosen,
-        )
-    )  # fmt: skip
+    repo = base or spec.base
+    return Pipeline(Base(spec, repo, device, dtype, stream, order, quantization, offload=offload, profile=chosen))
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from harness.jobs.verify import Asked, Renderer
     from pipelines import Pipeline
     from pipelines.lora import Lora
-    from pipelines.spec import NoiseStream
 
 ROUNDINGS = 3
 """LoRAs that a file may have been rounded from, of which the one that moves the picture most is believed."""
@@ -53,9 +52,7 @@ def worn(pipeline: Pipeline, loras: Iterable[Lora], multiplier: float) -> Iterat
             module.weight.data = original.to(module.weight.device)
 
 
-def effects(
-    one: Asked, renderer: Renderer, stream: NoiseStream | None, ours: Array, encode: Callable[[Array], Array]
-) -> dict[str, float]:
+def effects(one: Asked, renderer: Renderer, ours: Array, encode: Callable[[Array], Array]) -> dict[str, float]:
     """Mean pixel differences, after encoding, of renders that are legally the same as ours.
 
     The trainer keeps a LoRA in float32 and rounds what it saves: any value that rounds to the file's may have been the
@@ -73,17 +70,17 @@ def effects(
                 files = {name: path for name, path in moved.items() if path is not None}
                 if not files:  # in float32 already
                     break
-                other = renderer.frames(one, stream, {**one.checkpoint.files, **files})
+                other = renderer.frames(one, {**one.checkpoint.files, **files})
                 drawn.append(mean_difference(ours, encode(other)))
         if drawn:
             found["the trainer sampled with float32 weights, which the LoRA file holds rounded"] = max(drawn)
     if one.earlier and one.checkpoint is not None:
-        other = renderer.frames(one, stream, after=[one.checkpoint])  # instead of those, which may not be there
+        other = renderer.frames(one, after=[one.checkpoint])  # instead of those, which may not be there
         found[WORN] = mean_difference(ours, encode(other))
     if renderer.pipeline.base.dtype != "float32":
         with sdpa_kernel([SDPBackend.MATH]):
             found[f"another torch or device rounds {renderer.pipeline.base.dtype} otherwise"] = mean_difference(
-                ours, encode(renderer.frames(one, stream))
+                ours, encode(renderer.frames(one))
             )
     return found
 

@@ -241,22 +241,14 @@ class Renderer:
         return sorted(RESIZE_ORDERS, key=lambda order: order != self.pipeline.base.resize_order)
 
     def prefer(self, result: Result) -> None:
-        """Try first from now on what `result` is shown with."""
+        """Render from now on with what `result` is shown with, and try that first."""
         base = self.pipeline.base
         base.noise_stream = result.noise or base.noise_stream
         base.resize_order = result.resize_order or base.resize_order
 
-    def frames(
-        self,
-        one: Asked,
-        stream: NoiseStream | None,
-        files: dict[str, Path] | None = None,
-        after: Iterable[Checkpoint] = (),
-    ) -> Array:
+    def frames(self, one: Asked, files: dict[str, Path] | None = None, after: Iterable[Checkpoint] = ()) -> Array:
         """The picture; with other LoRA `files` than the step's, or a base in which others were merged `after`."""
         assert one.settings is not None
-        if stream is not None:
-            self.pipeline.base.noise_stream = stream
         before = [self.pipeline.with_lora(**checkpoint.files).lora for checkpoint in after]  # type: ignore[arg-type]
         with worn(self.pipeline, [lora for lora in before if lora], one.settings.multiplier):
             output = self.with_lora(one, files).render(one.settings)
@@ -314,7 +306,7 @@ def _why(result: Result, one: Asked, renderer: Renderer, options: Options) -> st
     planned, mini, seconds = renderer.planned, options.mini, options.seconds
     if options.quantized or planned.quantization == Quantization():
         return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
-    ours = Picture.of(renderer.frames(one, result.noise))
+    ours = Picture.of(renderer.frames(one))
     asked = Renderer(planned, options.device)
     asked.prefer(result)
     said = explain(asked.with_lora(one), one.request, ours, mini=mini, seconds=seconds)
@@ -339,8 +331,7 @@ def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified)
         if found.verdict != "differs" or found.metric("pixel_mean") is None:
             break
     assert best is not None
-    if best.metric("pixel_mean") is not None:
-        renderer.prefer(best)
+    renderer.prefer(best)
     _fill(result, best)
 
 
@@ -363,7 +354,7 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -
             after.message = "; ".join(filter(None, (f"{WORN} (of the steps {steps})", after.message)))
             _fill(result, after)
             return other
-    result.effects = effects(one, renderer, result.noise, pair[1], lambda frames: codec.encoded(frames, sample))
+    result.effects = effects(one, renderer, pair[1], lambda frames: codec.encoded(frames, sample))
     cause = max(result.effects, key=result.effects.__getitem__, default="")
     if cause and (result.metric("pixel_mean") or 0.0) <= ROUNDING_FACTOR * result.effects[cause]:
         result.verdict = "rounding"
@@ -375,7 +366,7 @@ def _measured(
     result: Result, one: Asked, renderer: Renderer, sample: Picture, after: Iterable[Checkpoint] = ()
 ) -> tuple[Array, Array]:
     """Fill in the distances, and whether they are a match."""
-    rendered = renderer.frames(one, result.noise, after=after)
+    rendered = renderer.frames(one, after=after)
     ours = codec.encoded(rendered, sample)
     result.verdict = "differs"
     if sample.frames.shape != ours.shape:

@@ -56,9 +56,9 @@ def _distances(result: Result) -> tuple[str, str, str]:
 def _lora(result: Result) -> str:
     drawn = f", noise of {result.noise}" if result.noise else ""
     resized = f", resized as by {result.resize_order}" if result.resize_order else ""
-    if not result.lora:
-        return ("none" if result.metrics else "–") + drawn + resized
-    return f"{', '.join(result.lora)}, {result.lora_mode}{drawn}{resized}"
+    without = "none" if result.metrics else "–"
+    lora = f"{', '.join(result.lora)}, {result.lora_mode}" if result.lora else without
+    return lora + drawn + resized
 
 
 def as_json(verified: Verified) -> str:

@@ -129,19 +129,15 @@ def _merge(found: dict[tuple[object, ...], Finding], outcome: Outcome, before: C
              outcome.boundary, outcome.message if outcome.status == "crash" else None)  # fmt: skip
     finding = found.get(alike)
     if finding is None:
-        found[alike] = Finding(
-            model=outcome.model, cases=[outcome.case], status=outcome.status, first=outcome.combination, before=before,
-            transformers=[outcome.combination.transformers], torch=_torch(outcome),
-            boundary=outcome.boundary, error=outcome.error,
+        finding = found[alike] = Finding(
+            model=outcome.model, cases=[], status=outcome.status, first=outcome.combination, before=before,
+            transformers=[], boundary=outcome.boundary, error=outcome.error,
             pixel_max=outcome.pixel_max, pixel_mean=outcome.pixel_mean, message=outcome.message,
             settings=outcome.settings, script=outcome.script,
         )  # fmt: skip
-        return
-    if outcome.case not in finding.cases:
-        finding.cases.append(outcome.case)
-    finding.transformers = list(dict.fromkeys([*finding.transformers, outcome.combination.transformers]))
-    finding.torch = list(dict.fromkeys([*finding.torch, *_torch(outcome)]))
-
-
-def _torch(outcome: Outcome) -> list[str]:
-    return [outcome.combination.torch] if outcome.combination.torch else []
+    where = outcome.combination
+    for seen, value in (
+        (finding.cases, outcome.case), (finding.transformers, where.transformers), (finding.torch, where.torch),
+    ):  # fmt: skip
+        if value is not None and value not in seen:
+            seen.append(value)

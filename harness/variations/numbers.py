@@ -46,8 +46,8 @@ def _quantized(s: Subject) -> bool:
 def base_not_quantised(s: Subject) -> Iterator[Subject]:
     """The base model is as it was released, where the trainer had quantised it; the LoRA stays live."""
     base = s.pipeline.base
-    plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, Quantization(),
-                 resize_order=base.resize_order, offload=base.offload)  # fmt: skip
+    plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, base.resize_order, Quantization(),
+                 offload=base.offload)  # fmt: skip
     yield replace(s, pipeline=replace(s.pipeline, base=plain))
 
 
