@@ -18,7 +18,7 @@ test: .venv/ready lint  ## lint, types, all tests and mini cases
 lint: .venv/ready  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipelines harness server tests
+	$(BIN)/mypy lora_drift tests
 
 clean:  ## remove the environment and everything built
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # miniature tensors: a second thread only gets in the way
 
-from harness import runner
+from lora_drift.harness.check import runner
 
 runner.use_minihub()

@@ -36,21 +36,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from harness import cases, goldens, runner
-from harness.cases import ASSETS
-from harness.diagnosis import pictures, words
-from harness.diagnosis.pictures import Frames, Picture
-from harness.diagnosis.reuse import Memory
-from harness.diagnosis.search import Candidate, Diagnosis, Search
-from harness.measure import threads
-from harness.minihub import factory
-from harness.quiet import quiet
-from harness.runner import Bench
-from harness.trace import Trace
-from harness.variations import Subject, Variation, applicable
-from pipelines import MODELS
-from pipelines.errors import RequestError
-from pipelines.settings import Request
+from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.deviations.diagnosis import pictures, words
+from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
+from lora_drift.harness.deviations.diagnosis.reuse import Memory
+from lora_drift.harness.deviations.diagnosis.search import Candidate, Diagnosis, Search
+from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.harness.hf_logging import quiet
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.studies.spread import threads
+from lora_drift.pipelines import MODELS
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.settings import Request
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),

@@ -1,6 +1,6 @@
 """The trainer, ours and plain Diffusers on one device: the same picture? how long, and what memory?
 
-    python -m harness.minihub.full --model flux --home DIR     # in the trainer's environment
+    python -m lora_drift.harness.minihub.full --model flux --home DIR     # in the trainer's environment
     python benchmarks/gpu.py --home DIR --model flux --trainer ai-toolkit --json results.jsonl
     python benchmarks/gpu.py --markdown results.jsonl       # the tables of docs/performance.md
 
@@ -22,10 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness.minihub import full  # noqa: E402
-from harness.speed import table  # noqa: E402
-from harness.speed.plan import Plan  # noqa: E402
-from pipelines.profiles import PROFILES  # noqa: E402
+from lora_drift.harness.minihub import full  # noqa: E402
+from lora_drift.harness.studies.speed import table  # noqa: E402
+from lora_drift.harness.studies.speed.plan import Plan  # noqa: E402
+from lora_drift.pipelines.profiles import PROFILES  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -52,7 +52,9 @@ def parse() -> argparse.Namespace:
     if unknown:
         parser.error(f"--model {unknown[0]}: there are {', '.join(full.FULL)}")
     if args.home is not None and not (args.home / "hub").is_dir():
-        parser.error(f"--home {args.home}: no Hugging Face cache (build it with `python -m harness.minihub.full`)")
+        parser.error(
+            f"--home {args.home}: no Hugging Face cache (build it with `python -m lora_drift.harness.minihub.full`)"
+        )
     return args
 
 
@@ -76,7 +78,9 @@ def without_paths(line: dict[str, Any], args: argparse.Namespace, folder: Path) 
 
 def run(part: str, plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     """Run one part in a process of its own; what it noted, and how it ended if not well."""
-    module = "harness.speed.trainer" if part == "trainer" else "harness.speed.ours"
+    module = (
+        "lora_drift.harness.studies.speed.trainer" if part == "trainer" else "lora_drift.harness.studies.speed.ours"
+    )
     command = [sys.executable, "-m", module, *([] if part == "trainer" else [part]), plan.dump()]
     folders = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     if part == "trainer":

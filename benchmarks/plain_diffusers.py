@@ -18,10 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from harness import cases, goldens, metrics, plain, runner
-from harness.cases import Case
-from harness.minihub import factory
-from harness.quiet import quiet
+from lora_drift.harness.check import cases, goldens, metrics, runner
+from lora_drift.harness.check.cases import Case
+from lora_drift.harness.hf_logging import quiet
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.studies import stock_diffusers
 
 
 def twice(render: Callable[[], Any]) -> tuple[Any, float]:
@@ -44,9 +45,9 @@ def measure(bench: runner.Bench, case: Case) -> dict[str, Any]:
     ours, ours_seconds = twice(lambda: bench.render(pipeline, settings))
     row["ours"] = distance(golden.frames(), ours.frames)
     try:
-        frames, seconds = twice(plain.Plain(case, golden).render)
+        frames, seconds = twice(stock_diffusers.Plain(case, golden).render)
     except Exception as error:  # noqa: BLE001  that a plain script fails is a finding, and is printed
-        row["plain"] = {"note": plain.short(error)[:100]}
+        row["plain"] = {"note": stock_diffusers.short(error)[:100]}
     else:
         row |= {"plain": distance(golden.frames(), frames), "ratio": ours_seconds / seconds}
     return row

@@ -14,11 +14,12 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-from harness import goldens, results
-from harness.cases import ROOT, load_all
-from harness.recorder import pins
-from harness.report.render import render
-from harness.results import Metric, Result
+from lora_drift.harness import tags
+from lora_drift.harness.check import goldens, results
+from lora_drift.harness.check.cases import load_all
+from lora_drift.harness.check.results import Metric, Result
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.report.render import render
 
 MANY = 10_000
 TYPED = "status:match model:flux -lora:lokr max:<2"
@@ -32,7 +33,7 @@ TYPE = """(text) => {
 
 def from_goldens() -> list[Result]:
     """A match of every golden of the newest tag with itself."""
-    found, tag = [], pins.newest()
+    found, tag = [], tags.newest()
     for case in load_all():
         golden = goldens.load(tag, case, None)
         picture = str(golden.stored("picture").relative_to(ROOT))

@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import psutil
 
-from harness import cases, goldens, runner
-from harness.minihub import factory
-from server.local import LocalServer
+from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness.minihub import factory
+from lora_drift.server.local import LocalServer
 
 MODELS = ("sd15", "sdxl", "flux", "flex1", "zimage_turbo", "lumina2", "qwen_image", "wan21_1b")
 FAIRNESS_BOUND = 8
@@ -159,10 +159,10 @@ class Plain:
 
     def __init__(self, folder: Path, device: str) -> None:
         runner.use_minihub()
-        from harness.quiet import quiet
+        from lora_drift.harness.hf_logging import quiet
 
         quiet()
-        import pipelines
+        from lora_drift import pipelines
 
         self.folder = folder
         bases = {model: pipelines.load(model, device=device) for model in MODELS}

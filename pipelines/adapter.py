@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.lora import Delta, Kron, Lora, LowRank, on_device
-from pipelines.quantize import Packed
-from pipelines.settings import LoraMode
+from lora_drift.pipelines.lora import Delta, Kron, Lora, LowRank, on_device
+from lora_drift.pipelines.quantize import Packed
+from lora_drift.pipelines.settings import LoraMode
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import RequestError
+from lora_drift.pipelines.errors import RequestError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import RequestError
-from pipelines.lora import Shapes, module_shapes
-from pipelines.spec import ModelSpec, Scheduler
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.lora import Shapes, module_shapes
+from lora_drift.pipelines.spec import ModelSpec, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ def scheduler(row: Scheduler) -> Any:
     """A fresh scheduler: some keep state from one render to the next, so no two renders share one."""
     import diffusers
 
-    from pipelines import schedulers
+    from lora_drift.pipelines import schedulers
 
     return getattr(schedulers if hasattr(schedulers, row.cls) else diffusers, row.cls)(**row.config)
 

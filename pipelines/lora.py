@@ -16,8 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.errors import LoraError
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines.errors import LoraError
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -290,7 +290,7 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
 
     A family whose files name modules otherwise than Diffusers has a function `lora_targets(name) -> list[Target]`.
     """
-    family = importlib.import_module(f"pipelines.families.{spec.family}")
+    family = importlib.import_module(f"lora_drift.pipelines.families.{spec.family}")
     convert = getattr(family, "lora_targets", lambda name: [Target(name)])
     underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pipelines.spec import NoiseStream
+from lora_drift.pipelines.spec import NoiseStream
 
 BLOCK = 16
 """torch turns uniform numbers into normal ones 16 at a time: 8 radii, then 8 angles. Fewer are drawn one by one, in

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.errors import RequestError
+from lora_drift.pipelines.errors import RequestError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipelines.runtime import Output
+    from lora_drift.pipelines.runtime import Output
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = {".mkv": "ffv1", ".mp4": "libx264"}

@@ -5,7 +5,7 @@ the compiler; another prompt, seed, step count or LoRA of that size compiles not
 than those of the reference, and torch chooses some of them by a stopwatch: no byte is promised, no case vouches for it,
 and what it costs is measured (docs/performance.md).
 
-fast does that, and where matrix products are most of the time the large ones are in 8 bits (`pipelines.eight`), which
+fast does that, and where matrix products are most of the time the large ones are in 8 bits (`fp8_linear.py`), which
 rounds much more coarsely.
 
 Left out, because they would take more than rounding: fused q, k and v, and caches that skip steps.
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipelines.errors import RequestError, Unsupported
-from pipelines.lora import Lora, LowRank
-from pipelines.quantize import Quantization
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines.errors import RequestError, Unsupported
+from lora_drift.pipelines.lora import Lora, LowRank
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,7 +138,7 @@ def check_lora(lora: Lora, mode: str, profile: Profile) -> None:
 def weights_changed(denoisers: Iterable[nn.Module], profile: Profile) -> None:
     """To be told whenever a LoRA was merged or taken out, and before the first render."""
     if profile == "fast":
-        from pipelines import eight
+        from lora_drift.pipelines import fp8_linear as eight
 
         eight.refresh(denoisers)
 
@@ -147,7 +147,7 @@ def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
     """Prepare a loaded pipeline; the compiler runs when the first picture does."""
     import torch
 
-    from pipelines import eight
+    from lora_drift.pipelines import fp8_linear as eight
 
     row = FAST[spec.family]
     for name in spec.denoisers.values():

@@ -16,15 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import LoraError, RequestError
-from pipelines.lora import LowRank
+from lora_drift.pipelines.errors import LoraError, RequestError
+from lora_drift.pipelines.lora import LowRank
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipelines.lora import Lora, Shapes
-    from pipelines.spec import ModelSpec
+    from lora_drift.pipelines.lora import Lora, Shapes
+    from lora_drift.pipelines.spec import ModelSpec
 
 GROUP = 64
 """Numbers of a row that share a scale, in the uint types."""
@@ -214,7 +214,7 @@ def recovery_adapter(quantization: Quantization, spec: ModelSpec, shapes: Shapes
     Raises:
         RequestError: it is neither a file nor on the hub, or belongs to another model.
     """
-    from pipelines import lora
+    from lora_drift.pipelines import lora
 
     given = quantization.adapter_of(spec)
     if given is None:
@@ -266,7 +266,7 @@ def _with_adapter(denoisers: Mapping[str, nn.Module], qtype: str, adapter: Lora)
 
     The trainer asks for uint8 in all others, which its torchao cannot do: they stay as they are.
     """
-    from pipelines.adapter import live
+    from lora_drift.pipelines.adapter import live
 
     for delta in adapter.deltas:
         layer: Any = denoisers[delta.component].get_submodule(delta.module)

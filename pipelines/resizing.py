@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from pipelines.spec import ResizeOrder
+from lora_drift.pipelines.spec import ResizeOrder
 
 Size = tuple[int, int]
 

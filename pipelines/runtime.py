@@ -17,15 +17,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading, output, profiles, quantize
-from pipelines.adapter import Adapter
-from pipelines.errors import Cancelled, RequestError, Unsupported
-from pipelines.lora import Lora, Shapes, read
-from pipelines.output import Media
-from pipelines.profiles import Profile
-from pipelines.quantize import Quantization
-from pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
-from pipelines.spec import (
+from lora_drift.pipelines import loading, output, profiles, quantize
+from lora_drift.pipelines.adapter import Adapter
+from lora_drift.pipelines.errors import Cancelled, RequestError, Unsupported
+from lora_drift.pipelines.lora import Lora, Shapes, read
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.profiles import Profile
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from lora_drift.pipelines.spec import (
     NOISE_STREAM,
     NOISE_STREAMS,
     RESIZE_ORDER,
@@ -57,7 +57,7 @@ class Output:
         return self.media.frames
 
     def save(self, path: str | Path, *, quality: int | None = None) -> Path:
-        """Write the picture or video and `<path>.json`, the receipt, next to it. See `pipelines.output.save`."""
+        """Write the picture or video and `<path>.json`, the receipt, next to it. See `output.save`."""
         return output.save(self, Path(path), quality=quality)
 
 
@@ -80,7 +80,7 @@ class Base:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
         self.noise_stream, self.resize_order = noise_stream, resize_order
         self.quantization, self.profile = quantization, profile
-        self.family = importlib.import_module(f"pipelines.families.{spec.family}")
+        self.family = importlib.import_module(f"lora_drift.pipelines.families.{spec.family}")
 
     @cached_property
     def shapes(self) -> Shapes:
@@ -173,7 +173,7 @@ class Pipeline:
         return replace(self, lora=lora, mode=mode or self.usual_mode)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
-        """Render one request; `fields` are those of `pipelines.settings.Request`.
+        """Render one request; `fields` are those of `lora_drift.pipelines.settings.Request`.
 
         Raises:
             RequestError: a field is wrong (before weights load).
@@ -190,7 +190,7 @@ class Pipeline:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
         import torch
 
-        from pipelines import noise, resizing
+        from lora_drift.pipelines import noise, resizing
 
         if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
             self.base.family.check(self.spec, self.base.repo, settings)
@@ -267,18 +267,18 @@ def load(
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
 
     Args:
-        toolkit: version of the trainer whose samples to reproduce, a member of `pipelines.spec.TOOLKITS`.
+        toolkit: version of the trainer whose samples to reproduce, a member of `lora_drift.pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
         noise_stream: the torch whose random numbers in half precision to draw, a member of
-            `pipelines.spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
+            `spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
             draw the same.
         resize_order: the Pillow whose way to resize control images to take, a member of
-            `pipelines.spec.RESIZE_ORDERS`; None takes the newest.
+            `lora_drift.pipelines.spec.RESIZE_ORDERS`; None takes the newest.
         quantization: how the trainer's job quantised the base model; None for not at all.
         offload: keep each component in main memory but while it computes.
         profile: "reference"; "compiled", no longer to the byte; or "fast", where it pays with 8-bit matrix products,
-            too (`pipelines.profiles`).
+            too (`lora_drift.pipelines.profiles`).
 
     Raises:
         RequestError: unknown model, dtype, noise stream, resize order, trainer version or profile, or a profile that is

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pipelines import images
-from pipelines.errors import RequestError
-from pipelines.spec import TOOLKITS, ModelSpec
-from pipelines.table import MODELS
+from lora_drift.pipelines import images
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.spec import TOOLKITS, ModelSpec
+from lora_drift.pipelines.table import MODELS
 
 LoraMode = Literal["merged", "live"]
 

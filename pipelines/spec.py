@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
 """Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
 NoiseStream = Literal["torch-2.11", "torch-2.13"]
-"""Numbers that torch draws in half precision: those up to 2.11, and those since (`pipelines.noise`)."""
+"""Numbers that torch draws in half precision: those up to 2.11, and those since (`lora_drift.pipelines.noise`)."""
 NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
 NOISE_STREAM: NoiseStream = "torch-2.11"
 """Of the torch that the README of each of the TOOLKITS installs, 2.7.0 (their Docker image: 2.9.1)."""
 ResizeOrder = Literal["pillow-12", "pillow-13"]
-"""Which pass of a resize goes first: as in Pillow up to 12, and since (`pipelines.resizing`)."""
+"""Which pass of a resize goes first: as in Pillow up to 12, and since (`lora_drift.pipelines.resizing`)."""
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
 RESIZE_ORDER: ResizeOrder = "pillow-13"
 """Of the Pillow that a trainer gets which is installed now: its requirements name none."""
@@ -47,7 +47,7 @@ def resize_order_of(pillow_version: str) -> ResizeOrder:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A class (of `pipelines.schedulers`, else of Diffusers) and the config *in effect* while the trainer samples."""
+    """A class (of `schedulers.py`, else of Diffusers) and the config *in effect* while the trainer samples."""
 
     cls: str
     config: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Quantizes:
-    """How the trainer quantises a model, if a job asks for it (`pipelines.quantize`)."""
+    """How the trainer quantises a model, if a job asks for it (`lora_drift.pipelines.quantize`)."""
 
     encoders: tuple[str, ...] = ("text_encoder",)
     """Components of `quantize_te`."""
@@ -87,7 +87,7 @@ class ModelSpec:
     title: str
     kind: Literal["image", "edit", "video"]
     family: str
-    """Module in `pipelines.families` that renders it."""
+    """Module in `lora_drift.pipelines.families` that renders it."""
     pipeline: str
     """Diffusers pipeline class, or "ours" where Diffusers has none that can be made to match (see `why_ours`)."""
     base: str

@@ -1,1 +1,1 @@
-"""The HTTP server. `server.app:app` is the ASGI application; only the worker process imports torch."""
+"""The HTTP server. `lora_drift.server.app:app` is the ASGI application; only the worker process imports torch."""

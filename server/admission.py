@@ -9,14 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines import MODELS, ModelSpec, RequestError
-from pipelines.quantize import Quantization
-from pipelines.settings import Request, resolve
-from server import controls, fetch, loras
-from server.config import Settings
-from server.errors import bad
-from server.jobs import Job, LoraFile, Prompt, Secrets
-from server.schemas import InferenceRequest, LoraItem, PromptItem, Verified
+from lora_drift.pipelines import MODELS, ModelSpec, RequestError
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.settings import Request, resolve
+from lora_drift.server import controls, fetch, loras
+from lora_drift.server.config import Settings
+from lora_drift.server.errors import bad
+from lora_drift.server.request_plan import Job, LoraFile, Prompt, Secrets
+from lora_drift.server.schemas import InferenceRequest, LoraItem, PromptItem, Verified
 
 LARGEST_SIDE = 4096
 MOST_FRAMES = 1000
@@ -83,10 +83,10 @@ def warnings_of(asked: InferenceRequest) -> list[str]:
 
 @cache
 def vouching(model: str, lora_mode: str | None, *, quantized: bool = False) -> Verified | None:
-    from harness.coverage import covering
-    from harness.recorder import pins
+    from lora_drift.harness import tags
+    from lora_drift.harness.check.verified_by import covering
 
-    found = covering(model, lora_mode, pins.newest(), quantized=quantized)
+    found = covering(model, lora_mode, tags.newest(), quantized=quantized)
     return None if found is None else Verified(**found)
 
 

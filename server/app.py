@@ -1,4 +1,4 @@
-"""The ASGI application: `uvicorn server.app:app`, or `lora-drift serve`."""
+"""The ASGI application: `uvicorn lora_drift.server.app:app`, or `lora-drift serve`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,15 +12,15 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pipelines import MODELS, ModelSpec
-from server import admission, openai_api
-from server.config import MEGABYTE, Settings
-from server.deps import Named, Serving, authorized, submit
-from server.errors import ApiError, ErrorResponse, bad
-from server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
-from server.service import running
-from server.telemetry import log_to_stderr
-from server.times import iso
+from lora_drift.pipelines import MODELS, ModelSpec
+from lora_drift.server import admission, openai_api
+from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.deps import Named, Serving, authorized, submit
+from lora_drift.server.errors import ApiError, ErrorResponse, bad
+from lora_drift.server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
+from lora_drift.server.service import running
+from lora_drift.server.telemetry import log_to_stderr
+from lora_drift.server.times import iso
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}

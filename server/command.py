@@ -6,7 +6,7 @@ import sys
 import uvicorn
 from pydantic import ValidationError
 
-from server.telemetry import log_to_stderr
+from lora_drift.server.telemetry import log_to_stderr
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -14,7 +14,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def run() -> int:
     """Serve until a signal comes; the exit code."""
     try:
-        from server.app import app  # reads the settings
+        from lora_drift.server.app import app  # reads the settings
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         print(f"error: environment: {wrong}", file=sys.stderr)

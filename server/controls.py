@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from server import fetch
-from server.config import MEGABYTE, Settings
-from server.errors import ApiError, bad
-from server.fetch import FetchError
-from server.loras import is_url
+from lora_drift.server import fetch
+from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.errors import ApiError, bad
+from lora_drift.server.fetch import FetchError
+from lora_drift.server.loras import is_url
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 FETCH_TIMEOUT = 30

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from server import admission
-from server.config import Settings
-from server.errors import ApiError
-from server.schemas import InferenceRequest
-from server.service import Service
-from server.store import Conflict, New, Row
+from lora_drift.server import admission
+from lora_drift.server.config import Settings
+from lora_drift.server.errors import ApiError
+from lora_drift.server.schemas import InferenceRequest
+from lora_drift.server.service import Service
+from lora_drift.server.store import Conflict, New, Row
 
 
 async def service_of(request: Request) -> Service:

@@ -55,7 +55,7 @@ class LocalServer:
     def start(self, *, ready: bool = True) -> None:
         """Start, and wait until it answers (and renders, if `ready`)."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "harness.cli", "serve", "--mini"]
+            command = [sys.executable, "-m", "lora_drift", "serve", "--mini"]
             self._process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:

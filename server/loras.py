@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from httpx2 import Response
 
-from server import fetch
-from server.config import MEGABYTE, Settings
-from server.errors import ApiError, bad
-from server.store import Store
+from lora_drift.server import fetch
+from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.errors import ApiError, bad
+from lora_drift.server.store import Store
 
 HUGGING_FACE = "huggingface.co"
 

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from server.deps import Serving, authorized, submit
-from server.errors import ApiError, ErrorResponse, bad
-from server.schemas import Guidance, InferenceRequest, LoraItem, PromptItem, Seed, Side, Text
-from server.service import Service
-from server.store import Row
+from lora_drift.server.deps import Serving, authorized, submit
+from lora_drift.server.errors import ApiError, ErrorResponse, bad
+from lora_drift.server.schemas import Guidance, InferenceRequest, LoraItem, PromptItem, Seed, Side, Text
+from lora_drift.server.service import Service
+from lora_drift.server.store import Row
 
 PREFIX = "/v1/images"
 _SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -158,7 +158,7 @@ async def _answer(service: Service, request: Request, asked: ImageRequest, contr
 
 
 def _translated(asked: ImageRequest, controls: list[str]) -> InferenceRequest:
-    from pipelines import MODELS
+    from lora_drift.pipelines import MODELS
 
     spec = MODELS.get(asked.model)
     if spec is not None and spec.kind == "video":

@@ -11,21 +11,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from server import webhooks
-from server.admission import forget_controls
-from server.config import MEGABYTE, Settings
-from server.fetch import FetchError
-from server.jobs import Job, Secrets
-from server.loras import Downloads, LoraFileError
-from server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
-from server.schemas import Outputs as OutputLists
-from server.store import Row, Store
-from server.supervisor import Dispatcher, WorkerProcess
-from server.telemetry import Metrics
-from server.times import iso
-from server.worker import WorkerSettings
+from lora_drift.server import webhooks
+from lora_drift.server.admission import forget_controls
+from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.fetch import FetchError
+from lora_drift.server.loras import Downloads, LoraFileError
+from lora_drift.server.render_process import WorkerSettings
+from lora_drift.server.request_plan import Job, Secrets
+from lora_drift.server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
+from lora_drift.server.schemas import Outputs as OutputLists
+from lora_drift.server.store import Row, Store
+from lora_drift.server.supervisor import Dispatcher, WorkerProcess
+from lora_drift.server.telemetry import Metrics
+from lora_drift.server.times import iso
 
-log = logging.getLogger("server.service")
+log = logging.getLogger("lora_drift.server.service")
 
 DOWNLOADS_AT_ONCE = 4
 DELIVERIES_AT_ONCE = 32

@@ -11,8 +11,8 @@ from sqlalchemy import JSON, Engine, create_engine, delete, event, exists, func,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from server.jobs import Job, Secrets
-from server.schemas import FINISHED, State
+from lora_drift.server.request_plan import Job, Secrets
+from lora_drift.server.schemas import FINISHED, State
 
 
 class Base(DeclarativeBase):

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection
 from multiprocessing import connection
 from typing import Any, Protocol
 
-from server.config import Settings
-from server.jobs import Job, Secrets
-from server.schemas import State
-from server.store import Row
-from server.telemetry import Metrics
-from server.worker import WorkerSettings, main
+from lora_drift.server.config import Settings
+from lora_drift.server.render_process import WorkerSettings, main
+from lora_drift.server.request_plan import Job, Secrets
+from lora_drift.server.schemas import State
+from lora_drift.server.store import Row
+from lora_drift.server.telemetry import Metrics
 
-log = logging.getLogger("server.supervisor")
+log = logging.getLogger("lora_drift.server.supervisor")
 
 LONGEST_PAUSE = 30.0
 """Seconds between starts of a worker that keeps dying before it is ready."""
@@ -48,7 +48,7 @@ class WorkerDied(Exception):
 
 
 class Worker(Protocol):
-    """One that renders. `messages` are those of `server.worker`."""
+    """One that renders. `messages` are those of `lora_drift.server.render_process`."""
 
     def send(self, command: str, payload: Any) -> None: ...
     def receive(self, timeout: float) -> dict[str, Any] | None: ...

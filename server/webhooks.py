@@ -7,11 +7,11 @@ import logging
 import time
 from typing import Any
 
-from server import fetch
-from server.config import Settings
-from server.store import Row
+from lora_drift.server import fetch
+from lora_drift.server.config import Settings
+from lora_drift.server.store import Row
 
-log = logging.getLogger("server.webhooks")
+log = logging.getLogger("lora_drift.server.webhooks")
 
 TIMEOUT = 30
 LONGEST_DELAY = 3600

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-import pipelines
-from harness import cases, goldens, runner
-from harness.goldens import Golden
-from harness.minihub import factory
-from pipelines import Pipeline
+from lora_drift import pipelines
+from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines import Pipeline
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -113,7 +114,7 @@ class Reader:
         rest = Image.fromarray(others).quantize(COLOURS - OWN).getpalette() or []
         palette = Image.new("P", (1, 1))
         palette.putpalette([*own, *rest][: 3 * COLOURS])
-        image.quantize(palette=palette, dither=Image.Dither.NONE).save(cases.ROOT / SCREENSHOTS / name, optimize=True)
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(ROOT / SCREENSHOTS / name, optimize=True)
 
 
 @pytest.fixture

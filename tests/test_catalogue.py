@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness import cases, catalogue, history, scores
-from harness.catalogue import Catalogue
-from harness.cli import app
-from harness.divergence import LORA
-from harness.mutation import Outcome
-from harness.recorder import pins
-from pipelines import MODELS
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases
+from lora_drift.harness.check.divergence import LORA
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.deviations import mutation_report
+from lora_drift.harness.deviations.mutation import Outcome
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.report import catalogue, history
+from lora_drift.harness.report.catalogue import Catalogue
+from lora_drift.pipelines import MODELS
 
-DOCS = cases.ROOT / "docs" / "models"
-NEWEST = pins.newest()
+DOCS = ROOT / "docs" / "models"
+NEWEST = tags.newest()
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None
         Outcome(model="flux", variation="live for merged", **{**caught, "verdict": "equivalent"}),
         Outcome(model="sd15", variation="shift dropped", **caught),
     ]
-    scores.write(found, "v1", reports / "mutation")
+    mutation_report.write(found, "v1", reports / "mutation")
     pages = catalogue.pages(Catalogue(reports))
     assert "Of 2 realistic deviations (`lora-drift mutate`), the cases catch 1; not alpha ignored." in pages["flux.md"]
     assert "Of 1 realistic deviations (`lora-drift mutate`), the cases catch 1." in pages["sd15.md"]

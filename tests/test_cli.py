@@ -19,14 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from harness.cases import ASSETS
-from harness.cli import app
-from harness.minihub import factory
-from harness.recorder import pins
-from harness.results import Result as DriftResult
-from harness.results import Verdict, read
-from pipelines import MODELS, Pipeline, RequestError
-from pipelines.spec import ModelSpec
+from lora_drift.harness import tags
+from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.check.results import Result as DriftResult
+from lora_drift.harness.check.results import Verdict, read
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.minihub import factory
+from lora_drift.pipelines import MODELS, Pipeline, RequestError
+from lora_drift.pipelines.spec import ModelSpec
 
 LoraOf = Callable[[str], Path]
 
@@ -46,7 +46,7 @@ def sample(*args: object, model: str = "sd15", prompt: str = "a fox", side: obje
 def test_help_does_not_wait_for_heavy_libraries() -> None:
     code = (
         "import sys; sys.argv = ['lora-drift', '--help']\n"
-        "from harness.cli import main\n"
+        "from lora_drift.harness.cli.main import main\n"
         "try: main()\n"
         "finally: print('LOADED', *{'torch', 'diffusers', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
     )
@@ -326,7 +326,7 @@ def test_check_exits_with_0_only_when_every_case_ran_and_passed(
         (("--model", "sd16"), "no such case or model: sd16"),
         (("--case", "full/flux"), "cases/full are for the real weights on a GPU; add --device cuda"),
         (("--case", "sd15/base", "--model", "flux"), "no case belongs to both"),
-        (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {pins.rows()[0].tag}"),
+        (("--tag", "v0.0.0"), f"unknown tag 'v0.0.0'; tags.yaml knows {tags.rows()[0].tag}"),
     ],
 )
 def test_check_of_something_unknown_runs_nothing(args: tuple[str, ...], cause: str) -> None:

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from hashlib import sha256
 
-from harness import cases
-from harness.cases import ROOT
-from harness.goldens import Golden
-from harness.runner import Bench
+from lora_drift.harness.check import cases
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.paths import ROOT
 
 RENDER = """
 import sys
@@ -17,7 +17,7 @@ from hashlib import sha256
 from harness import runner
 runner.use_minihub()
 from harness import cases, goldens
-from harness.minihub import factory
+from lora_drift.harness.minihub import factory
 bench = runner.Bench()
 for name in sys.argv[1:]:
     case = cases.load(cases.CASES / f"{name}.yaml")

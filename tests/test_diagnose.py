@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from harness import cases, cli, results, runner
-from harness.diagnosis import pictures, search
-from harness.diagnosis.pictures import Picture
-from harness.diagnosis.reuse import Memory, _key
-from harness.diagnosis.search import Search, diagnose
-from harness.divergence import NEGATIVE, SCHEDULE
-from harness.trace import capture
-from harness.variations import LIBRARY, Subject, Variation, applicable
-from pipelines import Pipeline
-from pipelines.errors import RequestError
-from pipelines.output import Media
-from pipelines.runtime import Output
-from pipelines.settings import Request
+from lora_drift.harness.check import cases, results, runner
+from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE
+from lora_drift.harness.check.trace import capture
+from lora_drift.harness.cli import main
+from lora_drift.harness.deviations.diagnosis import pictures, search
+from lora_drift.harness.deviations.diagnosis.pictures import Picture
+from lora_drift.harness.deviations.diagnosis.reuse import Memory, _key
+from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
+from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation, applicable
+from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.runtime import Output
+from lora_drift.pipelines.settings import Request
 
 REQUEST = Request("a red fox", negative="blurry", width=64, height=64, steps=3, guidance_scale=4.0, seed=7)
 ASKED = ["--model", "sd15", "--mini", "--prompt", "a red fox", "--negative", "blurry", "--width", "64",
@@ -71,7 +72,7 @@ def saved(frames: np.ndarray, path: Path, **options: Any) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, ["diagnose", *map(str, arguments)])
+    return CliRunner().invoke(main.app, ["diagnose", *map(str, arguments)])
 
 
 # ------------------------------------------------------------------------------------------------------------ codecs
@@ -354,7 +355,7 @@ def test_what_is_wrong_is_said_before_any_weights_load(
     def load(*_args: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("pipelines.families.sd.load", load)
+    monkeypatch.setattr("lora_drift.pipelines.families.sd.load", load)
     Image.fromarray(scenery()[0]).save(tmp_path / "a.png")
     first, *others = (Image.fromarray(frame) for frame in scenery(3))
     first.save(tmp_path / "b.webp", save_all=True, append_images=others)

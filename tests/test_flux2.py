@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from harness import cases, goldens, runner
-from harness.minihub import layout
-from harness.minihub.repo import Repo
-from harness.minihub.repos import flux2
-from harness.recorder import pins
-from pipelines.lora import Target, _stacked
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness.minihub import layout
+from lora_drift.harness.minihub.repo import Repo
+from lora_drift.harness.minihub.repos import flux2
+from lora_drift.pipelines.lora import Target, _stacked
 
 
 @pytest.mark.parametrize("case_id", [c.id for c in cases.load_all() if c.model == "flux2_diffusers"])
 def test_the_folders_are_held_to_the_samples_of_the_single_files(case_id: str) -> None:
     name = case_id.split("/")[1]
     case, twin = (cases.load(cases.CASES / model / f"{name}.yaml") for model in ("flux2_diffusers", "flux2"))
-    ours, theirs = (goldens.load(pins.newest(), c, None).artefacts for c in (case, twin))
+    ours, theirs = (goldens.load(tags.newest(), c, None).artefacts for c in (case, twin))
     assert case.sample == twin.sample
     for name in ("picture", "latents"):
         assert ours[name].sha256 == theirs[name].sha256
@@ -33,8 +33,8 @@ def test_the_miniature_folders_have_the_tensors_of_the_real_classes(repo: Repo) 
 def test_both_layouts_hold_the_same_weights(model: str) -> None:
     import torch
 
-    from pipelines.families.flux2 import _files, _folders
-    from pipelines.settings import spec_of
+    from lora_drift.pipelines.families.flux2 import _files, _folders
+    from lora_drift.pipelines.settings import spec_of
 
     spec = spec_of(model)
     for single, folder in zip(_files(spec, spec.base), _folders(spec, spec.base), strict=True):
@@ -50,7 +50,7 @@ def test_targets_of_a_fused_key_take_stacked_rows() -> None:
 
 
 def test_the_schedule_is_the_trainers() -> None:
-    from pipelines.families.flux2 import schedule
+    from lora_drift.pipelines.families.flux2 import schedule
 
     mu = 0.5  # at 256 tokens
     t = np.array([1, 0.75, 0.5, 0.25])
@@ -60,7 +60,7 @@ def test_the_schedule_is_the_trainers() -> None:
 def test_the_first_render_reads_the_negative_prompt() -> None:
     """The cases of a model share one loaded pipeline, and the first of them has no negative prompt."""
     case = cases.load(cases.CASES / "flux2_klein_4b" / "reference.yaml")
-    golden = goldens.load(pins.newest(), case, None)
+    golden = goldens.load(tags.newest(), case, None)
     bench = runner.Bench()
     assert case.sample.neg
     ours = bench.render(bench.pipeline(case, golden), bench.settings(case)).latents

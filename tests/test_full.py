@@ -13,13 +13,14 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from harness import cases, goldens, hub, runner
-from harness.cases import ROOT, Case
-from harness.goldens import Golden
-from harness.minihub import factory
-from harness.recorder import jobs, store
-from harness.results import Result
-from pipelines.settings import spec_of
+from lora_drift.harness.check import cases, goldens, runner, user_cache
+from lora_drift.harness.check.cases import Case
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.results import Result
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.recorder import job_config, store
+from lora_drift.pipelines.settings import spec_of
 
 pytest_plugins = ["pytester"]
 
@@ -59,7 +60,7 @@ def revisions(model: str) -> dict[str, str]:
 
 def test_every_model_has_a_full_case_with_the_settings_of_its_row() -> None:
     found = {case.model: case for case in cases.load_all(tier="full")}
-    assert set(found) == set(jobs.MODELS)
+    assert set(found) == set(job_config.MODELS)
     for model, case in found.items():
         spec, sample = spec_of(model), case.sample
         assert (case.id, case.tier, case.sample.seed) == (f"full/{model}", "full", 42)
@@ -125,7 +126,7 @@ def lab(
 ) -> Lab:
     monkeypatch.setenv("LORA_DRIFT_CACHE", str(cache))
     lab = Lab(pytester, golden_of("sd15/lora"))
-    monkeypatch.setenv(hub.OWN, json.dumps({"HF_HOME": str(lab.home)}))
+    monkeypatch.setenv(user_cache.OWN, json.dumps({"HF_HOME": str(lab.home)}))
     monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
     return lab
 
@@ -139,7 +140,7 @@ def test_a_plain_run_leaves_the_full_tier_out(lab: Lab) -> None:
 def test_without_a_golden_a_case_is_not_recorded_and_the_command_is_named(lab: Lab) -> None:
     run = lab.run(*ON_CPU)
     run.assert_outcomes(skipped=1)
-    run.stdout.fnmatch_lines(["SKIPPED*: not recorded: no golden *: python -m harness.recorder *--case full/sd15"])
+    run.stdout.fnmatch_lines(["SKIPPED*: not recorded: no golden *: python -m *.recorder *--case full/sd15"])
     assert (lab.result().verdict, lab.result().tier) == ("missing", "full")
     lab.run(*ON_CPU, "--drift-require-goldens").assert_outcomes(failed=1)
 
@@ -220,7 +221,7 @@ def test_one_run_checks_mini_cases_on_the_mini_hub_and_full_ones_on_the_users_ow
     (decoder,) = repository(home / "hub", "sdxl").glob("snapshots/*/vae/*.safetensors")
     save_file({name: values * 1.01 for name, values in load_file(decoder).items()}, decoder)
 
-    own = hub.own() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    own = user_cache.own() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "cases", *OPTIONS, "--drift-device=cpu", "-m", "full or not full",
          "--drift-json=results.jsonl", "--drift-no-controls", "--drift-floor"],

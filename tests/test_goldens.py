@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import cases, goldens, objects, runner
-from harness.cases import Case
-from harness.goldens import Corrupt, Golden, GoldenError, Missing, Stale
-from harness.minihub import factory
+from lora_drift.harness.check import cases, golden_store, goldens, runner
+from lora_drift.harness.check.cases import Case
+from lora_drift.harness.check.goldens import Corrupt, Golden, GoldenError, Missing, Stale
+from lora_drift.harness.minihub import factory
 
 TAG = runner.newest_tag()
 MODEL = "sd15"
@@ -92,7 +92,7 @@ def test_a_deleted_artefact_is_named(artefact: str, root: Path) -> None:
     path.unlink()
     message = refused(root, Corrupt)
     assert f", the {artefact} of sd15/lora, was deleted" in message
-    assert f"git checkout -- 'goldens/objects/{MODEL}/{objects.identity(path)}*'" in message
+    assert f"git checkout -- 'goldens/objects/{MODEL}/{golden_store.identity(path)}*'" in message
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -163,7 +163,7 @@ class Kin:
     def pair(self, artefact: str, name: str = "lora") -> tuple[Path, Path]:
         """The difference and its base."""
         path = self.load(name).stored(artefact)
-        base = objects.base_of(path)
+        base = golden_store.base_of(path)
         assert base is not None, f"{path} is whole: choose another model"
         return path, base
 
@@ -197,7 +197,7 @@ def test_a_deleted_difference_and_a_deleted_base_are_named(artefact: str, kin: K
     recorded = difference.read_bytes()
     difference.unlink()
     told = f"the {artefact} of {KIN}/lora"
-    mine, its = objects.identity(difference), objects.identity(base)
+    mine, its = golden_store.identity(difference), golden_store.identity(base)
     assert f"{told}, was deleted. Restore it: git checkout -- 'goldens/objects/{KIN}/{mine}*'" in kin.refused()
     difference.write_bytes(recorded)
     base.unlink()
@@ -243,7 +243,7 @@ def test_a_difference_of_another_size_than_its_base_is_refused(kin: Kin) -> None
 
 def test_differences_from_each_other_are_refused(kin: Kin) -> None:
     difference, base = kin.pair("picture")
-    base.rename(base.with_name(f"{objects.identity(base)}-from-{objects.identity(difference)}.png"))
+    base.rename(base.with_name(f"{golden_store.identity(base)}-from-{golden_store.identity(difference)}.png"))
     assert "is the difference from itself, by way of its bases" in kin.refused()
 
 
@@ -378,7 +378,10 @@ def test_a_missing_golden_says_how_to_record_it(root: Path) -> None:
     json_of(root).unlink()
     message = refused(root, Missing)
     assert f"no golden goldens/{TAG}/{MODEL}/lora.json" in message
-    assert f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {TAG} --case {MODEL}/lora" in message
+    assert (
+        f"python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR --tag {TAG} --case {MODEL}/lora"
+        in message
+    )
     with pytest.raises(Missing, match=r"v0\.0\.1"):
         goldens.load("v0.0.1", case_of("base"), HUB, root=root)
 
@@ -417,7 +420,7 @@ def test_every_case_has_a_golden_that_loads() -> None:
 
 def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
     used = {
-        objects.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
+        golden_store.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
         for path in goldens.GOLDENS.glob("v*/*/*.json")
         for artefact in goldens.content(path)["artefacts"].values()
     }
@@ -426,12 +429,12 @@ def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
         for path in goldens.GOLDENS.glob("v*/*/*.json")
         for part in goldens.part_files(path, json.loads(path.read_text())["parts"])
     }
-    bases = {path: objects.base_of(path) for path in used}
+    bases = {path: golden_store.base_of(path) for path in used}
     assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used) | parts | {
         base for base in bases.values() if base is not None
     }
     for path, recorded in used.items():
-        assert sha256(objects.read(path)).hexdigest() == recorded
+        assert sha256(golden_store.read(path)).hexdigest() == recorded
         assert path.name.startswith(recorded[:16])
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import results
-from harness.cases import ROOT
+from lora_drift.harness.check import results
+from lora_drift.harness.paths import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -21,13 +21,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from harness import gates
-from harness.cases import ROOT
-from harness.cases import load as load_case
-from harness.cli import app
-from harness.jobs import codec, folder, plan, reader
-from harness.minihub import factory
-from harness.recorder.pins import newest
+from lora_drift.harness.check import tolerances
+from lora_drift.harness.check.cases import load as load_case
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.tags import newest
+from lora_drift.harness.trainer.jobs import folder, plan, reader, sample_codec
 
 JOBS = ROOT / "jobs"
 EXACT = ("sd15", "sdxl", "flux", "flux_bf16", "flux_quantized", "wan22_14b_t2v", "ltx2")
@@ -162,15 +162,15 @@ def test_an_encoder_that_makes_much_of_one_level_is_no_difference(tmp_path: Path
     assert lora_drift("sample", "--mini", "--job", job, "--step", 0, *size).exit_code == 0
     with Image.open(tmp_path / "ours.png") as image:
         ours = np.asarray(image)[None]
-    read, share = codec.read(sample), gates.load("mini", "cpu", "float32")["pixel_mean"].spread
-    before = codec.encoded(ours, read).astype(int)
-    copies = [codec.nudged(ours, share, seed) for seed in range(codec.COPIES)]
-    worst = max(copies, key=lambda copy: np.abs(codec.encoded(copy, read) - before).max())
+    read, share = sample_codec.read(sample), tolerances.load("mini", "cpu", "float32")["pixel_mean"].spread
+    before = sample_codec.encoded(ours, read).astype(int)
+    copies = [sample_codec.nudged(ours, share, seed) for seed in range(sample_codec.COPIES)]
+    worst = max(copies, key=lambda copy: np.abs(sample_codec.encoded(copy, read) - before).max())
     Image.fromarray(worst[0]).save(sample)
     done, results = verified(tmp_path, job, "--step", 0, "--prompt", 0)
     assert (done.exit_code, results["samples"][0]["verdict"]) == (0, "match")
     assert pixel_max(results["samples"][0]) > 1 and "at the codec floor" in done.stdout
-    Image.fromarray(codec.nudged(ours, 100 * share, 9)[0]).save(sample)
+    Image.fromarray(sample_codec.nudged(ours, 100 * share, 9)[0]).save(sample)
     assert verified(tmp_path, job, "--step", 0, "--prompt", 0, "--diagnose", "none")[0].exit_code == 1
 
 
@@ -200,7 +200,7 @@ def test_step_and_prompt_choose_samples(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_what_is_known_by_then(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     options = ("--mini", "--json", str(file), "--html", str(tmp_path))
-    command = [sys.executable, "-m", "harness.cli", "verify", str(JOBS / "flux"), *options]
+    command = [sys.executable, "-m", "lora_drift.harness.cli.main", "verify", str(JOBS / "flux"), *options]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it otherwise
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, preexec_fn=heard, **pipes) as running:
@@ -406,7 +406,7 @@ def test_the_name_is_the_jobs_and_cached_prompts_keep_the_trigger_unreplaced(tmp
 
 @given(st.integers(64, 2048), st.integers(1, 50), st.floats(0, 20), st.integers(0, 2**32), st.floats(0, 2))
 def test_flags_in_a_prompt_win_over_the_jobs_fields(width: int, steps: int, scale: float, seed: int, m: float) -> None:
-    from pipelines.settings import Request, resolve, spec_of
+    from lora_drift.pipelines.settings import Request, resolve, spec_of
 
     prompt = f"a fox --w {width} --s {steps} --cfg {scale!r} --d {seed} --m {m!r} --ar 16:9"
     settings = resolve(spec_of("flux"), Request(prompt, width=512, steps=3, guidance_scale=1, seed=1, multiplier=1))

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness import known
-from harness.cases import CaseError
-from harness.cli import app
-from harness.results import Metric, Result, Verdict
+from lora_drift.harness.check import known
+from lora_drift.harness.check.cases import CaseError
+from lora_drift.harness.check.results import Metric, Result, Verdict
+from lora_drift.harness.cli.main import app
 
 EXPIRY = date(2030, 6, 30)
 ENTRY: dict[str, Any] = {

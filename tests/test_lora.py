@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipelines
-from harness import cases
-from harness.goldens import Golden
-from harness.runner import Bench, encodings_kept
-from pipelines import MODELS, Cancelled, LoraError, Pipeline
-from pipelines.adapter import Adapter
-from pipelines.settings import LoraMode
+from lora_drift import pipelines
+from lora_drift.harness.check import cases
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.runner import Bench, encodings_kept
+from lora_drift.pipelines import MODELS, Cancelled, LoraError, Pipeline
+from lora_drift.pipelines.adapter import Adapter
+from lora_drift.pipelines.settings import LoraMode
 
 PipelineOf = Callable[[str], Pipeline]
 LoraOf = Callable[[str], Path]

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-import pipelines
-from harness.cases import ROOT
-from harness.cli import app
-from harness.matrix import checkouts, findings, report, run, worker
-from harness.matrix.environment import Combination, Environment
-from harness.matrix.findings import Finding
-from harness.matrix.worker import Outcome, Status
-from harness.minihub import factory
-from harness.trace import Trace
-from pipelines import runtime
-from pipelines.errors import Unsupported
+from lora_drift import pipelines
+from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.studies.matrix import checkouts, findings, report, run, run_cases
+from lora_drift.harness.studies.matrix.environment import Combination, Environment
+from lora_drift.harness.studies.matrix.findings import Finding
+from lora_drift.harness.studies.matrix.run_cases import Outcome, Status
+from lora_drift.pipelines import runtime
+from lora_drift.pipelines.errors import Unsupported
 
 HERE = version("diffusers")
 FAULT = (' = "fixed_small"', ' = "fixed_large"')
@@ -109,7 +109,7 @@ def test_a_changed_default_is_found_and_bisected_to_its_commit(faulty: Path, tmp
 
 def test_a_killed_run_goes_on_where_it_was(cache: Path) -> None:
     cases = ("sd15/base", "zimage_turbo/base", "zimage_turbo/snapped")
-    command = [sys.executable, "-m", "harness.cli", "matrix", "--diffusers", HERE, "--case", *cases]
+    command = [sys.executable, "-m", "lora_drift", "matrix", "--diffusers", HERE, "--case", *cases]
     store = cache / "matrix" / "golden.jsonl"
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_was(cache: Path) -> None:
 
 
 def test_a_result_counts_until_something_changes_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.matrix.command import chosen
+    from lora_drift.harness.studies.matrix.command import chosen
 
     (case,) = chosen([], ["sd15/base"], "v0.7.29.202603241")
     one = Combination(diffusers="0.38.0", transformers="4.57.3")
@@ -240,7 +240,7 @@ def interpreter(folder: Path, body: str) -> Environment:
 
 def outcomes_of(environment: Environment, cases: list[str], folder: Path) -> dict[str, Outcome]:
     combination = Combination(diffusers="1", transformers="1")
-    found = list(worker.run(environment, combination, cases, tag="t", mode="golden", keep=folder))
+    found = list(run_cases.run(environment, combination, cases, tag="t", mode="golden", keep=folder))
     assert len(found) == len(cases)
     return {outcome.case: outcome for outcome in found}
 
@@ -265,7 +265,7 @@ def test_an_environment_in_which_nothing_starts_is_asked_twice(tmp_path: Path) -
 
 
 def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "PATIENCE", 1.0)
+    monkeypatch.setattr(run_cases, "PATIENCE", 1.0)
     found = outcomes_of(interpreter(tmp_path, "tell(cases[0])\ntime.sleep(600)\n"), ["a/one", "a/two"], tmp_path)
     assert found["a/one"].status == "green"
     assert found["a/two"].message == "no case ended within 1 s"

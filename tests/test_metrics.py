@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from harness import metrics
-from harness.metrics import Array
-from harness.results import IDENTICAL, Metric
+from lora_drift.harness.check import metrics
+from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.check.results import IDENTICAL, Metric
 
 pictures = arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(8, 20), st.integers(8, 20), st.just(3)))
 latents = arrays(np.float32, array_shapes(max_side=6), elements=st.floats(-8, 8, width=32)).filter(np.any)
@@ -193,7 +193,7 @@ def test_a_picture_too_small_for_ssim_says_so() -> None:
 
 def test_importing_the_module_imports_nothing_heavy() -> None:
     heavy = {"torch", "skimage", "flip_evaluator", "lpips", "scipy"}
-    code = "import sys, harness.metrics; print(*sys.modules)"
+    code = "import sys, lora_drift.harness.check.metrics; print(*sys.modules)"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert not heavy & set(done.stdout.split())

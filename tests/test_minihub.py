@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.torch import load_file
 
-from harness.minihub import factory, weights
-from harness.minihub.factory import MiniHubError
-from harness.minihub.repo import Repo
-from harness.minihub.repos import MODELS, REPOS
-from pipelines import MODELS as ROWS
-from pipelines import Pipeline
+from lora_drift.harness.minihub import factory, weights
+from lora_drift.harness.minihub.factory import MiniHubError
+from lora_drift.harness.minihub.repo import Repo
+from lora_drift.harness.minihub.repos import MODELS, REPOS
+from lora_drift.pipelines import MODELS as ROWS
+from lora_drift.pipelines import Pipeline
 
 CORE = ("sd15", "sdxl", "flux", "zimage_turbo", "wan21_1b")
 """One model of each kind, for what the others would show no better."""
-BUILD = "import sys, pathlib; from harness.minihub import factory; factory.build(pathlib.Path(sys.argv[1]))"
+BUILD = "import sys, pathlib; from lora_drift.harness.minihub import factory; factory.build(pathlib.Path(sys.argv[1]))"
 NAMES = st.text(max_size=12)
 SHAPES = array_shapes(max_dims=4, max_side=5)
 

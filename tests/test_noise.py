@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-import pipelines
-from pipelines import noise
-from pipelines.errors import RequestError
-from pipelines.spec import NOISE_STREAMS, NoiseStream
+from lora_drift import pipelines
+from lora_drift.pipelines import noise
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.spec import NOISE_STREAMS, NoiseStream
 
 HERE = Path(__file__).parent
 DRAWN: dict[NoiseStream, Any] = json.loads((HERE / "noise_streams.json").read_text(encoding="utf-8"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import objects
-from harness.minihub.weights import lora as drawn_weights
+from lora_drift.harness.check import golden_store
+from lora_drift.harness.minihub.weights import lora as drawn_weights
 
 FOLDER = "objects/sd15"
 
@@ -53,10 +53,10 @@ def test_any_two_pictures_come_back_pixel_by_pixel(shelf: Path, data: st.DataObj
         contents.append(picture(np.frombuffer(raw, np.uint8).reshape(*size, 3)))
     files = [named(content, ".png") for content in contents]
     for content, file, bases in zip(contents, files, ([], files[:1]), strict=True):
-        objects.save(shelf, file, content, bases)
+        golden_store.save(shelf, file, content, bases)
     for content, file in zip(contents, files, strict=True):
-        assert objects.read(objects.stored(shelf, file)) == content
-        assert Image.open(io.BytesIO(objects.png(content))).tobytes() == content.split(b"\n", 3)[3]
+        assert golden_store.read(golden_store.stored(shelf, file)) == content
+        assert Image.open(io.BytesIO(golden_store.png(content))).tobytes() == content.split(b"\n", 3)[3]
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 255), min_size=1, max_size=20))
@@ -69,21 +69,21 @@ def test_a_nearly_equal_picture_is_kept_as_a_small_difference(
     near.reshape(-1)[: len(steps)] += np.array(steps, np.uint8)  # wraps round
     contents = [picture(base), picture(near)]
     files = [named(content, ".png") for content in contents]
-    objects.save(root, files[0], contents[0], [])
-    objects.save(root, files[1], contents[1], [files[0]])
-    paths = [objects.stored(root, file) for file in files]
-    assert [objects.read(path) for path in paths] == contents
+    golden_store.save(root, files[0], contents[0], [])
+    golden_store.save(root, files[1], contents[1], [files[0]])
+    paths = [golden_store.stored(root, file) for file in files]
+    assert [golden_store.read(path) for path in paths] == contents
     if contents[0] != contents[1]:
-        assert objects.base_of(paths[1]) == paths[0]
+        assert golden_store.base_of(paths[1]) == paths[0]
         assert paths[1].stat().st_size * 10 < paths[0].stat().st_size
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_any_two_other_contents_come_back_byte_by_byte(shelf: Path, one: bytes, other: bytes) -> None:
     files = [named(content, ".safetensors") for content in (one, other)]
-    objects.save(shelf, files[0], one, [])
-    objects.save(shelf, files[1], other, files[:1])
-    assert [objects.read(objects.stored(shelf, file)) for file in files] == [one, other]
+    golden_store.save(shelf, files[0], one, [])
+    golden_store.save(shelf, files[1], other, files[:1])
+    assert [golden_store.read(golden_store.stored(shelf, file)) for file in files] == [one, other]
 
 
 def chain(root: Path) -> list[tuple[str, bytes]]:
@@ -94,18 +94,18 @@ def chain(root: Path) -> list[tuple[str, bytes]]:
     third[0, 0] += 1
     found = [(named(picture(p), ".png"), picture(p)) for p in (first, second, third)]
     for position, (file, content) in enumerate(found):
-        objects.save(root, file, content, [file for file, _ in found[:position]])
+        golden_store.save(root, file, content, [file for file, _ in found[:position]])
     return found
 
 
 def test_a_difference_from_a_difference_takes_the_nearest(tmp_path: Path) -> None:
     (first, a), (second, b), (third, c) = chain(tmp_path)
-    paths = [objects.stored(tmp_path, file) for file in (first, second, third)]
-    assert [objects.base_of(path) for path in paths] == [None, *paths[:2]]
-    assert [objects.read(path) for path in paths] == [a, b, c]
+    paths = [golden_store.stored(tmp_path, file) for file in (first, second, third)]
+    assert [golden_store.base_of(path) for path in paths] == [None, *paths[:2]]
+    assert [golden_store.read(path) for path in paths] == [a, b, c]
     paths[0].unlink()
-    with pytest.raises(objects.Damaged, match="was deleted") as error:
-        objects.read(paths[2])
+    with pytest.raises(golden_store.Damaged, match="was deleted") as error:
+        golden_store.read(paths[2])
     assert error.value.path == paths[0]
 
 
@@ -113,24 +113,26 @@ def test_storing_again_changes_nothing(tmp_path: Path) -> None:
     found = chain(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
     for file, content in reversed(found):
-        objects.save(tmp_path, file, content, [file for file, _ in found])
+        golden_store.save(tmp_path, file, content, [file for file, _ in found])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
 def test_storing_again_mends_what_is_damaged_and_no_ring_comes_of_it(damaged: int, tmp_path: Path) -> None:
     found = chain(tmp_path)
-    objects.stored(tmp_path, found[damaged][0]).write_bytes(b"damaged")
+    golden_store.stored(tmp_path, found[damaged][0]).write_bytes(b"damaged")
     for file, content in found:
-        objects.save(tmp_path, file, content, [file for file, _ in found])
-    assert [objects.read(objects.stored(tmp_path, file)) for file, _ in found] == [content for _, content in found]
+        golden_store.save(tmp_path, file, content, [file for file, _ in found])
+    assert [golden_store.read(golden_store.stored(tmp_path, file)) for file, _ in found] == [
+        content for _, content in found
+    ]
     assert len(kept(tmp_path)) == 3
 
 
 def test_another_size_is_kept_whole(tmp_path: Path) -> None:
     wide, high = picture(noise(1, 30, 40)), picture(noise(1, 40, 30))
-    objects.save(tmp_path, named(wide, ".png"), wide, [])
-    objects.save(tmp_path, named(high, ".png"), high, [named(wide, ".png")])
+    golden_store.save(tmp_path, named(wide, ".png"), wide, [])
+    golden_store.save(tmp_path, named(high, ".png"), high, [named(wide, ".png")])
     assert not any("-from-" in name for name in kept(tmp_path))
 
 
@@ -140,26 +142,26 @@ def test_any_change_of_a_difference_or_its_base_is_noticed(
 ) -> None:
     root = tmp_path_factory.mktemp("goldens")
     found = chain(root)
-    path = objects.stored(root, found[data.draw(st.integers(0, 2), label="which")][0])
+    path = golden_store.stored(root, found[data.draw(st.integers(0, 2), label="which")][0])
     recorded = path.read_bytes()
     place = data.draw(st.integers(0, len(recorded) - 1), label="where")
     bit = 1 << data.draw(st.integers(0, 7), label="bit")
     flipped = recorded[:place] + bytes([recorded[place] ^ bit]) + recorded[place + 1 :]
     path.write_bytes(data.draw(st.sampled_from([flipped, recorded[:place], recorded + b"\0"]), label="how"))
-    with pytest.raises(objects.Damaged) as error:
-        objects.read(objects.stored(root, found[2][0]))
+    with pytest.raises(golden_store.Damaged) as error:
+        golden_store.read(golden_store.stored(root, found[2][0]))
     assert error.value.path == path
 
 
 def test_a_picture_with_transparency_is_refused(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4)).save(tmp_path / "0123456789abcdef.png")
-    with pytest.raises(objects.Damaged, match="RGBA"):
-        objects.read(tmp_path / "0123456789abcdef.png")
+    with pytest.raises(golden_store.Damaged, match="RGBA"):
+        golden_store.read(tmp_path / "0123456789abcdef.png")
 
 
 def test_only_names_of_two_hashes_are_differences() -> None:
     for name in ("i2v-from-photo.png", "0123456789abcdef-from-photo.png", "0123456789abcdef.png"):
-        assert objects.base_of(Path(name)) is None
+        assert golden_store.base_of(Path(name)) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- LoRAs
@@ -192,8 +194,8 @@ def test_any_lora_file_comes_back_byte_by_byte(shelf: Path, data: st.DataObject)
         values[key] = (dtype, shape, data.draw(st.binary(min_size=count, max_size=count)))
     content = lora(values) + data.draw(st.binary(max_size=3))
     file = named(content, ".safetensors")
-    objects.save(shelf, file, content, [])
-    assert objects.read(objects.stored(shelf, file)) == content
+    golden_store.save(shelf, file, content, [])
+    assert golden_store.read(golden_store.stored(shelf, file)) == content
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
@@ -203,24 +205,24 @@ def test_what_the_recorder_drew_is_left_out_and_comes_back(tmp_path: Path, dtype
     raw = weights.to(kind).view(torch.uint8).numpy().tobytes()
     content = lora({"lora_unet_x.lora_down.weight": (dtype, [64, 32], raw)})
     file = named(content, ".safetensors")
-    objects.save(tmp_path, file, content, [])
-    path = objects.stored(tmp_path, file)
+    golden_store.save(tmp_path, file, content, [])
+    path = golden_store.stored(tmp_path, file)
     assert path.name.partition(".")[0].endswith("-from-drawn")
     assert path.stat().st_size < 400 < len(raw)
-    assert objects.read(path) == content
+    assert golden_store.read(path) == content
     # Nothing but the name says what was drawn.
     path.write_bytes(lzma.compress(lzma.decompress(path.read_bytes()).replace(b"rank4", b"rank5")))
-    with pytest.raises(objects.Damaged, match="other bytes"):
-        objects.read(path)
+    with pytest.raises(golden_store.Damaged, match="other bytes"):
+        golden_store.read(path)
     path.write_bytes(lzma.compress(b"no LoRA"))
-    with pytest.raises(objects.Damaged, match="cannot be unpacked"):
-        objects.read(path)
+    with pytest.raises(golden_store.Damaged, match="cannot be unpacked"):
+        golden_store.read(path)
 
 
 def test_what_another_model_rendered_too_is_stored_once(tmp_path: Path) -> None:
     content = picture(noise(1))
     first, second = (named(content, ".png").replace("sd15", model) for model in ("flux2", "flux2_diffusers"))
-    objects.save(tmp_path, first, content, [])
-    objects.save(tmp_path, second, content, [])
+    golden_store.save(tmp_path, first, content, [])
+    golden_store.save(tmp_path, second, content, [])
     assert kept(tmp_path) == [Path(first).name]
-    assert objects.read(objects.stored(tmp_path, second)) == content
+    assert golden_store.read(golden_store.stored(tmp_path, second)) == content

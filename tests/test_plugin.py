@@ -19,18 +19,19 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from harness import cases, cli, controls, gates, goldens, runner
-from harness.cases import ROOT
-from harness.goldens import Golden
-from harness.minihub import factory
-from harness.recorder import store
-from harness.results import Result
+from lora_drift.harness.check import cases, goldens, negative_controls, runner, tolerances
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.results import Result
+from lora_drift.harness.cli import main
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.recorder import store
 
 pytest_plugins = ["pytester"]
 
 TAG = runner.newest_tag()
 CASE = "sd15/base"
-CONTROLS = controls.controls
+CONTROLS = negative_controls.controls
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
@@ -95,7 +96,7 @@ def lab(
         monkeypatch.delenv(name, raising=False)
     lab = Lab(pytester, golden_of)
     monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
-    monkeypatch.setattr(controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
+    monkeypatch.setattr(negative_controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
     return lab
 
 
@@ -114,7 +115,7 @@ class Watcher:
 
 
 def test_a_match_passes_and_is_written_down_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controls, "controls", CONTROLS)
+    monkeypatch.setattr(negative_controls, "controls", CONTROLS)
     watcher = Watcher()
     run = lab.run("--junitxml=junit.xml", plugins=(watcher,))
     run.assert_outcomes(passed=1)
@@ -178,7 +179,7 @@ def test_a_case_that_notices_nothing_is_rejected(lab: Lab, monkeypatch: pytest.M
     def blind(pipeline: Any, settings: Any) -> Any:
         yield "the fps", pipeline, replace(settings, fps=settings.fps + 1)
 
-    monkeypatch.setattr(controls, "controls", blind)
+    monkeypatch.setattr(negative_controls, "controls", blind)
     assert lab.run().ret == 1
     assert lab.result().verdict == "error"
     assert "insensitive case: it would not notice the fps" in lab.result().message
@@ -233,23 +234,23 @@ def test_the_noise_floor_is_measured_on_request_and_gates_derived_from_it(
 ) -> None:
     gates_file = lab.pytester.path / "gates.json"
     gates_file.write_text('{"gates": {}}')
-    monkeypatch.setattr(gates, "GATES", gates_file)
-    gates.load.cache_clear()
+    monkeypatch.setattr(tolerances, "GATES", gates_file)
+    tolerances.load.cache_clear()
     lab.run("--drift-floor").assert_outcomes(failed=1)  # nothing passes before there are gates
     found = lab.result()
     assert "no gates were measured for mini/cpu/float32" in found.message
     assert found.noise_floor["same code again"] == dict.fromkeys(found.noise_floor["same code again"], 0.0)
 
-    done = CliRunner().invoke(cli.app, ["gates", "--results", "results.jsonl", "--write"])
+    done = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl", "--write"])
     assert done.exit_code == 0 and "mini/cpu/float32" in done.stdout and CASE in done.stdout, done.output
-    gates.load.cache_clear()
+    tolerances.load.cache_clear()
     lab.run("--drift-no-controls").assert_outcomes(passed=1)
     limits = {m.name: m.gate for m in lab.result().metrics}
     spread = found.noise_floor["one thread against two"]["latents_rel_l2"]
-    assert limits["latents_rel_l2"] == pytest.approx(spread * gates.FACTORS["latents_rel_l2"], rel=0.01)
-    empty = CliRunner().invoke(cli.app, ["gates", "--results", "results.jsonl"])
+    assert limits["latents_rel_l2"] == pytest.approx(spread * tolerances.FACTORS["latents_rel_l2"], rel=0.01)
+    empty = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl"])
     assert empty.exit_code == 2 and "holds no noise floor" in empty.output
-    gates.load.cache_clear()
+    tolerances.load.cache_clear()
 
 
 def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
@@ -260,7 +261,7 @@ def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
 
 UNRENDERED = """
 from harness import runner
-from harness.results import Result
+from lora_drift.harness.check.results import Result
 
 def check(bench, case, out):
     verdict = "drift" if case.id == "flux/lora" else "match"

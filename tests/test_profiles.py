@@ -14,13 +14,13 @@ from PIL import Image
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner, Result
 
-import pipelines
-from harness.cases import ROOT
-from harness.cli import app
-from harness.results import read
-from pipelines import MODELS, Output, Pipeline, RequestError, eight
-from pipelines.profiles import FAST
-from pipelines.quantize import Quantization
+from lora_drift import pipelines
+from lora_drift.harness.check.results import read
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines import MODELS, Output, Pipeline, RequestError, fp8_linear
+from lora_drift.pipelines.profiles import FAST
+from lora_drift.pipelines.quantize import Quantization
 
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "steps": 3}
 LONG = "a fox and a hound in a house that is made of stone and of wood, at night, under the moon, in the snow"
@@ -49,7 +49,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Miniatures have no others."""
-    monkeypatch.setattr(eight, "LEAST", 16)
+    monkeypatch.setattr(fp8_linear, "LEAST", 16)
 
 
 def levels(output: Output) -> np.ndarray:
@@ -184,7 +184,7 @@ def test_a_lora_that_breaks_off_leaves_nothing_in_the_8_bit_weights(
     with_lora = fast.with_lora(lora_of("flux/lora"), mode="merged")
     after = levels(with_lora.sample("a fox", seed=1, **SMALL))
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.adapter.scaled", lambda *_: torch.zeros(7, 7))  # no such shape
+        patched.setattr("lora_drift.pipelines.adapter.scaled", lambda *_: torch.zeros(7, 7))  # no such shape
         with pytest.raises(RuntimeError):
             with_lora.sample("a fox", seed=1, multiplier=0.5, **SMALL)
     assert (levels(fast.sample("a fox", seed=1, **SMALL)) == before).all()

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import pipelines
-from harness import cases
-from harness.cases import CaseError
-from harness.cli import app
-from pipelines import Pipeline, RequestError, quantize
-from pipelines.quantize import Packed, Quantization
+from lora_drift import pipelines
+from lora_drift.harness.check import cases
+from lora_drift.harness.check.cases import CaseError
+from lora_drift.harness.cli.main import app
+from lora_drift.pipelines import Pipeline, RequestError, quantize
+from lora_drift.pipelines.quantize import Packed, Quantization
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_quantized.py")))

@@ -16,12 +16,14 @@ from PIL import Image
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from harness import cases, goldens, hub, objects, runner
-from harness.cases import ROOT
-from harness.goldens import Golden
-from harness.minihub import factory
-from harness.recorder import jobs, pins, store
-from harness.recorder.pins import PinError
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, golden_store, goldens, runner, user_cache
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.tags import TagError
+from lora_drift.harness.trainer.recorder import job_config, pins, store
+from lora_drift.harness.trainer.recorder.pins import PinError
 
 TAG = runner.newest_tag()
 
@@ -73,7 +75,7 @@ def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         "diffusers": git(diffusers, "rev-parse", "HEAD"),
         "transformers": version("transformers"),
     }
-    monkeypatch.setattr(pins, "rows", lambda: [pins.Row.model_validate(row)])
+    monkeypatch.setattr(pins, "rows", lambda: [tags.Tag.model_validate(row)])
     return row
 
 
@@ -145,7 +147,7 @@ def test_another_transformers_is_refused(row: dict[str, str], trainer: Path, dif
 
 
 def test_an_unknown_tag_lists_the_known_ones(trainer: Path) -> None:
-    with pytest.raises(PinError, match=rf"unknown tag 'v0'; tags.yaml knows .*{TAG}"):
+    with pytest.raises(TagError, match=rf"unknown tag 'v0'; tags.yaml knows .*{TAG}"):
         pins.check("v0", trainer, None)
 
 
@@ -153,7 +155,9 @@ def test_an_unknown_tag_lists_the_known_ones(trainer: Path) -> None:
 
 
 def recorder(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "harness.recorder", *args], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "lora_drift.harness.trainer.recorder", *args], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_help_says_how_to_call_it() -> None:
@@ -172,7 +176,7 @@ def test_an_unknown_case_is_refused_before_anything_else(tmp_path: Path) -> None
 def test_real_weights_that_are_not_there_are_refused_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(hub.OWN, json.dumps({"HF_HOME": str(tmp_path)}))
+    monkeypatch.setenv(user_cache.OWN, json.dumps({"HF_HOME": str(tmp_path)}))
     done = recorder("--trainer", str(tmp_path), "--device", "cuda", "--case", "full/chroma", "--case", "flux/lora")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -195,13 +199,13 @@ def test_the_jobs_that_the_trainer_gets(snapshot: SnapshotAssertion) -> None:
     """Some committed cases as the trainer's own jobs: a change here means goldens to record again."""
     ids = ("flux/lora-live", "flux/trained", "sd15/lora-conv", "wan21_1b/lora", "zimage_turbo/lora-assistant")
     chosen = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in ids]
-    found = {case.id: jobs.job(case, Path("FOLDER"), Path("LORA") if case.lora else None) for case in chosen}
+    found = {case.id: job_config.job(case, Path("FOLDER"), Path("LORA") if case.lora else None) for case in chosen}
     assert found == snapshot(extension_class=JSONSnapshotExtension)
 
 
 def test_a_live_lora_is_a_job_with_two_multipliers() -> None:
     case = cases.load(cases.CASES / "flux" / "lora-live.yaml")
-    samples = jobs.job(case, Path("FOLDER"), Path("LORA"))["config"]["process"][0]["sample"]["samples"]
+    samples = job_config.job(case, Path("FOLDER"), Path("LORA"))["config"]["process"][0]["sample"]["samples"]
     assert [sample["network_multiplier"] for sample in samples] == [1.2, 0.0]
 
 
@@ -309,7 +313,7 @@ def test_another_tags_similar_picture_is_stored_as_a_difference_that_pruning_kee
     assert shelf.write(tag="v9") == "new"
     assert shelf.write(tag="v9") == "same bytes"
     case = cases.load(cases.CASES / "sd15" / "lora.yaml")
-    assert objects.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
+    assert golden_store.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
     # The base's own golden goes; the base is still needed.
     goldens.golden_path(TAG, "sd15/lora", shelf.root).unlink()
     assert store.prune(shelf.root) == 2  # parts of the JSON

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from harness.cases import ROOT
-from harness.cli import app
-from pipelines.output import RECEIPT_KEY
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines.output import RECEIPT_KEY
 
 
 def lora_drift(*args: object) -> Result:

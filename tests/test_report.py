@@ -18,13 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness import objects
-from harness.cases import ROOT
-from harness.report import scale
-from harness.report.blame import SUSPECTS, blame
-from harness.report.details import side_by_side
-from harness.report.render import render
-from harness.results import (
+from lora_drift.harness.check import golden_store
+from lora_drift.harness.check.results import (
     IDENTICAL,
     Control,
     Diagnosis,
@@ -35,6 +30,11 @@ from harness.results import (
     Suspect,
     Verdict,
 )
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.report import scale
+from lora_drift.harness.report.details import side_by_side
+from lora_drift.harness.report.render import render
+from lora_drift.harness.report.root_cause import SUSPECTS, blame
 
 TAG = "v1.2.3"
 HOSTILE = "</code><script>alert('x')</script>\"'`<img src=http://evil.example/x>`&amp;"
@@ -243,14 +243,14 @@ def test_a_golden_that_is_stored_as_a_difference_is_shown_whole(tmp_path: Path) 
     for name in ("base.png", "near.png"):
         frames = noise(1, 40, 40, 3)
         frames[0, 3, 4, 0] += name == "near.png"
-        content.append(objects.content(tmp_path / picture(tmp_path, name, frames)))
+        content.append(golden_store.content(tmp_path / picture(tmp_path, name, frames)))
     base, near = (f"objects/sd15/{sha256(c).hexdigest()[:16]}.png" for c in content)
-    objects.save(tmp_path, base, content[0], [])
-    objects.save(tmp_path, near, content[1], [base])
-    stored = objects.stored(tmp_path, near)
-    assert objects.base_of(stored) is not None
+    golden_store.save(tmp_path, base, content[0], [])
+    golden_store.save(tmp_path, near, content[1], [base])
+    stored = golden_store.stored(tmp_path, near)
+    assert golden_store.base_of(stored) is not None
     assert "the same pixels" in page([result(golden_picture=str(stored), output_picture="near.png")], tmp_path).text
-    objects.stored(tmp_path, base).unlink()
+    golden_store.stored(tmp_path, base).unlink()
     gone = details(page([result(golden_picture=str(stored), output_picture="near.png")], tmp_path))
     assert gone["pictures"]["problems"] == [f"{Path(base).name} was deleted", ""]
 
@@ -370,7 +370,10 @@ def test_commands_can_be_pasted(tmp_path: Path) -> None:
     text = page([result(), drift], tmp_path).text
     assert f"pytest cases/flux/lora.yaml --drift-tag {TAG}" in text
     assert f"lora-drift check --model flux --tag {TAG}" in text
-    assert f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {TAG} --case flux/lora" in text
+    assert (
+        f"python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR --tag {TAG} --case flux/lora"
+        in text
+    )
     assert f"lora-drift known add sd15/base --cause WHY --expires YYYY-MM-DD --tag {TAG} --device cuda" in text
     assert f"lora-drift diagnose --case sd15/base --tag {TAG} --device cuda --image 'a b.png'" in text
     assert f"pytest cases/sd15/base.yaml --drift-tag {TAG} --drift-device cuda --drift-dtype bfloat16" in text

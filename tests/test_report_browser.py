@@ -17,8 +17,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from harness.report.render import INLINE_CASES, render
-from harness.results import Control, Diagnosis, Divergence, Excuse, Metric, Result, Suspect
+from lora_drift.harness.check.results import Control, Diagnosis, Divergence, Excuse, Metric, Result, Suspect
+from lora_drift.harness.report.render import INLINE_CASES, render
 
 if TYPE_CHECKING:
     from conftest import Reader

@@ -15,13 +15,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 from typer.testing import CliRunner
 
-from harness import cases, results, runner
-from harness.cases import ROOT
-from harness.cli import app
-from harness.report import overview
-from harness.report.render import render
-from harness.results import Metric, Result
-from harness.runner import Bench
+from lora_drift.harness.check import cases, results, runner
+from lora_drift.harness.check.results import Metric, Result
+from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.report import overview
+from lora_drift.harness.report.render import render
 
 if TYPE_CHECKING:
     from conftest import Reader

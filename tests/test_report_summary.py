@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from harness import results as result_files
-from harness.cli import app
-from harness.report import changes, summary
-from harness.report.render import render
-from harness.results import Control, Divergence, Metric, Result, Verdict
+from lora_drift.harness.check import results as result_files
+from lora_drift.harness.check.results import Control, Divergence, Metric, Result, Verdict
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.report import changes, summary
+from lora_drift.harness.report.render import render
 
 TAG = "v1.2.3"
 

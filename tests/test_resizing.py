@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import pipelines
-from harness.cases import ROOT
-from pipelines import resizing
-from pipelines.errors import RequestError
-from pipelines.spec import RESIZE_ORDERS, ResizeOrder, resize_order_of
+from lora_drift import pipelines
+from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines import resizing
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.spec import RESIZE_ORDERS, ResizeOrder, resize_order_of
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_resizes.py")))

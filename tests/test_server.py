@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.coverage import covering
-from harness.recorder import pins
-from pipelines import MODELS, Pipeline
-from server.config import Settings
-from server.local import ROOT, LocalServer
+from lora_drift.harness import tags
+from lora_drift.harness.check.verified_by import covering
+from lora_drift.harness.cli.main import app
+from lora_drift.pipelines import MODELS, Pipeline
+from lora_drift.server.config import Settings
+from lora_drift.server.local import ROOT, LocalServer
 
 LoraOf = Callable[[str], Path]
 Body = dict[str, Any]
@@ -298,7 +298,7 @@ def test_an_unverified_configuration_can_be_refused(server: LocalServer) -> None
     accepted = server.http.post("/v1/inference", json=body(require_verified=True)).json()
     assert accepted["verified"]["case"].startswith("sd15/") and accepted["verified"]["verdict"] == "match"
     assert server.wait(accepted["request_id"])["verified"] == accepted["verified"]
-    unproven = next(model for model in MODELS if covering(model, "live", pins.newest()) is None)
+    unproven = next(model for model in MODELS if covering(model, "live", tags.newest()) is None)
     refused = refusal(server, body(unproven, lora_mode="live", require_verified=True))
     assert (refused["code"], refused["details"]["verified"]) == ("NOT_VERIFIED", None)
 
@@ -380,7 +380,7 @@ def test_operators_see_health_and_metrics(server: LocalServer) -> None:
 
 
 def test_importing_the_application_does_not_wait_for_torch() -> None:
-    code = "import server.app, sys; print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    code = "import lora_drift.server.app, sys; print(*{'torch', 'diffusers', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
 
@@ -401,7 +401,7 @@ def test_the_settings_of_the_specification_have_its_defaults(monkeypatch: pytest
 
 
 def test_a_wrong_setting_is_named() -> None:
-    command = [sys.executable, "-m", "harness.cli", "serve", "--mini", "--port", "99999999999999999999"]
+    command = [sys.executable, "-m", "lora_drift", "serve", "--mini", "--port", "99999999999999999999"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MAX_TRIES": "none"})
     assert done.returncode == 2
     assert "MAX_TRIES" in done.stderr and "Traceback" not in done.stderr

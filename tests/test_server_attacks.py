@@ -23,9 +23,9 @@ import trustme
 from PIL import Image
 from starlette.testclient import TestClient
 
-from server import fetch
-from server.app import create_app
-from server.config import Settings
+from lora_drift.server import fetch
+from lora_drift.server.app import create_app
+from lora_drift.server.config import Settings
 
 LoraOf = Callable[[str], Path]
 KEY = "the-api-key"

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.app import app
-from server.config import Settings
-from server.local import ROOT
+from lora_drift.server.app import app
+from lora_drift.server.config import Settings
+from lora_drift.server.local import ROOT
 
 TEXT = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 
@@ -23,7 +23,7 @@ def command(tmp_path: Path) -> Path:
     """A folder with `lora-drift` for the PATH, whichever way the project is installed."""
     script = tmp_path / "bin" / "lora-drift"
     script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m harness.cli "$@"\n')
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m lora_drift.harness.cli.main "$@"\n')
     script.chmod(0o755)
     return script.parent
 

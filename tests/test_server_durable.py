@@ -25,13 +25,13 @@ import psutil
 import pytest
 from safetensors.numpy import save
 
-from server.config import Settings
-from server.jobs import Job, LoraFile, Secrets
-from server.local import ROOT, LocalServer
-from server.loras import Downloads
-from server.store import New, Store
-from server.supervisor import Dispatcher
-from server.telemetry import Metrics
+from lora_drift.server.config import Settings
+from lora_drift.server.local import ROOT, LocalServer
+from lora_drift.server.loras import Downloads
+from lora_drift.server.request_plan import Job, LoraFile, Secrets
+from lora_drift.server.store import New, Store
+from lora_drift.server.supervisor import Dispatcher
+from lora_drift.server.telemetry import Metrics
 
 LoraOf = Callable[[str], Path]
 Body = dict[str, Any]
@@ -119,7 +119,7 @@ def test_a_request_that_kills_every_worker_fails_and_the_next_is_rendered(server
 
 
 def test_two_servers_do_not_share_a_queue(server: LocalServer) -> None:
-    command = [sys.executable, "-m", "harness.cli", "serve", "--mini", "--port", "0"]
+    command = [sys.executable, "-m", "lora_drift", "serve", "--mini", "--port", "0"]
     other = subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True, timeout=60)
     assert other.returncode != 0
     assert "another server uses" in other.stderr

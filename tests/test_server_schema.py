@@ -11,8 +11,8 @@ from hypothesis.strategies import booleans
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from server.app import app
-from server.local import LocalServer
+from lora_drift.server.app import app
+from lora_drift.server.local import LocalServer
 
 CHECKS = [
     not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,

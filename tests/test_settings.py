@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import MODELS, ModelSpec, RequestError, loading
-from pipelines.settings import Request, Settings, resolve, spec_of
-from pipelines.spec import TOOLKITS
+from lora_drift.pipelines import MODELS, ModelSpec, RequestError, loading
+from lora_drift.pipelines.settings import Request, Settings, resolve, spec_of
+from lora_drift.pipelines.spec import TOOLKITS
 
 CORE = ("sd15", "sdxl", "flux", "zimage_turbo", "wan21_1b")
 """One model of each kind, for what the others would show no better."""

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.output import Media, save
-from pipelines.runtime import Output
-from pipelines.settings import Request, resolve, spec_of
+from lora_drift.pipelines.output import Media, save
+from lora_drift.pipelines.runtime import Output
+from lora_drift.pipelines.settings import Request, resolve, spec_of
 
 RATE = 24000
 SOUND = np.sin(np.arange(2 * RATE // 2, dtype=np.float32) / 40).reshape(2, -1) * np.float32(0.3)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-import pipelines
-from harness.cases import ROOT
-from harness.minihub import factory, full
-from harness.minihub.factory import MiniHubError
-from harness.minihub.repos import REPOS
-from harness.minihub.repos.flux2_files import Autoencoder, Transformer
-from harness.speed import table
+from lora_drift import pipelines
+from lora_drift.harness.minihub import factory, full
+from lora_drift.harness.minihub.factory import MiniHubError
+from lora_drift.harness.minihub.repos import REPOS
+from lora_drift.harness.minihub.repos.flux2_files import Autoencoder, Transformer
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.studies.speed import table
 
 BILLIONS = {
     "black-forest-labs/FLUX.1-dev/transformer": 11.901,

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-import pipelines
-from harness import cases, goldens, runner
-from harness.minihub import factory
-from harness.recorder import pins
-from pipelines import MODELS, RequestError
-from pipelines.settings import spec_of
-from pipelines.spec import TOOLKITS, Earlier
+from lora_drift import pipelines
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness.minihub import factory
+from lora_drift.pipelines import MODELS, RequestError
+from lora_drift.pipelines.settings import spec_of
+from lora_drift.pipelines.spec import TOOLKITS, Earlier
 
 UNSEEN = {"zimage", "zimage_deturbo"}
 """Models whose default settings do not show what changed (guidance above 1)."""
@@ -17,8 +17,8 @@ CHANGES = [(model, change) for model, spec in MODELS.items() for change in spec.
 
 
 def test_the_pipelines_know_the_versions_of_the_tags() -> None:
-    assert tuple(row.version for row in pins.rows()) == TOOLKITS
-    for row in pins.rows():
+    assert tuple(row.version for row in tags.rows()) == TOOLKITS
+    for row in tags.rows():
         lacks = {model for model, spec in MODELS.items() if TOOLKITS.index(spec.since) > TOOLKITS.index(row.version)}
         assert set(row.lacks) == lacks
 
@@ -33,9 +33,9 @@ def test_a_version_without_the_model_is_refused_with_the_first_that_has_it() -> 
 @pytest.mark.parametrize(("model", "change"), CHANGES, ids=[f"{m} before {c.before}" for m, c in CHANGES])
 def test_what_a_trainer_version_changed_is_reproduced_on_both_sides(model: str, change: Earlier) -> None:
     """Each version's golden is met by its own row of the table, and missed by the other's."""
-    tags = [row.tag for row in pins.rows()]
-    newer = next(row.tag for row in pins.rows() if row.version == change.before)
-    older = tags[tags.index(newer) - 1]
+    order = tags.names()
+    newer = next(row.tag for row in tags.rows() if row.version == change.before)
+    older = order[order.index(newer) - 1]
     case = cases.load(cases.CASES / model / "base.yaml")
     theirs = {tag: goldens.load(tag, case, factory.manifest_sha256(model)) for tag in (older, newer)}
     for tag, other in ((older, newer), (newer, older)):

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.runner import Bench
-from harness.trace import BUCKETS, LORA_BUCKETS, Trace, Tracer, capture, errors, sketch
-from pipelines import MODELS, Pipeline
-from pipelines.settings import Request, resolve
+from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.check.trace import BUCKETS, LORA_BUCKETS, Trace, Tracer, capture, errors, sketch
+from lora_drift.pipelines import MODELS, Pipeline
+from lora_drift.pipelines.settings import Request, resolve
 
 SIZES = st.integers(2_000, 20_000)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import divergence, mutation, runner, scores
-from harness.cli import app
-from harness.divergence import (
+from lora_drift.harness.check import divergence, runner
+from lora_drift.harness.check.divergence import (
     CONTROL,
     DECODER,
     DENOISER,
@@ -23,13 +22,15 @@ from harness.divergence import (
     SCHEDULE,
     STEP,
 )
-from harness.mutation import Outcome
-from harness.runner import Bench
-from harness.trace import Trace
-from harness.variations import LIBRARY, Subject, applicable
-from harness.variations.base import Variation, everywhere
-from pipelines import Pipeline
-from pipelines.settings import Request
+from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.deviations import mutation, mutation_report
+from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable
+from lora_drift.harness.deviations.library.base import Variation, everywhere
+from lora_drift.harness.deviations.mutation import Outcome
+from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines.settings import Request
 
 PLACES = {value for name, value in vars(divergence).items() if name.isupper() and isinstance(value, str)}
 
@@ -139,7 +140,7 @@ def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch
     monkeypatch.setitem(LIBRARY, "harmless", harmless)
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "harmless")
     assert (outcome.verdict, outcome.case) == ("survived", "sd15/base")
-    assert not scores.passing([outcome])
+    assert not mutation_report.passing([outcome])
 
 
 def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatc
     monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "asked", everywhere, broken, NOISE))
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "broken")
     assert outcome.verdict == "error" and outcome.note
-    assert not scores.passing([outcome])
+    assert not mutation_report.passing([outcome])
 
 
 def test_an_unknown_model_is_named_before_anything_renders() -> None:
@@ -170,16 +171,16 @@ def outcome(**fields: Any) -> Outcome:
 def test_the_score_passes_with_equivalents_and_few_misnamed_boundaries() -> None:
     misnamed = outcome(named=NOISE, boundary="step0/noise")
     excused = outcome(variation="live for merged", verdict="equivalent", note="the same sum")
-    assert scores.passing([*[outcome()] * 19, misnamed, excused])
-    assert not scores.passing([*[outcome()] * 18, misnamed, excused])
-    assert not scores.passing([])
+    assert mutation_report.passing([*[outcome()] * 19, misnamed, excused])
+    assert not mutation_report.passing([*[outcome()] * 18, misnamed, excused])
+    assert not mutation_report.passing([])
 
 
 def test_the_report_lists_survivors_arguments_and_misnamed_boundaries(tmp_path: Path) -> None:
     found = [outcome(), outcome(variation="karras sigmas", verdict="survived", distance=1e-7),
              outcome(variation="live for merged", verdict="equivalent", note="the same sum in another order"),
              outcome(variation="one step more", named=NOISE, boundary="step0/noise", truth=SCHEDULE)]  # fmt: skip
-    text = scores.write(found, "v1", tmp_path / "mutation").read_text()
+    text = mutation_report.write(found, "v1", tmp_path / "mutation").read_text()
     assert "2 of 3 caught, 1 equivalent" in text
     assert "flux: karras sigmas (largest on flux/lora" in text and "SURVIVED" in text
     assert "the same sum in another order" in text

@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
-from harness.cases import ROOT
-from harness.jobs.verify import Verdict
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.jobs.verify import Verdict
 
 TEXT = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
 
@@ -18,7 +18,7 @@ TEXT = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
 def test_the_quickstart_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "bin" / "lora-drift"
     script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m harness.cli "$@"\n')
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m lora_drift.harness.cli.main "$@"\n')
     script.chmod(0o755)
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     monkeypatch.setenv("PATH", str(script.parent), prepend=":")

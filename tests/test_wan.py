@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.errors import LoraError
-from pipelines.lora import read
-from pipelines.settings import Request, resolve, spec_of
+from lora_drift.pipelines.errors import LoraError
+from lora_drift.pipelines.lora import read
+from lora_drift.pipelines.settings import Request, resolve, spec_of
 
 CONTROL = str(Path(__file__).parent.parent / "cases" / "assets" / "wide.png")
 SHAPES = {name: {"blocks.0.attn1.to_q": (6, 6)} for name in ("transformer", "transformer_2")}

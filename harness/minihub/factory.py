@@ -9,9 +9,9 @@ from functools import cache
 from hashlib import sha1, sha256
 from pathlib import Path
 
-from harness.minihub import layout, weights
-from harness.minihub.repo import Repo, Weights, to_json
-from harness.minihub.repos import MODELS, REPOS
+from lora_drift.harness.minihub import layout, weights
+from lora_drift.harness.minihub.repo import Repo, Weights, to_json
+from lora_drift.harness.minihub.repos import MODELS, REPOS
 
 HERE = Path(__file__).parent
 MANIFESTS = HERE / "manifests"

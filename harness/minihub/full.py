@@ -1,6 +1,6 @@
 """Synthetic models of the *real* size: a Hugging Face cache with the published configs and random weights.
 
-    python -m harness.minihub.full --model flux --home DIR     # in the trainer's environment, on a GPU if there is one
+    python -m lora_drift.harness.minihub.full --model flux --home DIR     # in the trainer's environment
 
 Pictures of them mean nothing, but trainer and pipelines load them as they load the real ones, so it shows whether they
 still agree at full width and depth, how long they take and what memory. The repositories are those of the mini hub with
@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.minihub import layout, weights
-from harness.minihub.factory import MiniHubError, repo_folder
-from harness.minihub.repo import Config, Repo, Weights, to_json
-from harness.minihub.repos import MODELS, REPOS, flux
-from harness.minihub.repos.encoders import DECODER_RULES
-from harness.minihub.repos.flux2_files import Autoencoder, Transformer
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import layout, weights
+from lora_drift.harness.minihub.factory import MiniHubError, repo_folder
+from lora_drift.harness.minihub.repo import Config, Repo, Weights, to_json
+from lora_drift.harness.minihub.repos import MODELS, REPOS, flux
+from lora_drift.harness.minihub.repos.encoders import DECODER_RULES
+from lora_drift.harness.minihub.repos.flux2_files import Autoencoder, Transformer
+from lora_drift.harness.minihub.weights import Rule
 
 MARK = "full.json"
 """File in the home of such a hub, by which it is told from a mini hub."""
@@ -284,7 +284,7 @@ def _range(name: str, shape: Sequence[int]) -> tuple[float, float]:
 def main() -> None:
     """`lora-drift minihub full` for the trainer's environment, which lacks what the command line is made of."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.minihub.full", description="Build full-size models with random weights."
+        prog="python -m lora_drift.harness.minihub.full", description="Build full-size models with random weights."
     )
     parser.add_argument("--model", action="append", required=True, help=f"repeatable; one of {', '.join(FULL)}")
     parser.add_argument("--home", type=Path, required=True, help="folder to build it in, to be used as HF_HOME")

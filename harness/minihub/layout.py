@@ -1,6 +1,6 @@
 """Developer tool: read tensor names and shapes from the real model classes, once per new component.
 
-    python -m harness.minihub.layout          # in an environment with transformers 4.57 (the pinned one)
+    python -m lora_drift.harness.minihub.layout          # in an environment with transformers 4.57 (the pinned one)
 
 Real checkpoints were saved with the key names of that generation; newer libraries rename keys while loading
 (transformers 5 drops CLIP's `text_model.`), so the names are kept as data and never derived at build time.
@@ -14,12 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from harness.minihub.repo import Weights
+from lora_drift.harness.minihub.repo import Weights
 
 LAYOUTS = Path(__file__).parent / "layouts"
 
 
-OURS = {"OmniGen2Transformer2DModel": "pipelines.models.omnigen2"}
+OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.models.omnigen2"}
 """Classes that Diffusers does not have. (That the trainer's class has the same tensors shows when a golden matches.)"""
 
 
@@ -38,7 +38,8 @@ def load(weights: Weights) -> dict[str, list[int]]:
     path = LAYOUTS / f"{config_key(weights)}.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no layout {path.name} for {weights.folder or weights.cls}: run `python -m harness.minihub.layout` "
+            f"no layout {path.name} for {weights.folder or weights.cls}: run "
+            "`python -m lora_drift.harness.minihub.layout` "
             "in the trainer's environment (transformers 4.57) and commit the new file"
         )
     return {name: [int(n) for n in shape.split("x") if n] for name, shape in json.loads(path.read_text()).items()}
@@ -77,7 +78,7 @@ def _old_name(match: re.Match[str]) -> str:
 
 
 def main() -> None:
-    from harness.minihub.repos import REPOS
+    from lora_drift.harness.minihub.repos import REPOS
 
     LAYOUTS.mkdir(exist_ok=True)
     wanted = {config_key(w): w for repo in REPOS.values() for w in repo.weights}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub.weights import Rule
 
 Config = Mapping[str, Any]
 Values = Callable[[], Mapping[str, np.ndarray]]

@@ -102,7 +102,7 @@ def lora(
     """One parameter (a `LORA_PARTS`) of a LoRA, float32; `fan_in` is that of the layer it changes.
 
     Values are multiples of 2^-9, so float16 holds them exactly. Goldens keep LoRA files without these values
-    (`harness.drawn`): another arithmetic here, be it a rounding, makes them unreadable.
+    (`lora_drift.harness.check.lora_codec`): another arithmetic here, be it a rounding, makes them unreadable.
     """
     spread = {
         "lora_down": np.sqrt(3.0 / fan_in),

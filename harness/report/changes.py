@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cases import ROOT
-from harness.recorder import pins
-from harness.results import PASSING, Result
+from lora_drift.harness import tags
+from lora_drift.harness.check.results import PASSING, Result
+from lora_drift.harness.paths import ROOT
 
 REPORTS = ROOT / "reports"
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -102,7 +102,7 @@ def _committed(tag: str) -> dict[str, Any] | None:
 
 def _previous_tag(tag: str) -> dict[str, Any] | None:
     """Summary of the newest older tag that has one."""
-    tags = [row.tag for row in pins.rows()]
-    older = tags[: tags.index(tag)] if tag in tags else []
+    order = tags.names()
+    older = order[: order.index(tag)] if tag in order else []
     files = [REPORTS / name / "summary.json" for name in reversed(older)]
     return next((json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()), None)

@@ -13,10 +13,10 @@ from functools import cached_property
 from math import isfinite
 from typing import Any, NamedTuple
 
-from harness.report import scale
-from harness.report.blame import Blame, blame, golden_settings, step, verdict
-from harness.results import PASSING, Metric, Result
-from pipelines import MODELS
+from lora_drift.harness.check.results import PASSING, Metric, Result
+from lora_drift.harness.report import scale
+from lora_drift.harness.report.root_cause import Blame, blame, golden_settings, step, verdict
+from lora_drift.pipelines import MODELS
 
 DATA = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 TEXT = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -147,7 +147,7 @@ def commands(result: Result) -> dict[str, str]:
         )
     found["Check the model"] = f"lora-drift check --model {shlex.quote(result.model)} --tag {tag}{where}"
     found["Record the golden again"] = (
-        f"python -m harness.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}{where}"
+        f"python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR --tag {tag} --case {case}{where}"
     )
     if result.verdict == "drift" and result.metrics:
         found["List as a known drift"] = f"lora-drift known add {case} --cause WHY --expires YYYY-MM-DD --tag {tag}{on}"

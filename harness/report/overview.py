@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.matrix.report import short
-from harness.recorder import pins
-from harness.report import scale
-from harness.report.render import environment, style
-from harness.results import PASSING
+from lora_drift.harness import tags
+from lora_drift.harness.check.results import PASSING
+from lora_drift.harness.report import scale
+from lora_drift.harness.report.render import environment, style
+from lora_drift.harness.studies.matrix.report import short
 
 FLOOR, CEILING = 1e-8, 1.0
 """Ends of the trend's scale, as of the trace's: below the rounding of float32, and an error as large as the signal."""
@@ -74,12 +74,12 @@ def render(reports: Path, out: Path) -> Path:
         ValueError: there is neither.
     """
     root = "" if out == reports else f"{reports.resolve().as_uri()}/"
-    tags, matrices = _tags(reports, root), _matrices(reports)
-    groups = [group for group in (tags, *matrices) if group.columns]
+    summaries, matrices = _tags(reports, root), _matrices(reports)
+    groups = [group for group in (summaries, *matrices) if group.columns]
     if not groups:
         raise ValueError(f"{reports}: no summary.json in there; `lora-drift check` writes one")
     html = environment().get_template("overview.html.j2").render(
-        groups=groups, lines=_lines(groups), width=WIDTH * len(tags.columns), height=HEIGHT,
+        groups=groups, lines=_lines(groups), width=WIDTH * len(summaries.columns), height=HEIGHT,
         style=style("base", "overview"),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def render(reports: Path, out: Path) -> Path:
 
 def _tags(reports: Path, root: str) -> Group:
     """Every summary, tags in the order of tags.yaml and releases after their tag."""
-    rows = {row.tag: row for row in pins.rows()}
+    rows = {row.tag: row for row in tags.rows()}
     found = []
     for file in reports.rglob("summary.json"):
         summary = json.loads(file.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def _tags(reports: Path, root: str) -> Group:
     return Group("Trainer versions", about, [f[2] for f in found], [f[3] for f in found])
 
 
-def _lacking(row: pins.Row | None) -> list[str]:
+def _lacking(row: tags.Tag | None) -> list[str]:
     return list(row.lacks) if row else []
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from harness import objects
+from lora_drift.harness.check import golden_store
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -130,9 +130,9 @@ class Album:
             if len(self.kept) >= KEPT:
                 del self.kept[next(iter(self.kept))]
             try:
-                whole = objects.base_of(path) is None
-                self.kept[path] = Strip(path.read_bytes() if whole else objects.png(objects.read(path)))
-            except objects.Damaged as error:
+                whole = golden_store.base_of(path) is None
+                self.kept[path] = Strip(path.read_bytes() if whole else golden_store.png(golden_store.read(path)))
+            except golden_store.Damaged as error:
                 self.kept[path] = Strip(problem=f"{error.path.name} {error}")
             except OSError as error:
                 self.kept[path] = Strip(problem=f"file not found: {path.name} ({type(error).__name__})")

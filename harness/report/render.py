@@ -12,12 +12,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from harness.cases import ROOT
-from harness.report import scale, summary
-from harness.report.changes import Change, changes
-from harness.report.details import View, as_script_data, commands, details, flatten, index_line, text, views
-from harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip
-from harness.results import Result, Verdict
+from lora_drift.harness.check.results import Result, Verdict
+from lora_drift.harness.paths import ROOT
+from lora_drift.harness.report import scale, summary
+from lora_drift.harness.report.changes import Change, changes
+from lora_drift.harness.report.details import (
+    View,
+    as_script_data,
+    commands,
+    details,
+    flatten,
+    index_line,
+    text,
+    views,
+)
+from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("query", "dom", "store", "list", "viewer", "case", "main")

@@ -2,7 +2,7 @@
 
 from math import floor, isfinite, log10
 
-from harness.results import IDENTICAL, Metric, Result, Verdict
+from lora_drift.harness.check.results import IDENTICAL, Metric, Result, Verdict
 
 ORDER: tuple[Verdict, ...] = ("error", "corrupt", "missing", "stale", "drift", "known", "match")
 """Worst first: where nothing could be compared, then what differs, then what is fine."""

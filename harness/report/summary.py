@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from harness.report.blame import blame
-from harness.report.changes import Change, versions
-from harness.report.scale import ORDER, as_text, rounded
-from harness.results import PASSING, Metric, Result
+from lora_drift.harness.check.results import PASSING, Metric, Result
+from lora_drift.harness.report.changes import Change, versions
+from lora_drift.harness.report.root_cause import blame
+from lora_drift.harness.report.scale import ORDER, as_text, rounded
 
 SCHEMA = 2
 KEPT = frozenset(

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import loading
-from pipelines.errors import RequestError
-from pipelines.lora import Shapes, Target, module_shapes
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import loading
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.lora import Shapes, Target, module_shapes
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,11 @@ latents 64]. The stock FluxPipeline does the rest, given the noise, while a hook
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines import images, loading, noise
-from pipelines.errors import RequestError
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import images, loading, noise
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

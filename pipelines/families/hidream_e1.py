@@ -7,13 +7,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines import images
-from pipelines.errors import RequestError
-from pipelines.families import hidream
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
-from pipelines.table.hidream import HIDREAM_E1
+from lora_drift.pipelines import images
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.families import hidream
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.table.hidream import HIDREAM_E1
 
 if TYPE_CHECKING:
     import torch

@@ -4,11 +4,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from pipelines import images, loading
-from pipelines.lora import Target
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import images, loading
+from lora_drift.pipelines.lora import Target
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 TOKENS = 1024
 """Length to which embeddings are padded."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines import images, loading, noise
-from pipelines.errors import RequestError
-from pipelines.lora import Shapes, module_shapes
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import images, loading, noise
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.lora import Shapes, module_shapes
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     import transformers
     from diffusers import AutoencoderKL, DiffusionPipeline
 
-    from pipelines.models.omnigen2 import OmniGen2Transformer2DModel
+    from lora_drift.pipelines.models.omnigen2 import OmniGen2Transformer2DModel
 
     class OmniGen2(DiffusionPipeline):  # a bag of parts, moved together
         model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -56,7 +56,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     import torch
 
-    from pipelines.models.omnigen2 import OmniGen2Transformer2DModel
+    from lora_drift.pipelines.models.omnigen2 import OmniGen2Transformer2DModel
 
     try:
         config = OmniGen2Transformer2DModel.load_config(base, subfolder="transformer")

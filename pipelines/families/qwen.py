@@ -6,10 +6,10 @@ import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
-from pipelines import images, loading
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import images, loading
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipelines import images, loading, noise
-from pipelines.lora import Target
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import ModelSpec
+from lora_drift.pipelines import images, loading, noise
+from lora_drift.pipelines.lora import Target
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import ModelSpec
 
 
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import loading
-from pipelines.output import Media
-from pipelines.settings import Settings
-from pipelines.spec import GUIDED_ABOVE, ModelSpec
+from lora_drift.pipelines import loading
+from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import GUIDED_ABOVE, ModelSpec
 
 
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:

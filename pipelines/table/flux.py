@@ -1,6 +1,6 @@
 """FLUX.1 and its relatives."""
 
-from pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
 
 FLUX_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 FLUX2_SCHEDULER = Scheduler(
     # The sigmas come from `families.flux2.schedule` and are final.

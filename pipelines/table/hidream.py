@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 LLAMA = "unsloth/Meta-Llama-3.1-8B-Instruct"
 

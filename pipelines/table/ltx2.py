@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 LTX2_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",

@@ -1,6 +1,6 @@
 """Lumina Image 2.0."""
 
-from pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
 
 ROWS = (
     ModelSpec(

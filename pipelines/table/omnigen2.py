@@ -1,6 +1,6 @@
 """OmniGen2."""
 
-from pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 ROWS = (
     ModelSpec(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 QWEN_SCHEDULER = Scheduler(
     "FlowMatchEulerDiscreteScheduler",

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and XL."""
 
-from pipelines.spec import LEGACY, ModelSpec, Scheduler
+from lora_drift.pipelines.spec import LEGACY, ModelSpec, Scheduler
 
 
 def ddpm(steps_offset: int) -> Scheduler:

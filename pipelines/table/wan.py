@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 UNIPC_CONFIG: Mapping[str, Any] = {
     "final_sigmas_type": "zero",

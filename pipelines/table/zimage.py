@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import Earlier, ModelSpec, Quantizes, Scheduler
 
 ZIMAGE_SCHEDULER = Scheduler(
     "FlowMatchEulerToZero", {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False}

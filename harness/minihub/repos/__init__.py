@@ -1,7 +1,20 @@
 """Every miniature repository, and which of them each model id loads."""
 
-from harness.minihub.repo import Repo
-from harness.minihub.repos import flux, flux2, hidream, ltx2, lumina2, omnigen2, quantized, qwen, sd, wan, wan22, zimage
+from lora_drift.harness.minihub.repo import Repo
+from lora_drift.harness.minihub.repos import (
+    flux,
+    flux2,
+    hidream,
+    ltx2,
+    lumina2,
+    omnigen2,
+    quantized,
+    qwen,
+    sd,
+    wan,
+    wan22,
+    zimage,
+)
 
 MODELS: dict[str, tuple[Repo, ...]] = {
     "sd15": (sd.SD15,),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from harness.minihub.repo import Weights
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub.repo import Weights
+from lora_drift.harness.minihub.weights import Rule
 
 WIDTH = 32
 """Width of every miniature text encoder."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, clip_text, t5_encoder
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
+from lora_drift.harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, clip_text, t5_encoder
+from lora_drift.harness.minihub.weights import Rule
 
 CLIP_FILES, CLIP_VOCAB = tokenizers.clip()
 T5_FILES, T5_VOCAB = tokenizers.t5()

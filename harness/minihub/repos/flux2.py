@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.minihub import layout, tokenizers, weights
-from harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import DECODER_RULES, WIDTH, mistral3, qwen3
-from harness.minihub.repos.flux2_files import (
+from lora_drift.harness.minihub import layout, tokenizers, weights
+from lora_drift.harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
+from lora_drift.harness.minihub.repos.encoders import DECODER_RULES, WIDTH, mistral3, qwen3
+from lora_drift.harness.minihub.repos.flux2_files import (
     Autoencoder,
     Transformer,
     autoencoder_to_diffusers,
     transformer_to_diffusers,
 )
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub.weights import Rule
 
 QWEN_FILES, QWEN_VOCAB = tokenizers.qwen()
 MISTRAL_FILES, MISTRAL_VOCAB = tokenizers.mistral3()

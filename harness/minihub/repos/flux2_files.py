@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.minihub import weights
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import weights
+from lora_drift.harness.minihub.weights import Rule
 
 Shapes = dict[str, tuple[int, ...]]
 Arrays = dict[str, np.ndarray]

@@ -8,10 +8,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
-from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, clip_text, llama, t5_encoder
-from harness.minihub.repos.wan import unipc
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
+from lora_drift.harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, clip_text, llama, t5_encoder
+from lora_drift.harness.minihub.repos.wan import unipc
 
 _, CLIP_VOCAB = tokenizers.clip()
 T5_FILES, T5_VOCAB = tokenizers.t5()

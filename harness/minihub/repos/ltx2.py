@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import WIDTH, gemma3
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
+from lora_drift.harness.minihub.repos.encoders import WIDTH, gemma3
+from lora_drift.harness.minihub.weights import Rule
 
 GEMMA_FILES, GEMMA_VOCAB = tokenizers.gemma3()
 GEMMA_LAYERS = 6

@@ -1,8 +1,8 @@
 """Lumina Image 2.0."""
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler
+from lora_drift.harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl
 
 SYSTEM_PROMPT_WORDS = [
     *("You", "are", "assistant", "designed", "to", "generate", "superior", "images", "degree", "image-text"),

@@ -1,9 +1,9 @@
 """OmniGen2."""
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
-from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl
-from harness.minihub.repos.qwen import VISION as QWEN_VISION
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
+from lora_drift.harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl
+from lora_drift.harness.minihub.repos.qwen import VISION as QWEN_VISION
 
 PROCESSOR_FILES, TOKENS = tokenizers.qwen()
 VISION_TOKENS = ("vision_start", "vision_end", "vision", "image", "video")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.minihub import layout, weights
-from harness.minihub.repo import Repo, Tensors, Weights
-from harness.minihub.repos import qwen, wan22
-from harness.minihub.repos.wan import denoiser
+from lora_drift.harness.minihub import layout, weights
+from lora_drift.harness.minihub.repo import Repo, Tensors, Weights
+from lora_drift.harness.minihub.repos import qwen, wan22
+from lora_drift.harness.minihub.repos.wan import denoiser
 
 RECOVERY_ID = "ostris/accuracy_recovery_adapters"
 RANK = 2

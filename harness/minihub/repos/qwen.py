@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
-from harness.minihub.repos.encoders import WIDTH
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
+from lora_drift.harness.minihub.repos.encoders import WIDTH
+from lora_drift.harness.minihub.weights import Rule
 
 FILES, VOCAB = tokenizers.qwen_vl()
 SPECIAL = [*tokenizers.QWEN_VL_SPECIAL, *tokenizers.QWEN_VL_PLAIN]

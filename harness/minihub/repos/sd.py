@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
-from harness.minihub.repos.encoders import WIDTH, autoencoder_kl, clip_text
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index, scheduler, to_json
+from lora_drift.harness.minihub.repos.encoders import WIDTH, autoencoder_kl, clip_text
 
 CLIP_FILES, CLIP_VOCAB = tokenizers.clip()
 CLIP_2_FILES, _ = tokenizers.clip(pad_token="!")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Config, Repo, Weights, in_folder, model_index, scheduler, to_json
-from harness.minihub.repos.encoders import WIDTH, clip_vision, t5_encoder
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Config, Repo, Weights, in_folder, model_index, scheduler, to_json
+from lora_drift.harness.minihub.repos.encoders import WIDTH, clip_vision, t5_encoder
+from lora_drift.harness.minihub.weights import Rule
 
 UMT5_FILES, UMT5_VOCAB = tokenizers.t5(extra_ids=300)
 

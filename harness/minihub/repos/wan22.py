@@ -1,8 +1,8 @@
 """Wan 2.2: two experts (14B, text and image to video), and the 5B model with its own autoencoder."""
 
-from harness.minihub.repo import Repo, Weights, in_folder, model_index
-from harness.minihub.repos.encoders import t5_encoder
-from harness.minihub.repos.wan import UMT5_FILES, UMT5_VOCAB, WAN21_VAE, WAN_INDEX, denoiser, unipc
+from lora_drift.harness.minihub.repo import Repo, Weights, in_folder, model_index
+from lora_drift.harness.minihub.repos.encoders import t5_encoder
+from lora_drift.harness.minihub.repos.wan import UMT5_FILES, UMT5_VOCAB, WAN21_VAE, WAN_INDEX, denoiser, unipc
 
 WAN22_INDEX = {**WAN_INDEX, "transformer_2": "diffusers.WanTransformer3DModel"}
 ABSENT = [None, None]

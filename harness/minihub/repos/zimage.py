@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness.minihub import tokenizers
-from harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
-from harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, qwen3
-from harness.minihub.weights import Rule
+from lora_drift.harness.minihub import tokenizers
+from lora_drift.harness.minihub.repo import Repo, Tensors, Weights, in_folder, model_index, scheduler
+from lora_drift.harness.minihub.repos.encoders import FLUX_VAE, WIDTH, autoencoder_kl, qwen3
+from lora_drift.harness.minihub.weights import Rule
 
 QWEN_FILES, QWEN_VOCAB = tokenizers.qwen()
 DIM, LAYERS, ADAPTER_RANK = 64, 2, 4

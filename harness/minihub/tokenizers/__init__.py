@@ -3,7 +3,7 @@
 Nothing here imports a tokenizer library: the files are data, and every stack reads them with its own code.
 """
 
-from harness.minihub.tokenizers.byte_level import (
+from lora_drift.harness.minihub.tokenizers.byte_level import (
     QWEN_VL_CHAT,
     QWEN_VL_PLAIN,
     QWEN_VL_SPECIAL,
@@ -12,9 +12,9 @@ from harness.minihub.tokenizers.byte_level import (
     qwen,
     qwen_vl,
 )
-from harness.minihub.tokenizers.clip import CLIP_END, clip
-from harness.minihub.tokenizers.common import WORDS
-from harness.minihub.tokenizers.sentencepiece import gemma, gemma3, spiece, t5
+from lora_drift.harness.minihub.tokenizers.clip import CLIP_END, clip
+from lora_drift.harness.minihub.tokenizers.common import WORDS
+from lora_drift.harness.minihub.tokenizers.sentencepiece import gemma, gemma3, spiece, t5
 
 __all__ = [
     "CLIP_END",

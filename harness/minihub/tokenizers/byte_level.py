@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.minihub.tokenizers.common import WORDS, bpe_merges, byte_alphabet, to_text
+from lora_drift.harness.minihub.tokenizers.common import WORDS, bpe_merges, byte_alphabet, to_text
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

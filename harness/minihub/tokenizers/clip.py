@@ -1,6 +1,6 @@
 """CLIP."""
 
-from harness.minihub.tokenizers.common import WORDS, bpe_merges, byte_alphabet, to_text
+from lora_drift.harness.minihub.tokenizers.common import WORDS, bpe_merges, byte_alphabet, to_text
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 

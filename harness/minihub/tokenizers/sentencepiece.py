@@ -4,7 +4,7 @@ import json
 import struct
 from typing import Any
 
-from harness.minihub.tokenizers.common import WORDS, bpe_merges, to_text
+from lora_drift.harness.minihub.tokenizers.common import WORDS, bpe_merges, to_text
 
 
 def t5(extra_ids: int = 100) -> tuple[dict[str, str], int]:

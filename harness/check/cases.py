@@ -1,0 +1,235 @@
+"""Case files: one YAML file is one picture that the trainer rendered and we must render again.
+
+The field names under `sample:` and `lora.network:` are the trainer's own (`SampleConfig`/`SampleItem` and
+`NetworkConfig` in toolkit/config_modules.py), so a case reads like the job file that a user has.
+"""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from lora_drift.harness.paths import ROOT
+
+CASES = ROOT / "cases"
+ASSETS = CASES / "assets"
+Tier = Literal["mini", "full"]
+"""On the mini hub, or on the real weights."""
+
+
+class CaseError(ValueError):
+    """A case file is wrong; the message names the file, the field and the remedy."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(_Strict):
+    """The trainer's `network:` section (toolkit/config_modules.py, NetworkConfig)."""
+
+    type: Literal["lora", "lokr", "dora"] = "lora"
+    linear: PositiveInt = 4
+    linear_alpha: float | None = None
+    conv: PositiveInt | None = None
+    conv_alpha: float | None = None
+    lokr_full_rank: bool | None = None
+    lokr_factor: int | None = None
+    old_lokr_format: bool | None = None
+    split_multistage_loras: bool | None = None
+    network_kwargs: dict[str, Any] | None = None
+
+
+class Lora(_Strict):
+    """A LoRA made while recording, by the trainer's own network class and `save_weights`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="cases of one model share a LoRA by its name")
+    network: Network = Network()
+    save_dtype: Literal["float16", "bf16", "float32"] = "float16"
+    mode: Literal["merged", "live"] = "merged"
+    """`live` puts a second sample with another multiplier in the job, which makes the trainer keep the LoRA
+    out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
+
+
+def _asset(name: str) -> str:
+    path = ASSETS / name
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+        raise ValueError(f"no such control image in cases/assets: {name} (there are {there})")
+    return str(path)
+
+
+Asset = Annotated[str, AfterValidator(_asset)]
+"""Name of a picture in cases/assets; the value is its path."""
+
+
+class Sample(_Strict):
+    """The trainer's sample item. A field left out takes the trainer's default, not ours."""
+
+    prompt: str
+    neg: str = ""
+    width: int = 512
+    height: int = 512
+    seed: int = 0
+    guidance_scale: float = 7
+    sample_steps: PositiveInt = 20
+    network_multiplier: float = 1.0
+    guidance_rescale: float = 0.0
+    num_frames: PositiveInt = 1
+    fps: PositiveInt = 16
+    ctrl_img: Asset | None = None
+    ctrl_img_1: Asset | None = None
+    ctrl_img_2: Asset | None = None
+    ctrl_img_3: Asset | None = None
+    ctrl_idx: int = 0
+    do_cfg_norm: bool = False
+
+    @property
+    def control(self) -> list[str]:
+        """Paths of the numbered control images, or of the single one."""
+        numbered = [p for p in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if p is not None]
+        return numbered or ([self.ctrl_img] if self.ctrl_img else [])
+
+
+class Quantization(_Strict):
+    """The trainer's `model:` fields about a quantised base."""
+
+    quantize: bool = False
+    quantize_te: bool | None = None
+    qtype: str = "qfloat8"
+    qtype_te: str = "qfloat8"
+    accuracy_recovery_adapter: str | None = None
+    exclude: tuple[str, ...] = ()
+    """The trainer's `quantize_kwargs.exclude`."""
+
+    @property
+    def repositories(self) -> list[str]:
+        """Hub id of the accuracy-recovery adapter."""
+        adapter = self.qtype.partition("|")[2] or self.accuracy_recovery_adapter
+        return ["/".join(adapter.split("/")[:2])] if adapter else []
+
+
+class Training(_Strict):
+    """Record this case at the end of a real training (`run.py`) instead of from a made LoRA."""
+
+    steps: PositiveInt = 3
+    lr: float = 1e-2
+    seed: int = 42
+    resolution: PositiveInt = 128
+
+
+class Case(_Strict):
+    """One case. `id` comes from the path: "<model>/<file stem>", or "full/<model>" for the one on the real weights."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    id: str = Field(pattern=r"^([a-z0-9_.]+/[a-z0-9][a-z0-9-]*|full/[a-z0-9_.]+)$")
+    tier: Tier
+    about: str
+    lora: Lora | None = None
+    training: Training | None = None
+    trigger_word: str | None = None
+    base: str | None = None
+    """Hub id of another base model than the trainer's default (`model.name_or_path`)."""
+    quantization: Quantization | None = None
+    trainer_model: dict[str, Any] = Field(default_factory=dict)
+    """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
+    sample: Sample
+    controls: tuple[str, ...] = ()
+    """Names of the negative controls to render (negative_controls.py); none named: all. For cases that take seconds
+    a render and whose siblings render all."""
+
+    @model_validator(mode="after")
+    def _multiplier_needs_lora(self) -> "Case":
+        if self.lora is None and self.sample.network_multiplier != 1.0:
+            raise ValueError("sample.network_multiplier is set but there is no lora: section; remove one or add one")
+        if self.training is not None and self.lora is None:
+            raise ValueError("training: needs a lora: section (the network that is trained)")
+        if self.quantization and self.quantization.quantize and self.lora and self.lora.mode != "live":
+            raise ValueError("lora.mode: live, where quantization.quantize is set (the trainer cannot merge there)")
+        return self
+
+    @property
+    def model(self) -> str:
+        folder, name = self.id.split("/")
+        return name if self.tier == "full" else folder
+
+    @property
+    def extras(self) -> list[str]:
+        """Hub ids of what it loads besides its model's own repositories."""
+        return [*([self.base] if self.base else []), *(self.quantization.repositories if self.quantization else [])]
+
+    @property
+    def job_name(self) -> str:
+        """Name of the trainer's job; the LoRA is saved under it, and `[name]` in a prompt becomes it."""
+        return self.lora.name if self.lora else "base"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the picture depends on: all but `about` and `controls` (new fields change nothing)."""
+        content = self.model_dump(mode="json", exclude={"about", "controls"}, exclude_defaults=True, by_alias=True)
+        for name, value in content["sample"].items():
+            if name.startswith("ctrl_img"):  # the picture counts, not where it lies
+                content["sample"][name] = sha256(Path(value).read_bytes()).hexdigest()
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path) -> Case:
+    """Read one case file.
+
+    Raises:
+        CaseError: not YAML, an unknown or wrong field, or a path that does not match `model:` and `tier:`.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CaseError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise CaseError(f"{path}: a case is a YAML mapping with `schema: 1`, `model:`, `tier:` and `sample:`")
+    model = data.pop("model", None)
+    full = path.parent.name == "full"
+    if model != (path.stem if full else path.parent.name):
+        named = f"of its file, `{path.stem}`" if full else f"of its folder, `{path.parent.name}`"
+        raise CaseError(f"{path}: `model: {model}` must equal the name {named}")
+    if full != (data.get("tier") == "full"):
+        raise CaseError(f"{path}: `tier: full` belongs to the cases in cases/full, and they to it")
+    if "id" in data:
+        raise CaseError(f"{path}: `id` comes from the file name; remove the field")
+    try:
+        return Case.model_validate({**data, "id": f"{path.parent.name}/{path.stem}"})
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["msg"], e["type"]) for e in error.errors()]
+        raise CaseError(f"{path}: " + "; ".join(lines)) from error
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "sample": Sample,
+    "lora": Lora,
+    "network": Network,
+    "training": Training,
+    "quantization": Quantization,
+}
+
+
+def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
+    field = ".".join(map(str, loc)) or "case"
+    if kind == "extra_forbidden":
+        section = next((_SECTIONS[str(name)] for name in reversed(loc[:-1]) if str(name) in _SECTIONS), Case)
+        names = sorted(f.alias or n for n, f in section.model_fields.items())
+        return f"unknown field `{field}` (known here: {', '.join(names)})"
+    return f"`{field}`: {message}"
+
+
+def files(root: Path = CASES, tier: Tier = "mini") -> Iterator[Path]:
+    yield from (p for p in sorted(root.glob("*/*.yaml")) if (p.parent.name == "full") == (tier == "full"))
+
+
+def load_all(root: Path = CASES, tier: Tier = "mini") -> list[Case]:
+    return [load(path) for path in files(root, tier)]
+
+
+def of_both_tiers(root: Path = CASES) -> list[Case]:
+    return [*load_all(root), *load_all(root, "full")]

@@ -1,0 +1,229 @@
+"""Where a run leaves its golden: from distances at traced boundaries to the component that did it, in words.
+
+A place is one of the constants below, with details behind a colon: "prompt embeds: negative (text_encoder_2)". What
+comes first is decided by what can cause what, not by the order in which hooks fired: noise is only seen when the
+scheduler makes its first step, but the denoiser has read it before.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lora_drift.harness.check.trace import Trace, errors, sketch
+
+LORA = "LoRA"
+PROMPTS = "prompt embeds"
+POSITIVE = "prompt embeds: positive"
+NEGATIVE = "prompt embeds: negative"
+CONTROL = "control image"
+SCHEDULE = "schedule"
+NOISE = "initial noise"
+SIZE = "size"
+CONDITIONING = "conditioning"
+GUIDANCE = "guidance"
+INPUT = "transformer input"
+DENOISER = "denoiser"
+STEP = "scheduler step"
+DECODER_INPUT = "decoder input"
+DECODER = "decoder"
+PICTURE = "post-processing"
+SOUND = "sound"
+
+PIXELS, AUDIO = "picture", "sound"
+"""Boundaries behind the traced ones: the finished pixels and the sound."""
+
+LATENTS = ("hidden_states", "sample", "x", "img", "audio_hidden_states")
+TIMES = ("timestep", "timesteps", "t", "sigma", "audio_timestep", "audio_sigma")
+TEXTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "text_hidden_states",
+         "cap_feats", "txt", "pooled_projections", "pooled_embeds", "encoder_attention_mask", "text_attention_mask",
+         "audio_encoder_hidden_states", "audio_encoder_attention_mask", "encoder_hidden_states_mask",
+         "attention_mask")  # fmt: skip
+IMAGES = ("encoder_hidden_states_image", "ref_image_hidden_states")
+ALIASES = (
+    ("encode/text_encoder_2#", "encode/text_encoder#"),
+    (".img", ".hidden_states"),
+    (".txt", ".encoder_hidden_states"),
+    (".timesteps", ".timestep"),
+)
+"""The trainer's Chroma says the left, Diffusers' the right (its one text encoder is the second of Flex.1)."""
+_PARTS = re.compile(r"step(\d+)/(?:denoiser#(\d+)(?:\.(\w+))?|(.+))")
+
+
+def distances(golden: Trace, ours: Trace) -> dict[str, float]:
+    """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
+    names = {name: _ours(name, ours) for name in golden.sketches}
+    named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
+    completed, steps = _completed(named, ours)
+    # A difference divided by a small step is inexact by as much more.
+    found = {name: error * steps.get(name, 1.0) for name, error in errors(completed, ours).items()}
+    # Pictures that the denoiser reads in an argument of their own must be there.
+    absent = {name: float("inf") for name in named.sketches if name not in found and name.endswith(IMAGES)}
+    return found | absent
+
+
+def _ours(name: str, ours: Trace) -> str:
+    for theirs, our in ALIASES:
+        if name not in ours.sketches and (alias := name.replace(theirs, our)) in ours.sketches:
+            return alias
+    return name
+
+
+def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
+    """With the guided predictions of a pipeline that steps without a scheduler (FLUX.2 in the trainer), and the lengths
+    of their steps.
+
+    Its step is Euler's, x' = x + (t' - t) p, and sketches are linear: p follows from the inputs of two steps. Pictures
+    behind the latents in the sequence are the same in both and cancel.
+    """
+    if any(name.startswith("schedule/") for name in golden.sketches) or "schedule/sigmas" not in ours.sketches:
+        return golden, {}
+    sketches, shapes = dict(golden.sketches), dict(golden.shapes)
+    unit, lengths = "step{}/denoiser#0.{}", {}
+    for step in range(len(golden.sketches)):
+        now, then = unit.format(step, "timestep"), unit.format(step + 1, "timestep")
+        name = f"step{step}/scheduler.prediction"
+        if then not in sketches or name not in ours.sketches:
+            break
+        difference = _number(sketches[then]) - _number(sketches[now])
+        x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
+        sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
+        lengths[name] = abs(difference)
+    return Trace(sketches, shapes), lengths
+
+
+def _number(sketched: np.ndarray) -> float:
+    """The one number of which this is the sketch."""
+    return float(sketched @ sketch(np.ones(1)))
+
+
+def first(found: Mapping[str, float], limit: float) -> str | None:
+    """The boundary beyond `limit` that comes first in the order of causes.
+
+    What does not reach the final latents is no cause of what comes after them.
+    """
+    beyond = [name for name, error in found.items() if not error <= limit]
+    if found.get("decode/in", float("inf")) <= limit:
+        beyond = [name for name in beyond if name == "decode/out"]
+    return min(beyond, key=_rank, default=None)
+
+
+def _rank(boundary: str) -> tuple[int, int]:
+    """(step, place within it); what is laid out before the first step counts as a step of its own."""
+    if boundary.startswith("lora/"):
+        return -1, 0
+    if boundary.startswith("encode/"):
+        return -1, 1
+    if boundary.startswith("schedule/"):
+        return -1, 3
+    parts = _PARTS.fullmatch(boundary)
+    if parts is None:
+        return 10**6, ["decode/in", "decode/out", PIXELS, AUDIO].index(boundary)
+    step, _, argument, other = parts.groups()
+    if argument in TEXTS:
+        return -1, 2
+    if argument in TIMES:
+        return (-1, 4) if step == "0" else (int(step), 0)
+    if step == "0" and argument in IMAGES:
+        return -1, 5
+    if other == "noise":
+        return -1, 6
+    if argument is not None:
+        return (int(step), 1) if step != "0" or argument in LATENTS else (-1, 4)
+    return int(step), {"scheduler.prediction": 3, "latents": 4}.get(other or "", 2)
+
+
+def place(boundary: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
+    """The component that a boundary belongs to, in words. `facts` are the settings of the run."""
+    if boundary.startswith("lora/"):
+        missing = "" if boundary in ours.sketches else ", not applied"
+        return f"{LORA}: {boundary.removeprefix('lora/')}{missing}"
+    if boundary in (PIXELS, AUDIO):
+        return PICTURE if boundary == PIXELS else SOUND
+    if boundary == "decode/in":
+        return f"{DECODER_INPUT}: scaling of the final latents"
+    if boundary == "decode/out":
+        return f"{DECODER}: VAE"
+    if _resized(golden, ours):
+        return f"{SIZE}: of the latents, or the number of frames"
+    if _passes(golden) != _passes(ours):
+        return f"{GUIDANCE}: {_passes(ours)} passes a step instead of {_passes(golden)}"
+    if boundary.startswith("encode/"):
+        return _encoder(boundary, golden)
+    if boundary.startswith("schedule/"):
+        return f"{SCHEDULE}: {boundary.removeprefix('schedule/')}"
+    theirs, our = golden.shapes.get(boundary), ours.shapes.get(boundary)
+    words = boundary.endswith(TEXTS) or boundary.startswith("encode/")
+    if facts.get("control") and theirs and our and theirs != our and not words:
+        # Tokens, their places and their times: more or fewer of them are those of control images.
+        return f"{CONTROL}: another number of tokens"
+    prediction = boundary.replace("scheduler.prediction", "denoiser#0")
+    if _passes(golden) == 1 and golden.shapes.get(prediction) != ours.shapes.get(prediction):
+        # Unguided, so that the scheduler gets what the denoiser gave, which the two sides lay out otherwise.
+        boundary = prediction
+    return _in_step(boundary, golden, facts)
+
+
+def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
+    parts = _PARTS.fullmatch(boundary)
+    assert parts is not None, boundary
+    step, call, argument, other = parts.groups()
+    if other == "noise":
+        return NOISE
+    if other is not None:
+        return f"{GUIDANCE}: step {step}" if other == "scheduler.prediction" else f"{STEP}: {step}"
+    if argument is None:
+        return f"{DENOISER}: its prediction at step {step}, pass {call}{_suspects(facts)}"
+    if argument in TIMES:
+        return f"{SCHEDULE}: {argument} as the denoiser reads it at step {step}"
+    if argument in TEXTS:
+        sign = (POSITIVE, NEGATIVE)[int(call)] if call in "01" and _calls(golden) > 1 else PROMPTS
+        return f"{sign} ({argument})"
+    if argument == "guidance":
+        return f"{GUIDANCE}: the scale as the denoiser reads it"
+    if argument in IMAGES:
+        return f"{CONTROL} ({argument})"
+    if argument in LATENTS and step == "0":
+        if "step0/noise" in golden.sketches:  # with equal noise, what else is in there are control images
+            return CONTROL if facts.get("control") else f"{INPUT} 0"
+        return f"{CONTROL}: or the noise, which is not seen apart from it" if facts.get("control") else NOISE
+    if argument in LATENTS:
+        # Where the trainer steps without a scheduler, only the next input shows what came of a step.
+        stepped = argument != "audio_hidden_states" and f"step{int(step) - 1}/latents" not in golden.sketches
+        return f"{STEP}: {int(step) - 1}" if stepped else f"{INPUT}: {argument} at step {step}"
+    return CONTROL if argument == "img_ids" and facts.get("control") else f"{CONDITIONING}: {argument}"
+
+
+def _suspects(facts: Mapping[str, Any]) -> str:
+    """What a prediction depends on that has no boundary of its own."""
+    ours, golden = facts.get("lora_mode"), facts.get("golden_lora_mode")
+    if ours != golden:
+        return f" (LoRA {ours}, in the trainer {golden})"
+    return " (same inputs and LoRA deltas: its weights, its arithmetic or the LoRA's multiplier)"
+
+
+def _encoder(boundary: str, golden: Trace) -> str:
+    role, _, number = boundary.removeprefix("encode/").partition("#")
+    if role.startswith("image"):
+        return f"{CONTROL} ({role})"
+    return f"{POSITIVE if number == '0' else NEGATIVE} ({role})"
+
+
+def _calls(trace: Trace) -> int:
+    return len({m[2] for name in trace.sketches if (m := _PARTS.fullmatch(name)) and m[1] == "0" and m[2]})
+
+
+def _passes(trace: Trace) -> int:
+    """Denoiser evaluations in the first step, counting the rows of a batch."""
+    rows = 0
+    for call in range(_calls(trace)):
+        shapes = (trace.shapes.get(f"step0/denoiser#{call}.{argument}") for argument in (*TIMES, "sample"))
+        rows += next((shape[0] for shape in shapes if shape), 1)
+    return rows
+
+
+def _resized(golden: Trace, ours: Trace) -> bool:
+    """Latents of another shape: as they are decoded, whatever a denoiser makes of them."""
+    a, b = golden.shapes.get("decode/in"), ours.shapes.get("decode/in")
+    return a is not None and b is not None and a != b

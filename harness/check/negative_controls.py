@@ -1,0 +1,34 @@
+"""Negative controls: deliberate changes that must leave the gate, or the case proves nothing."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lora_drift.harness.check.cases import ASSETS
+from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines.settings import Settings
+from lora_drift.pipelines.spec import GUIDED_ABOVE
+
+
+def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
+    """Does this model read the negative prompt at this guidance?"""
+    return settings.guidance_scale > GUIDED_ABOVE[pipeline.spec.guidance]
+
+
+def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
+    """(name, pipeline, settings) of every control that applies to a case."""
+    yield "seed + 1", pipeline, replace(settings, seed=settings.seed + 1)
+    yield "prompt without its last word", pipeline, replace(settings, prompt=settings.prompt.rpartition(" ")[0])
+    if pipeline.lora is not None:
+        yield "LoRA off", replace(pipeline, lora=None), settings
+        yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
+    if settings.steps > 1:
+        yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
+    if pipeline.spec.guidance == "embedded" or settings.guidance_scale + 0.5 > GUIDED_ABOVE[pipeline.spec.guidance]:
+        yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
+    if settings.control:
+        flipped = (*settings.control[1:], settings.control[0])
+        unlike = "other.inpaint.png" if ".inpaint." in settings.control[0] else "other.png"
+        other = flipped if len(settings.control) > 1 else (str(ASSETS / unlike),)
+        yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
+    if negative_counts(pipeline, settings) and settings.negative_prompt:
+        yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

@@ -1,0 +1,443 @@
+"""Checks one case: renders it with our pipelines, compares with the trainer's golden, and tries the controls."""
+
+import gc
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_drift.harness import tags
+from lora_drift.harness.check import (
+    divergence,
+    goldens,
+    known,
+    metrics,
+    user_cache,
+)
+from lora_drift.harness.check import (
+    negative_controls as controls,
+)
+from lora_drift.harness.check import (
+    tolerances as gates,
+)
+from lora_drift.harness.check.cases import Case
+from lora_drift.harness.check.goldens import Golden, GoldenError
+from lora_drift.harness.check.results import Control, Divergence, Metric, Result
+from lora_drift.harness.check.trace import Trace, Tracer
+from lora_drift.harness.environment import device_kind, facts
+from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
+
+LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
+"""Artefact -> the argument of `Pipeline.with_lora` that takes it."""
+GATED = ("latents_rel_l2", "pixel_max", "pixel_mean")
+
+
+def use_minihub(home: Path | None = None) -> Path:
+    """Point every Hugging Face library at the mini hub, building it if needed.
+
+    Raises:
+        RuntimeError: `huggingface_hub` was imported before and froze another cache folder.
+    """
+    import sys
+
+    home = home or factory.build()
+    user_cache.set_aside()
+    os.environ.pop("HF_HUB_CACHE", None)  # it would win over HF_HOME
+    os.environ.update({"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None and Path(constants.HF_HUB_CACHE) != home / "hub":
+        raise RuntimeError(
+            f"huggingface_hub was imported before the mini hub could be set up and uses {constants.HF_HUB_CACHE}; "
+            f"start again with HF_HOME={home} HF_HUB_OFFLINE=1 (`lora-drift minihub path` prints the folder)"
+        )
+    return home
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One render of ours."""
+
+    frames: np.ndarray
+    """uint8 [frames, height, width, 3]"""
+    latents: np.ndarray
+    """float32: what the VAE decoder received."""
+    trace: Trace
+    settings: dict[str, Any]
+    audio: np.ndarray | None = None
+    """float32 [channels, samples]"""
+
+
+Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
+
+
+class Bench:
+    """Renders cases on one device, one base model at a time (a model is loaded once for all its cases in a row)."""
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        dtype: str | None = None,
+        *,
+        tag: str | None = None,
+        controls: bool = True,
+        floor: bool = False,
+        profile: str = "reference",
+    ) -> None:
+        """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
+        floor of every case, too."""
+        self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
+        self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        self.tag = tag or newest_tag()
+        self._loaded: Any = None
+        self._loaded_as: Any = None
+
+    @property
+    def toolkit(self) -> str:
+        """The trainer version whose behaviour is rendered."""
+        return tags.row(self.tag).version
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        profile = {} if self.profile == "reference" else {"profile": self.profile}
+        return {**facts(self.device, self.dtype), **profile}
+
+    def golden(self, case: Case) -> Golden:
+        """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
+        if case.tier == "mini":
+            manifest = factory.manifest_sha256(case.model, case.extras)
+            return goldens.load(self.tag, case, manifest, environment=self.environment)
+        try:
+            weights = user_cache.revisions(case)
+        except user_cache.NoWeights as error:
+            raise goldens.Missing(str(error)) from error
+        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
+
+    def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
+        kind, same = device_kind(self.environment), golden.same_torch(self.environment)
+        return gates.load(case.tier, kind, self.dtype, same_torch=same)
+
+    def pipeline(self, case: Case, golden: Golden) -> Any:
+        """Our pipeline for `case`, with the LoRA file that the trainer saved."""
+        from lora_drift import pipelines
+        from lora_drift.pipelines.quantize import Quantization
+
+        quantization = Quantization(**case.quantization.model_dump()) if case.quantization else None
+        wanted = (case.model, case.base, golden.noise_stream, golden.resize_order, quantization)
+        if self._loaded is None or self._loaded_as != wanted:
+            self._loaded = None  # let the old model go before the next one loads
+            self._loaded_as = wanted
+            self._loaded = pipelines.load(
+                case.model,
+                base=case.base,
+                device=self.device,
+                dtype=self.dtype,
+                toolkit=self.toolkit,
+                noise_stream=golden.noise_stream,
+                resize_order=golden.resize_order,
+                quantization=quantization,
+                profile=self.profile,
+            )
+        if case.lora is None:
+            return self._loaded
+        files = {LORA_FILES[a]: golden.path(a) for a in golden.artefacts if a in LORA_FILES}
+        return self._loaded.with_lora(**files, mode=case.lora.mode)
+
+    def forget(self) -> None:
+        """Let the loaded model go: after an error (a full GPU, say) the next case starts from nothing."""
+        import torch
+
+        self._loaded = self._loaded_as = None
+        gc.collect()
+        if usable(self.device):  # a GPU that is lost to this process would refuse this, too
+            torch.cuda.empty_cache()
+
+    @staticmethod
+    def request(case: Case) -> Any:
+        """What the case asks, in our terms."""
+        from lora_drift.pipelines.settings import Request
+
+        sample = case.sample
+        return Request(
+            prompt=sample.prompt,
+            negative=sample.neg,
+            width=sample.width,
+            height=sample.height,
+            steps=sample.sample_steps,
+            guidance_scale=sample.guidance_scale,
+            guidance_rescale=sample.guidance_rescale,
+            seed=sample.seed,
+            multiplier=sample.network_multiplier,
+            num_frames=sample.num_frames,
+            fps=sample.fps,
+            trigger_word=case.trigger_word,
+            job_name=case.job_name,
+            control=sample.control,
+            ctrl_img=sample.ctrl_img,
+            ctrl_idx=sample.ctrl_idx,
+            do_cfg_norm=sample.do_cfg_norm,
+        )
+
+    def settings(self, case: Case) -> Any:
+        """The case's resolved settings, by our rules."""
+        from lora_drift.pipelines.settings import resolve, spec_of
+
+        return resolve(spec_of(case.model, self.toolkit), self.request(case))
+
+    @staticmethod
+    def render(pipeline: Any, settings: Any) -> Rendered:
+        tracer = Tracer()
+        if pipeline.lora is not None:
+            for name, change in _lora_changes(pipeline):
+                tracer.trace.add(f"lora/{name}", change)
+        output = pipeline.render(settings, watch=tracer.watching)
+        frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+        assert tracer.trace.final_latents is not None
+        settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
+        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+
+
+def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, weight change at multiplier 1) of every module, and under its own name of every matrix that a file fuses.
+
+    The trainer's own network classes keep q, k and v in one; its goldens know the change of that one. Changes are made
+    one by one: all of a real model's together are twice as large as the model.
+    """
+    from lora_drift.pipelines.adapter import scaled
+    from lora_drift.pipelines.lora import on_device
+
+    def change(delta: Any) -> np.ndarray:
+        return scaled(on_device(delta.change, pipeline.base.device), 1.0).cpu().numpy()
+
+    fused: dict[str, list[Any]] = {}
+    for delta in pipeline.lora.deltas:
+        if len(pipeline.spec.denoisers) > 1:
+            yield f"{delta.component}.{delta.module}", change(delta)
+            continue
+        yield delta.module, change(delta)
+        prefix = next((p for p in pipeline.spec.lora_prefixes if delta.name.startswith(p)), "")
+        fused.setdefault(delta.name.removeprefix(prefix), []).append(delta)
+    for name, parts in fused.items():
+        if [part.module for part in parts] != [name]:
+            yield name, np.concatenate([change(part) for part in parts])
+
+
+def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None) -> Result:
+    """Check one case; never raises for what a case can get wrong, the verdict says it.
+
+    Pictures of the run are written to `out`. `compare` renders, measures and judges once there is a golden; None does
+    so in this process.
+    """
+    started = time.perf_counter()
+    result = Result(
+        case=case.id,
+        model=case.model,
+        tag=bench.tag,
+        tier=case.tier,
+        device=bench.device,
+        dtype=bench.dtype,
+        verdict="error",
+        about=case.about,
+        lora=case.lora.network.type if case.lora else "",
+        environment=bench.environment,
+    )
+    try:
+        _need(bench.device)
+        golden = bench.golden(case)
+        _describe(result, golden)
+        (compare or _compare)(result, bench, case, golden, out)
+    except GoldenError as error:
+        result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
+    except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest
+        result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
+        bench.forget()
+    result.seconds = round(time.perf_counter() - started, 3)
+    return known.judge(result)
+
+
+def _describe(result: Result, golden: Golden) -> None:
+    result.golden_settings = golden.settings
+    result.golden_environment = golden.environment
+    result.provenance = {
+        **golden.trainer,
+        "origin": golden.origin,
+        **({"short_way": golden.short_way} if golden.short_way else {}),
+        "patches": golden.patches,
+        "noise_stream": golden.noise_stream,
+        "resize_order": golden.resize_order,
+        "recorder": golden.recorder,
+        "seal": golden.seal,
+    }
+    result.frames, result.fps = int(golden.output["frames"]), int(golden.output["fps"])
+    result.golden_picture = os.path.relpath(golden.stored("picture"), ROOT)
+
+
+def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
+    from PIL import Image
+
+    from lora_drift.harness.studies import spread
+
+    if bench.floor:  # first, because gates are derived from it
+        result.noise_floor = spread.floors(bench, case, golden)
+    limits = bench.gates(case, golden)
+    pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
+    with encodings_kept(pipeline.base.pipe.vae):
+        ours = bench.render(pipeline, settings)
+        wanted = _wanted(case, pipeline, settings) if bench.controls else []
+        result.controls = [_control(name, golden, bench.render(p, s), limits) for name, p, s in wanted]
+    result.settings = {**ours.settings, "lora_mode": pipeline.mode if pipeline.lora else None}
+    path = out / f"{case.id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(list(ours.frames))).save(path)
+    result.output_picture = os.path.relpath(path, ROOT)
+
+    reference = golden.frames()
+    if reference.shape != ours.frames.shape:
+        _trace(result, golden, ours, limits["trace"].limit)
+        result.verdict = "drift"
+        result.message = (
+            f"the trainer rendered {_shape(reference)}, we rendered {_shape(ours.frames)}: another size or frame rule"
+            + _where(result)
+        )
+        return
+    measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
+    if "audio" in golden.artefacts:
+        measured.append(metrics.audio(golden.audio(), ours.audio))
+    result.metrics = gates.apply(measured, limits)
+    _trace(result, golden, ours, limits["trace"].limit)
+    outside = [m for m in result.metrics if not m.within]
+    blind = [c.name for c in result.controls if not c.caught]
+    if outside:
+        result.verdict = "drift"
+        result.message = "beyond the gate: " + ", ".join(_beyond(m) for m in outside) + _where(result)
+    elif blind:
+        result.verdict = "error"
+        result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
+    else:
+        result.verdict = "match"
+
+
+def _wanted(case: Case, pipeline: Any, settings: Any) -> list[tuple[str, Any, Any]]:
+    found = [c for c in controls.controls(pipeline, settings) if not case.controls or c[0] in case.controls]
+    if len(found) < max(1, len(case.controls)):
+        raise ValueError(f"controls: {', '.join(case.controls)}: not all of these apply to {case.id}")
+    return found
+
+
+@contextmanager
+def encodings_kept(vae: Any) -> Iterator[None]:
+    """While the block runs, `vae` encodes a picture that it has encoded before by looking it up.
+
+    The controls of an editing case all encode the same control images, a megapixel each: half of its time.
+    """
+    import torch
+
+    original, kept = vae.encode, {}
+
+    def encode(pixels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        data = pixels.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        key = (sha256(data).digest(), pixels.shape, pixels.stride(), pixels.dtype, args, tuple(kwargs.items()))
+        if key not in kept:
+            kept[key] = original(pixels, *args, **kwargs)
+        return kept[key]
+
+    vae.encode = encode
+    try:
+        yield
+    finally:
+        del vae.encode
+
+
+def _need(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"{device} was asked for, but there is no CUDA device here; run without `-m gpu`")
+
+
+def usable(device: str) -> bool:
+    """Does the device still answer this process? Some errors of a GPU end everything that the process has there."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _shape(frames: np.ndarray) -> str:
+    count, height, width = frames.shape[:3]
+    return f"{width}x{height}" + (f", {count} frames" if count > 1 else "")
+
+
+def _beyond(metric: Metric) -> str:
+    return f"{metric.name} {metric.value:.3g} (gate {metric.gate:.3g})"
+
+
+def _where(result: Result) -> str:
+    return result.first_divergence.sentence if result.first_divergence else ""
+
+
+def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:
+    """Where the run leaves its golden; `result.metrics` say whether it does so in what follows the traced ones."""
+    reference = Trace.load(golden.path("trace"))
+    found = divergence.distances(reference, ours.trace)
+    result.trace = {name: error if math.isfinite(error) else None for name, error in found.items()}
+    facts = {**result.settings, "golden_lora_mode": golden.settings.get("lora_mode")}
+    first = divergence.first(found, limit) or finished(result.metrics)
+    if first is not None:
+        place = divergence.place(first, reference, ours.trace, facts)
+        gates = {m.name: m for m in result.metrics}
+        behind = {divergence.PIXELS: "pixel_max", divergence.AUDIO: "audio_rel_l2"}.get(first)
+        error = gates[behind].value if behind else result.trace[first]
+        gate = gates[behind].gate or 0.0 if behind else limit
+        result.first_divergence = Divergence(boundary=first, error=error, gate=gate, place=place)
+
+
+def finished(measured: list[Metric]) -> str | None:
+    """The boundary behind the traced ones at which a finished render leaves its gate."""
+    outside = {m.name for m in measured if not m.within}
+    if outside & {"pixel_max", "pixel_mean"}:
+        return divergence.PIXELS
+    return divergence.AUDIO if "audio_rel_l2" in outside else None
+
+
+def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.Gate]) -> Control:
+    """A control is caught when one of the gated metrics leaves its gate."""
+    reference = golden.frames()
+    if reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
+        return Control(name=name, pixel_max=255, latents_rel_l2=1, caught=True)
+    measured = {
+        m.name: m
+        for m in gates.apply(
+            [*metrics.latents(golden.latents(), ours.latents), *metrics.pixel_levels(reference, ours.frames)], limits
+        )
+    }
+    return Control(
+        name=name,
+        pixel_max=measured["pixel_max"].value or 0.0,
+        latents_rel_l2=measured["latents_rel_l2"].value or 0.0,
+        caught=any(not measured[m].within for m in GATED),
+    )
+
+
+def newest_tag() -> str:
+    return tags.newest()
+
+
+def legal_repeat(bench: Bench, case: Case, golden: Golden, mode: str | None = None) -> Rendered:
+    """The case once more, with the LoRA in another mode if given: what gates are derived from."""
+    pipeline = bench.pipeline(case, golden)
+    if mode is not None and pipeline.lora is not None:
+        pipeline = replace(pipeline, mode=mode)
+    return bench.render(pipeline, bench.settings(case))

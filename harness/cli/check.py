@@ -1,0 +1,169 @@
+"""Cases against goldens: `check`, `report`, `known`, and `gates`, from which their limits come."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from lora_drift.harness.cli import options
+from lora_drift.harness.cli.shared import fail, progress, user_errors
+
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option(help="default: float32 on the CPU, bfloat16 on a GPU")
+]
+
+app = typer.Typer()
+known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
+app.add_typer(known_app, name="known")
+
+
+@app.command()
+def check(
+    model: options.Models = None,
+    tag: options.Tag = None,
+    case: options.Cases = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
+    report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show pytest's own output")] = False,
+) -> None:
+    """Render every case and compare it with what the trainer rendered. The same run as `pytest cases/`.
+
+    Exits with 0 only when every verdict is `match`, or `known` and not expired.
+    """
+    with user_errors():
+        from lora_drift.harness.check import session
+
+        raise typer.Exit(
+            session.run(
+                model or [],
+                case or [],
+                tag=tag,
+                device=device,
+                dtype=dtype,
+                jobs=jobs,
+                json_file=results,
+                report=report,
+                verbose=verbose,
+            )
+        )
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="files of `check --json` or `pytest --drift-json`")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder (default: reports/<tag>)")] = None,
+    since: Annotated[
+        Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
+    ] = None,
+    index: Annotated[bool, typer.Option("--index", help="the overview of all tags and releases instead")] = False,
+) -> None:
+    """Render the report from result files, without rendering a picture again. Files of several machines are merged.
+
+    Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
+    the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
+    """
+    with user_errors():
+        from lora_drift.harness.check import session
+
+        try:
+            if index:
+                from lora_drift.harness.report import overview
+
+                typer.echo(overview.render(session.REPORTS, out or session.REPORTS))
+            elif not results:
+                fail("report: name one or more result files, or give --index")
+            else:
+                for page in session.write_reports(results, out, since):
+                    typer.echo(page)
+        except (OSError, ValueError) as error:
+            fail(error)
+
+
+@known_app.command("add")
+def known_add(
+    case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora")],
+    cause: Annotated[str, typer.Option(help="why it drifts, in words that the next reader understands")],
+    expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it is drift again")],
+    results: Annotated[list[Path] | None, typer.Option(help="take the size from here, instead of checking now")] = None,
+    tag: options.Tag = None,
+    device: Device = "cpu",
+) -> None:
+    """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
+    with user_errors():
+        from lora_drift.harness.check import known, session
+
+        try:
+            entry = known.add(session.measured(case, results, tag, device), case, cause, expires.date())
+        except (OSError, ValueError) as error:
+            fail(error)
+    typer.echo(f"{case} is a known drift of up to {entry.pixel_max:g}/255 until {entry.expires}: {known.KNOWN}")
+
+
+@app.command()
+def gates(
+    save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
+    against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
+    results: Annotated[Path | None, typer.Option(help="read it from a file of `pytest --drift-floor` instead")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    tier: Annotated[
+        Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
+    ] = "mini",
+    write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the spread between legal repeats, from which the gates are derived.
+
+    Repeats: the same code again, deterministic kernels against default ones (on a GPU), in float32 merged against live
+    LoRA and one thread against two, and (--against) another torch.
+    """
+    with user_errors():
+        from lora_drift.harness.check import cases, runner
+        from lora_drift.harness.check import results as files
+        from lora_drift.harness.studies import spread as measure
+
+        if results is not None:
+            spreads = measure.of_results(files.read(results))
+            if not spreads:
+                fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
+            _finish(spreads, write, as_json)
+            raise typer.Exit
+        if save is not None and tier == "full":
+            fail("gates: --save keeps renders of the mini cases only; leave --tier full out")
+        total = len(cases.load_all(tier=tier))
+        with progress("measuring", total, quiet=as_json) as advance:
+            seen: list[str] = []
+
+            def note(case_id: str) -> None:
+                seen.append(case_id)
+                advance(len(seen) - 1, case_id)
+
+            if save is not None:
+                measure.save(save, device, dtype, note)
+                raise typer.Exit
+            spread = measure.measure(device, dtype, against, note, tier)
+        if not spread:
+            fail(f"gates: no case of the tier {tier} has both weights and a golden here; record one (docs/goldens.md)")
+        _finish({measure.key(runner.Bench(device, dtype).environment, tier): spread}, write, as_json)
+
+
+def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:
+    from lora_drift.harness.studies import spread as measure
+
+    for key, spread in spreads.items() if write else ():
+        measure.write(spread, key)
+    if as_json:
+        typer.echo(json.dumps(spreads, indent=2))
+        return
+    for key, spread in spreads.items():
+        typer.echo(key)
+        for name, (value, where) in sorted(spread.items()):
+            typer.echo(f"  {name:16} {value:.3g}  ({where})")

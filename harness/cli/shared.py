@@ -1,0 +1,46 @@
+"""What the commands share. Heavy libraries are imported inside the commands: `--help` must not wait for torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+
+def fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2."""
+    from lora_drift.harness.check.cases import CaseError
+    from lora_drift.harness.check.tolerances import GateError
+    from lora_drift.harness.minihub.factory import MiniHubError
+    from lora_drift.harness.studies.matrix import MatrixError
+    from lora_drift.harness.tags import TagError
+    from lora_drift.harness.trainer.jobs import JobError
+    from lora_drift.pipelines import RequestError
+
+    try:
+        yield
+    except (RequestError, CaseError, GateError, JobError, MiniHubError, TagError, MatrixError) as error:
+        fail(error)
+
+
+@contextmanager
+def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
+    """A bar on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+
+        def advance(done: int, description: str = label, total: int | None = None) -> None:
+            bar.update(task, completed=done, description=description, total=total)
+
+        yield advance

@@ -1,0 +1,98 @@
+"""Every deviation on every model (`mutate`), every model on every release (`matrix`)."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from lora_drift.harness.cli import options
+from lora_drift.harness.cli.shared import progress, user_errors
+
+app = typer.Typer()
+
+
+@app.command()
+def mutate(
+    model: options.Models = None,
+    case: options.Cases = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="keep one JSON object per variation here")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what the file of --json holds already")] = False,
+) -> None:
+    """Render named deviations (variations) on every model: would its cases notice each, and say where it begins?
+
+    A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
+    """
+    with user_errors():
+        from lora_drift.harness.check import runner
+        from lora_drift.harness.deviations import mutation, mutation_report
+        from lora_drift.pipelines import MODELS
+
+        tag = runner.newest_tag()
+        file = results or Path("build") / "mutation.jsonl"
+        with progress("mutating", len(model or MODELS), quiet=False) as advance:
+            found = mutation.run(
+                model or [], case or [], tag=tag, jobs=jobs, file=file.resolve(), resume=resume, progress=advance
+            )
+        mutation_report.show(found)
+        if not model and not case:
+            typer.echo(f"report: {mutation_report.write(found, tag)}")
+        raise typer.Exit(0 if mutation_report.passing(found) else 1)
+
+
+class SeveralValues(TyperCommand):
+    """A command without arguments whose list options take several values: `--diffusers 0.37.1 0.38.0`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in lists else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=SeveralValues)
+def matrix(
+    diffusers: Annotated[list[str], typer.Option(help="releases, oldest first (`git:REF`: of the checkout)")],
+    transformers: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
+    torch: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
+    model: options.Models = None,
+    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora, or `base` of each")] = None,
+    tag: options.Tag = None,
+    plain: Annotated[bool, typer.Option("--plain", help="plain Diffusers scripts, compared between releases")] = False,
+    checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout; bisects what is found")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
+    results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,
+) -> None:
+    """Run the mini cases on every combination of library releases, and name the release with which something begins.
+
+    Options that take several releases may be given several at once. Each combination gets an environment (cached; it
+    borrows what is not under test from this one). Interrupted, the next run goes on; what changed is measured again.
+
+        lora-drift matrix --diffusers 0.37.1 0.38.0 0.42.1 --transformers 4.57.3 5.23.0 --checkout diffusers -o reports
+
+    Exits with 0 only when every case of every combination is green, or the release lacks the model's classes.
+    """
+    with user_errors():
+        from lora_drift.harness.studies.matrix import command
+
+        raise typer.Exit(
+            command.run(
+                command.combinations(diffusers, transformers or [], torch or []),
+                model or [],
+                case or [],
+                tag=tag,
+                plain=plain,
+                checkout=checkout,
+                jobs=jobs,
+                json_file=results,
+                folder=output,
+            )
+        )

@@ -1,0 +1,158 @@
+"""In which numbers the denoiser works."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from lora_drift.harness.check.divergence import DENOISER, POSITIVE, STEP
+from lora_drift.harness.deviations.library.base import (
+    Subject,
+    changes,
+    everywhere,
+    patched,
+    rounded,
+    scheduler_made,
+    variation,
+    weights,
+)
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.runtime import Base
+
+
+def _denoiser_weights(s: Subject, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Subject]:
+    with ExitStack() as stack:
+        for denoiser in s.denoisers:
+            stack.enter_context(weights(s, denoiser, change))
+        yield s
+
+
+def _int8(weight: torch.Tensor) -> torch.Tensor:
+    """Symmetric, one scale a row; what is not a matrix is left alone, as quantisers do."""
+    if weight.dim() < 2:
+        return weight
+    scale = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True).clamp(min=1e-12) / 127
+    return (weight / scale).round() * scale
+
+
+def _float8(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.float8_e4m3fn).to(weight.dtype) if weight.dim() > 1 else weight
+
+
+def _quantized(s: Subject) -> bool:
+    asked = s.pipeline.base.quantization
+    return s.spec.quantizes is not None and (asked.quantize or asked.encoders)
+
+
+@variation(
+    shows=lambda s: POSITIVE if s.pipeline.base.quantization.encoders else DENOISER,
+    source="every stack that loads the released weights: the trainer's UI quantises most models by default",
+    applies=_quantized,
+)
+def base_not_quantised(s: Subject) -> Iterator[Subject]:
+    """The base model is as it was released, where the trainer had quantised it; the LoRA stays live."""
+    base = s.pipeline.base
+    plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, base.resize_order, Quantization(),
+                 offload=base.offload)  # fmt: skip
+    yield replace(s, pipeline=replace(s.pipeline, base=plain))
+
+
+@variation(
+    shows=DENOISER,
+    source="the trainer's quantize (qfloat8, the UI's default) and ComfyUI's fp8 weights; ostris/ai-toolkit issue 589",
+    applies=lambda s: not s.pipeline.base.quantization.quantize,
+)
+def base_in_float8(s: Subject) -> Iterator[Subject]:
+    """The denoiser's weights are rounded to float8."""
+    yield from _denoiser_weights(s, _float8)
+
+
+@variation(
+    shows=DENOISER,
+    source="optimum-quanto qint8, bitsandbytes and torchao int8 bases; GGUF Q8_0",
+    applies=lambda s: not s.pipeline.base.quantization.quantize,
+)
+def base_in_int8(s: Subject) -> Iterator[Subject]:
+    """The denoiser's weights are rounded to 8-bit integers, one scale a row."""
+    yield from _denoiser_weights(s, _int8)
+
+
+@variation(
+    shows=DENOISER,
+    source="float16 variants on the hub (runcomfy ai-toolkit-inference sd15.py lines 45-50: fp16, then bf16)",
+    applies=lambda s: any(changes(s, denoiser, rounded(torch.float16)) for denoiser in s.denoisers),
+)
+def base_in_float16(s: Subject) -> Iterator[Subject]:
+    """The denoiser's weights are rounded to float16."""
+    yield from _denoiser_weights(s, rounded(torch.float16))
+
+
+@variation(
+    shows=POSITIVE,
+    source="torch.autocast around the call (runcomfy ai-toolkit-inference chroma.py, hidream.py, lumina2.py)",
+    applies=everywhere,
+)
+def autocast_to_bfloat16(s: Subject) -> Iterator[Subject]:
+    """Everything runs under autocast."""
+
+    def render(original: Any, pipe: Any, settings: Any, call: dict[str, Any]) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return original(pipe, settings, **call)
+
+    yield s.around_render(render)
+
+
+def _tf32(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to 10 bits of mantissa, to nearest."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@variation(
+    shows=POSITIVE,
+    source="runcomfy ai-toolkit-inference wan22_t2v.py line 142 turns TF32 on for the whole process; pitfalls of cudnn",
+    applies=lambda s: s.pipeline.base.dtype == "float32",
+)
+def matrices_multiplied_in_tf32(s: Subject) -> Iterator[Subject]:
+    """Matrix products are computed from numbers with ten bits of mantissa."""
+    linear = functional.linear
+
+    def rounded_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(_tf32(x), _tf32(weight), bias) if x.dtype == torch.float32 else linear(x, weight, bias)
+
+    with patched(functional, "linear", rounded_linear):
+        yield s
+
+
+def _latents_between_steps(s: Subject, dtype: torch.dtype) -> Iterator[Subject]:
+    def step(original: Any, _scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if isinstance(result, tuple):
+            return (result[0].to(dtype).to(result[0].dtype), *result[1:])
+        result.prev_sample = result.prev_sample.to(dtype).to(result.prev_sample.dtype)
+        return result
+
+    with scheduler_made(step=step):
+        yield s
+
+
+@variation(
+    shows=STEP,
+    source="half-precision pipelines keep latents in float16; Z-Image, Wan and LTX keep float32",
+    applies=everywhere,
+)
+def latents_in_float16(s: Subject) -> Iterator[Subject]:
+    """Latents are rounded to float16 between the steps."""
+    yield from _latents_between_steps(s, torch.float16)
+
+
+@variation(
+    shows=STEP,
+    source="the trainer's flux2/src/pipeline.py steps in the model's bfloat16, Diffusers' scheduler in float32",
+    applies=everywhere,
+)
+def latents_in_bfloat16(s: Subject) -> Iterator[Subject]:
+    """Latents are rounded to bfloat16 between the steps."""
+    yield from _latents_between_steps(s, torch.bfloat16)

@@ -1,0 +1,249 @@
+"""The mutation score: would the cases notice each variation, and does the localiser name where it begins?
+
+For every model, each variation that applies is rendered on the model's cases, the quickest first, until one of them is
+caught: a gated metric leaves its gate. Then the boundary that the localiser names is held to the one that the
+variation says it must show at.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from lora_drift.harness.check import cases, divergence, metrics, runner, tolerances
+from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.results import Metric
+from lora_drift.harness.check.runner import Bench, Rendered, encodings_kept
+from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.deviations.equivalent import EQUIVALENT
+from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
+
+Verdict = Literal["caught", "survived", "equivalent", "error"]
+
+
+class Outcome(BaseModel):
+    """One variation on one model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    variation: str
+    verdict: Verdict
+    case: str = ""
+    """The case that caught it; of a survivor, the case on which it was largest."""
+    distance: float | None = None
+    """Relative L2 distance of the final latents there; None when the shapes differ."""
+    truth: str = ""
+    """The boundary at which it must show first."""
+    named: str = ""
+    """The one that the localiser named."""
+    boundary: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+    @property
+    def located(self) -> bool:
+        return self.named.startswith(self.truth)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case that matches as it is."""
+
+    case: Case
+    golden: Golden
+    subject: Subject
+    reference: np.ndarray
+    trace: Trace
+    seconds: float
+
+
+class NotMatching(RuntimeError):
+    """A case does not match without any variation, so it cannot judge one."""
+
+
+def outcomes(
+    model: str, only_cases: list[str], tag: str, wanted: Callable[[str, str], bool], device: str = "cpu"
+) -> Iterator[Outcome]:
+    """Every variation that applies to a case of `model` and is `wanted(model, variation)`.
+
+    Raises:
+        NotMatching: a case is red already.
+    """
+    bench = Bench(device, tag=tag)
+    chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
+    prepared = [_prepare(bench, case) for case in chosen]
+    # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
+    prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
+    if not prepared:
+        return
+    with encodings_kept(prepared[0].subject.pipe.vae):
+        for variation in LIBRARY.values():
+            applying = [p for p in prepared if variation.applies(p.subject)]
+            if applying and wanted(model, variation.name):
+                yield _outcome(bench, variation, applying)
+
+
+def _prepare(bench: Bench, case: Case) -> Prepared:
+    golden = bench.golden(case)
+    subject = Subject.of(bench.pipeline(case, golden), bench.request(case))
+    _ = subject.pipe  # loading is no part of the case's time
+    started = time.perf_counter()
+    ours = bench.render(subject.pipeline, subject.settings)
+    prepared = Prepared(case, golden, subject, golden.frames(), Trace.load(golden.path("trace")),
+                        time.perf_counter() - started)  # fmt: skip
+    outside = [m.name for m in _measured(prepared, ours, bench) if not m.within]
+    if outside:
+        raise NotMatching(f"{case.id} does not match without any variation ({', '.join(outside)}); mend it first")
+    return prepared
+
+
+def _outcome(bench: Bench, variation: Variation, applying: list[Prepared]) -> Outcome:
+    started = time.perf_counter()
+    model = applying[0].case.model
+    best = Outcome(model=model, variation=variation.name, verdict="survived", distance=-1.0)
+    for prepared in applying:
+        try:
+            outcome = _on(bench, variation, prepared)
+        except Exception as error:  # noqa: BLE001  one broken variation must not hide the rest; its verdict fails the run
+            note = f"{type(error).__name__}: {error}"[:300]
+            outcome = Outcome(model=model, variation=variation.name, verdict="error", case=prepared.case.id, note=note)
+        if outcome.verdict != "survived" or (outcome.distance or 0) >= (best.distance or 0):
+            best = outcome
+        if outcome.verdict != "survived":
+            break
+    reason = EQUIVALENT.get((variation.name, model)) or EQUIVALENT.get((variation.name, ""))
+    if best.verdict == "survived" and reason:
+        best = best.model_copy(update={"verdict": "equivalent", "note": reason})
+    return best.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
+    """One variation on one case: survived, or caught and located."""
+    subject = prepared.subject
+    truth = variation.shows(subject)
+    with _honest_encodings(variation, subject), variation.applied(subject) as varied:
+        ours = bench.render(varied.pipeline, varied.settings)
+        mode = varied.pipeline.mode if varied.lora else None
+    measured = _measured(prepared, ours, bench)
+    distances = {m.name: m.value for m in measured}
+    outcome = Outcome(
+        model=prepared.case.model,
+        variation=variation.name,
+        verdict="survived" if all(m.within for m in measured) else "caught",
+        case=prepared.case.id,
+        distance=distances.get("latents_rel_l2"),
+        truth=truth,
+    )
+    if outcome.verdict == "survived":
+        return outcome
+    limit = bench.gates(prepared.case, prepared.golden)["trace"].limit
+    found = divergence.distances(prepared.trace, ours.trace)
+    boundary = divergence.first(found, limit) or runner.finished(measured) or ""
+    golden_mode = prepared.golden.settings.get("lora_mode")
+    control = subject.settings.control  # what the golden was made with
+    facts = {**ours.settings, "control": control, "lora_mode": mode, "golden_lora_mode": golden_mode}
+    named = divergence.place(boundary, prepared.trace, ours.trace, facts) if boundary else "nowhere"
+    return outcome.model_copy(update={"named": named, "boundary": boundary})
+
+
+def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContextManager[Any]:
+    """Control images are encoded afresh by what changes how the VAE computes."""
+    from lora_drift.harness.deviations.library.base import patched
+
+    vae = subject.pipe.vae
+    if variation.kind not in ("numbers", "output"):
+        return nullcontext()
+    return patched(vae, "encode", MethodType(type(vae).encode, vae))
+
+
+def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
+    """The gated metrics; one that cannot be measured (another shape, not a number) is outside its gate."""
+    limits = bench.gates(prepared.case, prepared.golden)
+    if prepared.reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
+        return [Metric(name="pixel_max", value=None, gate=limits["pixel_max"].limit)]
+    latents = prepared.golden.latents()
+    if latents.shape != ours.latents.shape:
+        return [Metric(name="latents_rel_l2", value=None, gate=limits["latents_rel_l2"].limit)]
+    measured = [*metrics.latents(latents, ours.latents), *metrics.pixel_levels(prepared.reference, ours.frames)]
+    if "audio" in prepared.golden.artefacts:
+        golden = prepared.golden.audio()
+        same = ours.audio is not None and golden.shape == np.asarray(ours.audio).shape
+        measured.append(metrics.audio(golden, ours.audio) if same else Metric(name="audio_rel_l2", value=None))
+    return tolerances.apply(measured, limits)
+
+
+def read(path: Path) -> list[Outcome]:
+    """Outcomes that an earlier run left behind; a last line cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]
+    return [Outcome.model_validate(json.loads(line)) for line in whole]
+
+
+def of_model(task: tuple[str, list[str], str, list[str], Path]) -> str:
+    """Append the outcomes of one model to a file, as they come: (model, cases, tag, variations to leave out, file).
+
+    A worker of its own: it sets up the mini hub and loads the model. Returns the model's id.
+    """
+    model, only_cases, tag, done, file = task
+    from lora_drift.harness.hf_logging import quiet
+
+    runner.use_minihub()  # before any Hugging Face library is imported, which `quiet` does
+    quiet()
+    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done):
+        with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
+            stream.write(outcome.model_dump_json() + "\n")
+    return model
+
+
+def run(
+    only_models: list[str],
+    only_cases: list[str],
+    *,
+    tag: str,
+    jobs: int,
+    file: Path,
+    resume: bool,
+    progress: Callable[[int, str], object],
+) -> list[Outcome]:
+    """Every variation on every chosen model, a model at a time in each of `jobs` processes.
+
+    `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
+
+    Raises:
+        CaseError: no such model or case, or none left to try.
+    """
+    known = cases.load_all()
+    unknown = [i for i in only_cases if i not in {c.id for c in known}]
+    unknown += [m for m in only_models if m not in {c.model for c in known}]
+    if unknown:
+        raise CaseError(f"no such case or model: {', '.join(unknown)}")
+    chosen = [
+        c for c in known if (not only_cases or c.id in only_cases) and (not only_models or c.model in only_models)
+    ]
+    models = list(dict.fromkeys(c.model for c in chosen))
+    if not models:
+        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    if not resume:
+        file.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before: dict[str, list[str]] = {}
+    for outcome in read(file):
+        before.setdefault(outcome.model, []).append(outcome.variation)
+    tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
+    # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+        for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
+            progress(number, model)
+    return [outcome for outcome in read(file) if outcome.model in models]

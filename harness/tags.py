@@ -1,0 +1,72 @@
+"""The supported trainer versions: the rows of tags.yaml."""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from lora_drift.harness.paths import HARNESS
+
+if TYPE_CHECKING:
+    from lora_drift.harness.check.cases import Case
+
+TAGS = HARNESS / "tags.yaml"
+
+
+class TagError(Exception):
+    """There is no such tag, or its trainer lacks what was asked for."""
+
+
+class Tag(BaseModel):
+    """A row of tags.yaml: one trainer version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tag: str
+    version: str
+    commit: str
+    diffusers: str
+    """The Diffusers commit that the trainer pins."""
+    transformers: str
+    lacks: tuple[str, ...] = ()
+    """Models that this version does not know yet: nothing to record, nothing to check."""
+
+
+@cache
+def rows() -> list[Tag]:
+    """The rows of tags.yaml, oldest first."""
+    return [Tag.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
+
+
+def row(tag: str) -> Tag:
+    """The row of `tag`.
+
+    Raises:
+        TagError: there is none.
+    """
+    for entry in rows():
+        if entry.tag == tag:
+            return entry
+    raise TagError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r.tag for r in rows())}")
+
+
+def names() -> list[str]:
+    """The tags, oldest first."""
+    return [entry.tag for entry in rows()]
+
+
+def newest() -> str:
+    return rows()[-1].tag
+
+
+def known_at(tag: str, cases: "list[Case]") -> "list[Case]":
+    """Those of `cases` whose model the trainer of `tag` has.
+
+    Raises:
+        TagError: none is left.
+    """
+    found = [case for case in cases if case.model not in row(tag).lacks]
+    if cases and not found:
+        raise TagError(f"the trainer of {tag} does not know {', '.join(sorted({c.model for c in cases}))} yet")
+    return found

@@ -1,0 +1,234 @@
+"""From a job to what our pipelines are asked: the model, and a request for each of its prompts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_drift.harness import tags
+from lora_drift.harness.check.lora_codec import TWINS
+from lora_drift.harness.trainer.jobs import JobError
+from lora_drift.harness.trainer.jobs.fields import MODEL_KWARGS
+from lora_drift.harness.trainer.jobs.folder import Folder
+from lora_drift.harness.trainer.jobs.job_file import Model, Process, SampleItem, Sampling
+from lora_drift.harness.trainer.jobs.reader import Job
+from lora_drift.harness.trainer.recorder.job_config import DDPM, MODELS
+from lora_drift.pipelines import RequestError
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from lora_drift.pipelines.spec import ModelSpec
+
+SAMPLER_MATTERS = {"sd15", "sdxl", "flux", "flex1", "lumina2"}
+"""All other models bring a scheduler of their own, whatever `sample.sampler` says."""
+OLDER_FLAGS = {
+    "is_v2": "sd2",
+    "is_v3": "sd3",
+    "is_xl": "sdxl",
+    "is_pixart": "pixart",
+    "is_pixart_sigma": "pixart_sigma",
+    "is_auraflow": "auraflow",
+    "is_flux": "flux",
+    "is_lumina2": "lumina2",
+    "is_vega": "vega",
+    "is_ssd": "ssd",
+}
+"""What stood for `arch` once, in the order in which the trainer looks."""
+LOW_VRAM_MATTERS = {
+    "wan21_i2v_14b": "the trainer then keeps the latents in bfloat16",
+    "wan21_i2v_14b480p": "the trainer then keeps the latents in bfloat16",
+    "ltx2": "the trainer then decodes in tiles",
+    "ltx2.3": "the trainer then decodes in tiles",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to render, all of it checked before weights load."""
+
+    model: str
+    base: str | None
+    """Another base model than the model's usual one."""
+    tag: str
+    dtype: str
+    quantization: Quantization
+    notes: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return spec_of(self.model, tags.row(self.tag).version)
+
+
+def plan(job: Job, folder: Folder | None, tag: str | None = None, dtype: str | None = None) -> Plan:
+    """Which model, at which trainer version, in which precision.
+
+    Args:
+        folder: whose LoRA files say which version of the trainer made them; None, and no `tag`: the newest.
+        dtype: instead of the job's.
+
+    Raises:
+        JobError: a model or precision that we do not have.
+    """
+    process = job.process
+    notes: list[str] = []
+    model = _model(job)
+    row = tags.row(tag) if tag else _row(folder.version if folder else "", notes)
+    dtype = dtype or process.train.dtype
+    if dtype == "float16":
+        raise JobError(f"{job.path}: `train.dtype: fp16` is not rendered: our pipelines know float32 and bfloat16; "
+                       "say --dtype bfloat16 to see how far that is off")  # fmt: skip
+    usual = MODELS[model]["name_or_path"]
+    base = process.model.name_or_path if process.model.name_or_path != usual else None
+    notes = [*job.notes, *notes, *_notes(model, process), *_other_parts(model, process.model, dtype)]
+    return Plan(model, base, row.tag, dtype, _quantization(process.model), tuple(notes))
+
+
+def _quantization(model: Model) -> Quantization:
+    """Offloaded layers take float8 for qfloat8 (ModelConfig)."""
+
+    def settled(qtype: str) -> str:
+        return "float8" if model.offloads and qtype == "qfloat8" else qtype
+
+    exclude = model.quantize_kwargs.get("exclude", ())
+    return Quantization(model.quantize, model.quantize_te, settled(model.qtype), settled(model.qtype_te),
+                        model.accuracy_recovery_adapter if model.quantize else None, tuple(exclude))  # fmt: skip
+
+
+def _model(job: Job) -> str:
+    """Our id of the model: by its arch, and of several of one arch by what is loaded (the trainer drops `:TAG`)."""
+    (field, arch), path = _arch(job.process.model), job.process.model.name_or_path
+    known = {model: row for model, row in MODELS.items() if model not in TWINS}
+    same = [m for m, row in known.items() if row["arch"].split(":")[0] == arch.split(":")[0]]
+    if not same:
+        there = ", ".join(sorted({row["arch"] for row in known.values()}))
+        raise JobError(f"{job.path}: `model.{field}` says {arch}, which is not a model that we render (`model.arch` of "
+                       f"those: {there})")  # fmt: skip
+    by_path = [m for m in same if known[m]["name_or_path"] == path]
+    by_arch = [m for m in same if known[m]["arch"] == arch]
+    return (by_path or by_arch or same)[0]
+
+
+def _arch(model: Model) -> tuple[str, str]:
+    """(the field that says it, the arch) as the trainer's ModelConfig settles it, in the spelling of its UI."""
+    if model.arch is None:
+        given = model.model_extra or {}
+        return next(((flag, arch) for flag, arch in OLDER_FLAGS.items() if given.get(flag)), ("arch", "sd15"))
+    return "arch", {"sd1": "sd15"}.get(model.arch, model.arch)
+
+
+def _row(version: str, notes: list[str]) -> tags.Tag:
+    newest = tags.row(tags.newest())
+    found = next((row for row in tags.rows() if row.version == version), None)
+    if version and found is None:
+        known = ", ".join(row.version for row in tags.rows())
+        notes.append(f"the LoRA files are of trainer {version}, which is not one that we reproduce ({known}); rendered "
+                     f"as by {newest.version}")  # fmt: skip
+    return found or newest
+
+
+def _notes(model: str, process: Process) -> Iterator[str]:
+    sampler = "ddpm" if model in DDPM else "flowmatch"
+    for name, sampling in (("sample", process.sample), ("first_sample", process.first_sample)):
+        if sampling is not None and model in SAMPLER_MATTERS and sampling.sampler != sampler:
+            yield (f"{name}.sampler: {sampling.sampler} is not honoured: {model} is rendered with {sampler}, the "
+                   "scheduler that the trainer's UI writes")  # fmt: skip
+    if process.model.low_vram and model in LOW_VRAM_MATTERS:
+        yield f"model.low_vram: true is not honoured: {LOW_VRAM_MATTERS[model]}"
+    if process.caches_prompts and process.trigger_word is not None:
+        yield "prompts are cached: the trainer encoded them without putting in the trigger word, and so do we"
+
+
+def _other_parts(model: str, section: Model, dtype: str) -> Iterator[str]:
+    """Fields that put other parts beside the denoiser, or other code into the model."""
+    row = MODELS[model]
+    for field in ("te_name_or_path", "extras_name_or_path"):
+        if (value := getattr(section, field)) not in (None, section.name_or_path, row.get(field)):
+            yield f"model.{field}: {value} is not honoured: all parts are taken from the base model"
+    for field in ("te_dtype", "vae_dtype"):
+        if (value := getattr(section, field)) not in (None, dtype):
+            yield f"model.{field}: {value} is not honoured: all parts are in {dtype}"
+    for key, value in section.model_kwargs.items():
+        if value and key not in MODEL_KWARGS.split():
+            yield f"model.model_kwargs.{key}: {value!r} is not honoured: rendered as without it"
+
+
+def requests(plan: Plan, job: Job, sampling: Sampling, folder: Path) -> list[Request]:
+    """One for each prompt of a sampling event, by the trainer's rules (BaseSDTrainProcess.sample)."""
+    seed, found = sampling.seed, []
+    for i, item in enumerate(sampling.items):
+        if sampling.walk_seed:
+            seed = sampling.seed + i
+        if item.seed is not None:
+            seed = item.seed  # stays for the prompts after it, without walk_seed
+        found.append(_request(job, sampling, item, seed, folder))
+    return found
+
+
+def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: Path) -> Request:
+    def chosen(name: str) -> object:
+        own = getattr(item, name)
+        return getattr(sampling, name) if own is None else own
+
+    flags = dict(_control_flags(item.prompt or ""))
+    given = flags.get("ctrl_img", item.ctrl_img)
+    # The first numbered image is a copy of the single one, made before the prompt's flags are read.
+    numbered = [p for p in (item.ctrl_img_1 or item.ctrl_img, item.ctrl_img_2, item.ctrl_img_3) if p]
+    paths = [_located(path, folder) for path in numbered or ([given] if given else [])]
+    neg = chosen("neg")
+    values: dict[str, object] = {
+        "width": chosen("width"),
+        "height": chosen("height"),
+        "steps": chosen("sample_steps"),
+        "guidance_scale": chosen("guidance_scale"),
+        "multiplier": chosen("network_multiplier"),
+        "num_frames": chosen("num_frames"),
+        "fps": chosen("fps"),
+    }
+    return Request(
+        prompt=item.prompt or "",
+        negative=neg if isinstance(neg, str) else "",
+        guidance_rescale=sampling.guidance_rescale,
+        seed=seed,
+        trigger_word=None if job.process.caches_prompts else job.process.trigger_word,
+        control=paths,
+        ctrl_img=_located(given, folder) if given else None,
+        ctrl_idx=int(flags.get("ctrl_idx", item.ctrl_idx)),
+        do_cfg_norm=sampling.do_cfg_norm,
+        **values,  # type: ignore[arg-type]
+    )
+
+
+def _control_flags(prompt: str) -> Iterator[tuple[str, str]]:
+    """The flags that say where control images lie; `settings.resolve` reads the others."""
+    for text in prompt.strip().split("--")[1:]:
+        flag, _, content = text.partition(" ")
+        if flag.strip() in ("ctrl_img", "ctrl_idx"):
+            yield flag.strip(), content.strip()
+
+
+def _located(path: str, folder: Path) -> str:
+    """Where a control image lies on this machine: as the job says, or beside the job's folder or above it."""
+    if Path(path).is_absolute():
+        places = [Path(path), folder / Path(path).name]
+    else:
+        places = [*(above / path for above in (folder, *folder.resolve().parents[:3])), folder / Path(path).name]
+    return str(next((place for place in places if place.is_file()), path))
+
+
+def settled(plan: Plan, request: Request) -> Settings:
+    """The request's final numbers.
+
+    Raises:
+        RequestError: the trainer would have refused it, too, or a control image is not there.
+    """
+    try:
+        return resolve(plan.spec, request)
+    except RequestError as error:
+        if any(not Path(path).is_file() for path in request.control):
+            raise RequestError(f"{error}; copy the job's control images into its folder") from None
+        raise
+
+
+def lora_mode(plan: Plan, job: Job, multipliers: set[float]) -> LoraMode:
+    """Merged only if all samples share one multiplier and the base can take it in (`generate_images`)."""
+    if len(multipliers) > 1 or job.process.model.quantize or job.process.model.offloads:
+        return "live"
+    return plan.spec.lora_mode

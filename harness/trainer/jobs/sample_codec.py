@@ -1,0 +1,71 @@
+"""Sample files: read, and our pictures put through the same encoding, so that only what else differs is left."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.deviations.diagnosis import pictures
+from lora_drift.harness.deviations.diagnosis.pictures import Picture
+from lora_drift.harness.trainer.jobs import JobError
+
+WEBP_QUALITY = 80
+"""Of the trainer's animations (GenerateImageConfig.save_image), and Pillow's default. A file tells its own roughly."""
+COPIES, NUDGES = 5, 200
+"""`floor` measures so many copies, and more until so many values were nudged: most nudges change nothing, and a small
+picture has few of them a copy."""
+
+
+def read(path: Path) -> Picture:
+    """Decode a sample that the trainer encoded; `again` does the same to other frames.
+
+    Raises:
+        RequestError: not a readable picture.
+        JobError: not in a form that the trainer writes.
+    """
+    sample = pictures.read(path)
+    if path.suffix == ".webp":
+        again = partial(pictures.through, kind="WEBP", quality=WEBP_QUALITY)
+        return replace(sample, codec=f"WebP, quality {WEBP_QUALITY}", again=again)
+    if path.suffix == ".mp4" and isinstance(sample.again, partial):
+        # PyAV, through which the trainer writes (Diffusers' encode_video), scales colours bilinearly.
+        options = ["-sws_flags", "bilinear", *sample.again.keywords["options"]]
+        return replace(sample, again=partial(pictures.h264, options=options))
+    if sample.again is None:
+        raise JobError(f"{path}: {sample.codec}; the trainer does not save samples so: take the file that it wrote")
+    return sample
+
+
+def encoded(frames: Array, sample: Picture) -> Array:
+    """`frames` after the encoding of `sample`: what its file would show had it been ours."""
+    assert sample.again is not None
+    return sample.again(frames)
+
+
+def nudges(frames: Array, share: float) -> int:
+    """How many values of a copy are a level off."""
+    return max(1, round(frames.size * share))
+
+
+def nudged(frames: Array, share: float, seed: int) -> Array:
+    """With a share of the values, and one at least, a level off."""
+    places = np.random.default_rng(seed).choice(frames.size, nudges(frames, share), replace=False)
+    values = frames.copy().reshape(-1)
+    values[places] = np.where(values[places] > 127, values[places] - 1, values[places] + 1)
+    return values.reshape(frames.shape)
+
+
+def floor(frames: Array, sample: Picture, share: float) -> tuple[float, float]:
+    """(largest, mean) difference that this encoding makes of `frames` and copies with a share of values one level off.
+
+    An encoder decides by thresholds: one value that was rounded the other way can move a block by dozens of levels.
+    """
+    whole = encoded(frames, sample)
+    largest, mean = 0.0, 0.0
+    for seed in range(max(COPIES, math.ceil(NUDGES / nudges(frames, share)))):
+        difference = np.abs(encoded(nudged(frames, share, seed), sample).astype(np.int16) - whole)
+        largest, mean = max(largest, float(difference.max())), max(mean, float(difference.mean()))
+    return largest, mean

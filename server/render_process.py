@@ -1,0 +1,307 @@
+"""The process that renders. It owns the device, so that whatever it dies of, the server lives.
+
+It reads jobs from its pipe and answers with messages: `ready` or `unusable` once, then for each job any number of
+`progress`, and `done`, `failed` or `canceled`; `broken` when the device must be given up.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from hashlib import file_digest
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_drift.server.request_plan import Job
+
+if TYPE_CHECKING:
+    from lora_drift.pipelines import Output, Pipeline
+    from lora_drift.pipelines.lora import Lora
+
+LORA_MEMORY = 4 << 30
+"""Bytes of LoRAs that are held in memory, read and matched to their models."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    device: str
+    offload: bool
+    memory_budget: float | None
+    """Bytes."""
+    hub_cache: str | None
+    hf_token: str | None
+
+
+class Changed(Exception):
+    """A LoRA file is no longer what it was when the request was accepted."""
+
+
+def main(pipe: Connection, settings: WorkerSettings) -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if settings.hub_cache is not None:
+        os.environ["HF_HUB_CACHE"] = settings.hub_cache
+    try:
+        renderer = Renderer(settings)
+    except Exception as error:  # noqa: BLE001  whatever is wrong with the device, /readyz says it
+        pipe.send({"event": "unusable", "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        return
+    pipe.send({"event": "ready"})
+    while True:
+        try:
+            command, payload = pipe.recv()
+        except EOFError:
+            return
+        if command == "render":
+            ended = _run(renderer, Job.model_validate(payload["job"]), payload["hf_token"], pipe)
+            pipe.send({**ended, "loaded": renderer.loaded})
+            if ended["event"] == "broken":
+                return
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(renderer: Renderer, job: Job, token: str | None, pipe: Connection) -> dict[str, Any]:
+    """Render a job; the message that says how it ended."""
+    from lora_drift.pipelines import Cancelled, LoraError, RequestError
+
+    before = os.environ.get("HF_TOKEN")
+    if token is not None:
+        os.environ["HF_TOKEN"] = token  # huggingface_hub looks here at each call, and writes it nowhere
+    try:
+        return {"event": "done", **renderer.render(job, pipe)}
+    except Cancelled:
+        return {"event": "canceled"}
+    except Changed as error:
+        return {"event": "failed", "code": "LORA_CHANGED", "error": str(error)}
+    except RequestError as error:
+        code = "LORA_INVALID" if isinstance(error, LoraError) else "REQUEST_INVALID"
+        return {"event": "failed", "code": code, "error": _without_paths(str(error), job)}
+    except Exception as error:  # noqa: BLE001  one broken request must not take the others with it
+        message = _without_paths(f"{type(error).__name__}: {error}", job)
+        if not renderer.device_works():
+            return {"event": "broken", "error": message}
+        code = "OUT_OF_MEMORY" if renderer.is_out_of_memory(error) else "RENDER_FAILED"
+        return {"event": "failed", "code": code, "error": message}
+    finally:
+        if token is not None:
+            os.environ.pop("HF_TOKEN")
+            if before is not None:
+                os.environ["HF_TOKEN"] = before
+
+
+def _without_paths(message: str, job: Job) -> str:
+    names = {lora.file: lora.label for lora in job.loras if lora.file}
+    for prompt in job.prompts:
+        names.update(prompt.controls)
+    for path, name in names.items():
+        message = message.replace(path, name)
+    return message.replace(job.output_folder + "/", "")
+
+
+class Renderer:
+    """Base models, least recently used first, and LoRAs by the hash of their content."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        import torch
+
+        from lora_drift.harness.hf_logging import quiet
+
+        quiet()
+        torch.empty(0, device=settings.device)
+        self.settings = settings
+        if settings.hf_token is not None:
+            os.environ["HF_TOKEN"] = settings.hf_token
+        self._bases: OrderedDict[str, Pipeline] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._loras: OrderedDict[tuple[Any, ...], Lora] = OrderedDict()
+        self._budget = settings.memory_budget or _default_budget(settings.device)
+
+    @property
+    def loaded(self) -> list[str]:
+        return list(self._bases)
+
+    def device_works(self) -> bool:
+        import torch
+
+        try:
+            if self.settings.device.startswith("cuda"):
+                torch.cuda.synchronize(self.settings.device)
+            return True
+        except RuntimeError:  # after a fatal CUDA error, every call raises it again until the process ends
+            return False
+
+    @staticmethod
+    def is_out_of_memory(error: BaseException) -> bool:
+        import torch
+
+        return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+    def render(self, job: Job, pipe: Connection) -> dict[str, Any]:
+        """Outputs and timings of a job.
+
+        Raises:
+            RequestError, Cancelled, Changed, and whatever else goes wrong.
+        """
+        try:
+            return self._render(job, pipe)
+        except Exception as error:
+            others = [key for key in self._bases if key != job.base]
+            if not self.is_out_of_memory(error) or not others:
+                raise
+        for key in others:
+            self._drop(key)
+        return self._render(job, pipe)
+
+    def _render(self, job: Job, pipe: Connection) -> dict[str, Any]:
+        started = time.perf_counter()
+        base = self._bases.get(job.base) or self._load(job)
+        pipeline = self._with_loras(base, job)  # first: a LoRA for another model costs no load
+        timings: dict[str, Any] = {"lora": time.perf_counter() - started, "base_was_loaded": job.base in self._bases}
+        self._hold(job.base, base)
+        timings["load"] = time.perf_counter() - started - timings["lora"]
+        outputs, timings["prompts"] = [], []
+        for i in range(len(job.prompts)):
+            began = time.perf_counter()
+            output = self._sample(pipeline, job, i, pipe)
+            rendered = time.perf_counter()
+            outputs.append(_save(output, job, i))
+            timings["prompts"].append({"render": rendered - began, "save": time.perf_counter() - rendered})
+        timings["total"] = time.perf_counter() - started
+        return {"outputs": outputs, "timings": timings}
+
+    @staticmethod
+    def _sample(pipeline: Pipeline, job: Job, index: int, pipe: Connection) -> Output:
+        def on_step(step: int, steps: int) -> bool:
+            pipe.send({"event": "progress", "prompt": index, "prompts": len(job.prompts), "step": step, "steps": steps})
+            return not _cancelled(job.id, pipe)
+
+        if _cancelled(job.id, pipe):
+            from lora_drift.pipelines import Cancelled
+
+            raise Cancelled("cancelled between prompts")
+        output = pipeline.sample(**job.prompts[index].fields, on_step=on_step)
+        names, settings = job.prompts[index].controls, output.receipt["settings"]
+        settings["control"] = [names[path] for path in settings["control"]]
+        settings["ctrl_img"] = names.get(settings["ctrl_img"])
+        output.receipt["verified_by"] = job.verified
+        return output
+
+    # ----------------------------------------------------------------------------------------------------- memory
+
+    def _load(self, job: Job) -> Pipeline:
+        from lora_drift import pipelines
+
+        return pipelines.load(
+            job.model, device=self.settings.device, offload=self.settings.offload, quantization=job.quantization
+        )
+
+    def _hold(self, key: str, base: Pipeline) -> None:
+        """Load a base model unless it is, and let go of those unused for longest, as the budget wants."""
+        if key not in self._bases:
+            # What a model needs is known once it was loaded; a first load may end in the second try of `render`.
+            self._trim(self._budget - self._sizes.get(key, 0), keep=0)
+            modules = [m for m in base.base.pipe.components.values() if hasattr(m, "parameters")]
+            tensors = {t.data_ptr(): t.nbytes for m in modules for t in (*m.parameters(), *m.buffers())}
+            self._bases[key], self._sizes[key] = base, sum(tensors.values())
+        self._bases.move_to_end(key)
+        self._trim(self._budget, keep=1)
+
+    def _trim(self, budget: float, *, keep: int) -> None:
+        while len(self._bases) > keep and sum(self._sizes[key] for key in self._bases) > budget:
+            self._drop(next(iter(self._bases)))
+
+    def _drop(self, key: str) -> None:
+        import torch
+
+        del self._bases[key]
+        gc.collect()
+        if self.settings.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _with_loras(self, base: Pipeline, job: Job) -> Pipeline:
+        if not job.loras:
+            return base
+        hashes = tuple((lora.expert, lora.sha256, lora.strength) for lora in job.loras)
+        key = (job.model, hashes)
+        lora = self._loras.get(key)
+        if lora is None:
+            for file in job.loras:
+                _check_unchanged(file.file, file.sha256, file.label)
+            files = {lora.expert or "path": lora.file for lora in job.loras}
+            strengths = {lora.expert: lora.strength for lora in job.loras if lora.expert and lora.strength != 1}
+            lora = base.with_lora(**files, strengths=strengths).lora  # type: ignore[arg-type]
+            assert lora is not None
+            self._loras[key] = lora
+            while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
+                self._loras.popitem(last=False)
+        self._loras.move_to_end(key)
+        return replace(base, lora=lora, mode=job.lora_mode or base.usual_mode)
+
+
+def _size(lora: Lora) -> int:
+    tensors = (value for delta in lora.deltas for value in vars(delta.change).values() if hasattr(value, "nbytes"))
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _check_unchanged(file: str | None, digest: str | None, label: str) -> None:
+    assert file is not None
+    try:
+        with Path(file).open("rb") as content:
+            found = file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise Changed(f"LoRA file {label!r} could no longer be read ({error.strerror})") from error
+    if found != digest:
+        raise Changed(f"LoRA file {label!r} was changed after the request was accepted; submit the request again")
+
+
+def _cancelled(request_id: str, pipe: Connection) -> bool:
+    """Did the server ask to stop? Commands for requests that are over are dropped on the way."""
+    wanted = False
+    while pipe.poll():
+        command, payload = pipe.recv()
+        wanted = wanted or (command == "cancel" and payload == request_id)
+    return wanted
+
+
+def _default_budget(device: str) -> float:
+    import torch
+
+    if device.startswith("cuda"):
+        return 0.8 * torch.cuda.get_device_properties(device).total_memory
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _save(output: Output, job: Job, index: int) -> dict[str, Any]:
+    """Write an output and its receipt; what the result says of it."""
+    is_video = len(output.frames) > 1
+    suffix = job.video_format if is_video else job.picture_format
+    path = Path(job.output_folder) / f"{job.id}_output_{index}.{suffix}"
+    output.save(path, quality=job.quality)
+    width, height = output.frames[0].size
+    with path.open("rb") as content:
+        digest = file_digest(content, "sha256").hexdigest()
+    video = {"num_frames": len(output.frames), "fps": output.settings.fps} if is_video else {}
+    return {
+        "format": "jpeg" if suffix == "jpg" else suffix,
+        "width": width,
+        "height": height,
+        "file_path": str(path),
+        "sha256": digest,
+        "seed": output.settings.seed,
+        "receipt": output.receipt,
+        **video,
+    }
