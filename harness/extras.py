@@ -1,18 +1,35 @@
-"""What a render-only installation lacks: the packages of `lora-drift[check]` and `lora-drift[server]`."""
+"""What an installation without extras lacks: the packages of `lora-drift[check]` and `lora-drift[server]`."""
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, requires, version
 
-MODULES = {
-    "check": ("flip_evaluator", "jinja2", "lpips", "pandas", "pytest", "skimage", "xdist"),
-    "server": ("fastapi", "httpx2", "multipart", "prometheus_client", "pydantic_settings", "sqlalchemy", "uvicorn"),
-}
-"""Extra -> the modules of its packages that are imported."""
+from packaging.requirements import Requirement
 
 
 def lacking(extra: str) -> str:
     """ "needs pandas, which is not installed: pip install 'lora-drift[check]'"; empty if nothing is lacking."""
-    missing = [name for name in MODULES[extra] if find_spec(name) is None]
+    missing = [str(wanted) for wanted in _of(extra) if not _installed(wanted)]
     if not missing:
         return ""
     verb = "is" if len(missing) == 1 else "are"
     return f"needs {', '.join(missing)}, which {verb} not installed: pip install 'lora-drift[{extra}]'"
+
+
+def _of(extra: str) -> list[Requirement]:
+    """What the extra adds, without its markers."""
+    try:
+        every = [Requirement(line) for line in requires("lora-drift") or ()]
+    except PackageNotFoundError:  # a checkout on the path that nobody installed
+        return []
+    found = []
+    for wanted in every:
+        marker, wanted.marker = wanted.marker, None
+        if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            found.append(wanted)
+    return found
+
+
+def _installed(wanted: Requirement) -> bool:
+    try:
+        return wanted.specifier.contains(version(wanted.name), prereleases=True)
+    except PackageNotFoundError:
+        return False

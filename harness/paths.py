@@ -19,9 +19,9 @@ def homepage() -> str:
     return dict(url.split(", ", 1) for url in urls).get("Homepage", "its repository")
 
 
-def elsewhere(what: str, options: str) -> str:
-    """What to say where this folder lacks cases or goldens."""
+def elsewhere(what: str, folder: Path, options: str) -> str:
+    """What to say where there is no folder of "cases" or "goldens"."""
     return (
-        f"no {what} in {ROOT}: those of lora-drift are kept in its repository (git clone {homepage()}); "
+        f"no {what} at {folder}: those of lora-drift are kept in its repository (git clone {homepage()}); "
         f"name a folder of your own with {options}"
     )

@@ -242,7 +242,7 @@ def files(root: Path = CASES, tier: Tier = "mini") -> Iterator[Path]:
         CaseError: there is no such folder.
     """
     if not root.is_dir():
-        raise CaseError(elsewhere("cases", "--cases DIR --goldens DIR"))
+        raise CaseError(elsewhere("cases", root, "--cases DIR --goldens DIR"))
     yield from (p for p in sorted(root.glob("*/*.yaml")) if (p.parent.name == "full") == (tier == "full"))
 
 

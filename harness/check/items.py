@@ -57,9 +57,7 @@ class _Hooks:
             config.hook.pytest_deselected(items=sorted(out, key=lambda i: i.nodeid))
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, Any, None]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
         """Carry the whole result in the report: it survives the way from an xdist worker to the controller."""
         outcome = yield
         if call.when == "call" and isinstance(item, CaseItem) and item.result is not None:

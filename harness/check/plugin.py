@@ -62,11 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
         home = folder(config, option)
         if home is not None and not home.is_dir():
             raise pytest.UsageError(f"drift_{option}: no such folder: {home}")
-    named = [Path(argument.partition("::")[0]) for argument in config.args]
-    if any(path.parts[:1] == ("cases",) for path in named) and not (config.invocation_params.dir / "cases").exists():
+    ours = config.invocation_params.dir / "cases"
+    if any(Path(argument.partition("::")[0]).parts[:1] == ("cases",) for argument in config.args) and not ours.exists():
         from lora_drift.harness.paths import elsewhere
 
-        raise pytest.UsageError(elsewhere("cases", "--drift-cases DIR --drift-goldens DIR"))
+        raise pytest.UsageError(elsewhere("cases", ours, "--drift-cases DIR --drift-goldens DIR"))
     path: Path | None = config.getoption("--drift-json")
     if path is not None:
         try:

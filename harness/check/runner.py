@@ -121,9 +121,7 @@ class Bench:
             weights = user_cache.revisions(case)
         except user_cache.NoWeights as error:
             raise goldens.Missing(str(error)) from error
-        return goldens.load(
-            self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment
-        )
+        return goldens.load(self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment)
 
     def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
         kind, same = device_kind(self.environment), golden.same_torch(self.environment)
