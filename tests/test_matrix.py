@@ -297,7 +297,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def test_the_workflows_are_valid_and_safe(linter: tuple[str, ...]) -> None:
     command = [str(Path(sys.executable).with_name(linter[0])), *linter[1:], *map(str, WORKFLOWS)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert len(WORKFLOWS) == 2
+    assert {path.stem for path in WORKFLOWS} >= {"nightly", "pull-request", "release"}
     assert done.returncode == 0, done.stdout + done.stderr
 
 
