@@ -396,7 +396,7 @@ def test_a_change_between_transformers_releases_is_told_from_one_of_diffusers(tm
     assert finding.before == Combination(diffusers="1", transformers="4")
     text = report.paragraph(finding, "plain")
     assert "diffusers 1 · transformers 4 → diffusers 1 · transformers 5" in text
-    assert "lora-drift matrix --plain --diffusers 1 --transformers 4 5 --case flux/base" in text
+    assert "lora-drift matrix --stock --diffusers 1 --transformers 4 5 --case flux/base" in text
     assert "pipe()" in text
 
 

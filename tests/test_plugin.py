@@ -241,14 +241,14 @@ def test_the_noise_floor_is_measured_on_request_and_gates_derived_from_it(
     assert "no gates were measured for mini/cpu/float32" in found.message
     assert found.noise_floor["same code again"] == dict.fromkeys(found.noise_floor["same code again"], 0.0)
 
-    done = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl", "--write"])
+    done = CliRunner().invoke(main.app, ["tolerances", "--results", "results.jsonl", "--write"])
     assert done.exit_code == 0 and "mini/cpu/float32" in done.stdout and CASE in done.stdout, done.output
     tolerances.load.cache_clear()
     lab.run("--drift-no-controls").assert_outcomes(passed=1)
     limits = {m.name: m.gate for m in lab.result().metrics}
     spread = found.noise_floor["one thread against two"]["latents_rel_l2"]
     assert limits["latents_rel_l2"] == pytest.approx(spread * tolerances.FACTORS["latents_rel_l2"], rel=0.01)
-    empty = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl"])
+    empty = CliRunner().invoke(main.app, ["tolerances", "--results", "results.jsonl"])
     assert empty.exit_code == 2 and "holds no noise floor" in empty.output
     tolerances.load.cache_clear()
 

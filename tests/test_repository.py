@@ -24,7 +24,7 @@ KINDS = ("added", "changed", "fixed", "removed")
     ],
 )
 def test_what_github_reads_is_valid(schema: str, files: list[Path]) -> None:
-    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", schema, *files]
+    command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", schema, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert files and done.returncode == 0, done.stdout + done.stderr
 
