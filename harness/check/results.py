@@ -70,7 +70,7 @@ class Divergence(BaseModel):
 
 
 class Suspect(BaseModel):
-    """A named deviation (harness/variations) and how far the run's picture is from ours with it."""
+    """A named deviation (`harness/deviations/library`) and how far the run's picture is from ours with it."""
 
     model_config = ConfigDict(extra="forbid")
 
