@@ -94,7 +94,7 @@ def minihub_verify() -> None:
     with user_errors():
         from lora_drift.harness.minihub import factory
 
-        typer.echo(f"{factory.verify()} files are as the manifests say")
+        typer.echo(f"{factory.verify()} files are as the manifest says")
 
 
 @minihub_app.command("path")
