@@ -20,6 +20,8 @@ PAGES = [
 ]
 WRITTEN = [page for page in PAGES if page.parent.name != "models"]
 """Those that no program writes."""
+OF_TODAY = [page for page in WRITTEN if page.name != "CHANGELOG.md" and page.parent.name != "changes"]
+"""Those that do not name what is gone."""
 
 
 def name(page: Path) -> str:
@@ -48,7 +50,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in headings(target), link
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=name)
+@pytest.mark.parametrize("page", OF_TODAY, ids=name)
 def test_every_file_that_is_named_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"`((?:pipelines|harness|server|tests|cases|docs|benchmarks|\.github)/[\w./-]+)`", text):
@@ -71,7 +73,7 @@ def walk(command: object, words: tuple[str, ...]) -> list[tuple[tuple[str, ...],
     return [found for key, part in inner.items() for found in walk(part, (*words, key))]
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=name)
+@pytest.mark.parametrize("page", OF_TODAY, ids=name)
 def test_every_command_and_option_exists(page: Path) -> None:
     known = commands()
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
