@@ -37,7 +37,7 @@ def check(
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
     with user_errors():
-        from lora_drift.harness.check import session
+        from lora_drift.harness.cli import session
 
         raise typer.Exit(
             session.run(
@@ -71,7 +71,7 @@ def report(
     the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
     """
     with user_errors():
-        from lora_drift.harness.check import session
+        from lora_drift.harness.cli import session
 
         try:
             if index:
@@ -98,7 +98,8 @@ def known_add(
 ) -> None:
     """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
     with user_errors():
-        from lora_drift.harness.check import known, session
+        from lora_drift.harness.check import known
+        from lora_drift.harness.cli import session
 
         try:
             entry = known.add(session.measured(case, results, tag, device), case, cause, expires.date())

@@ -19,11 +19,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import cases, divergence, metrics, runner, tolerances
-from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Metric
-from lora_drift.harness.check.runner import Bench, Rendered, encodings_kept
-from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.check.runner import Bench, encodings_kept
+from lora_drift.harness.check.trace import Rendered, Trace
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
 
@@ -80,7 +80,7 @@ def outcomes(
         NotMatching: a case is red already.
     """
     bench = Bench(device, tag=tag)
-    chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
+    chosen = cases.choose(cases.load_all(), [model], only_cases, tag=tag)
     prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
     prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
@@ -222,19 +222,10 @@ def run(
     `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
 
     Raises:
-        CaseError: no such model or case, or none left to try.
+        CaseError, TagError: no such model or case, or none left to try.
     """
-    known = cases.load_all()
-    unknown = [i for i in only_cases if i not in {c.id for c in known}]
-    unknown += [m for m in only_models if m not in {c.model for c in known}]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}")
-    chosen = [
-        c for c in known if (not only_cases or c.id in only_cases) and (not only_models or c.model in only_models)
-    ]
+    chosen = cases.choose(cases.load_all(), only_models, only_cases, tag=tag)
     models = list(dict.fromkeys(c.model for c in chosen))
-    if not models:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
     if not resume:
         file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)

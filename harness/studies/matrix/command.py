@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lora_drift.harness import tags
 from lora_drift.harness.check import cases
-from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.report.scale import release_name
 from lora_drift.harness.studies.matrix import checkouts, report
 from lora_drift.harness.studies.matrix.bisect import Bisector, NotBisected
 from lora_drift.harness.studies.matrix.checkouts import CheckoutError
@@ -31,29 +31,6 @@ def combinations(diffusers: list[str], transformers: list[str], torch: list[str]
     others = product(torches, transformers or [version("transformers")])
     found = [Combination(diffusers=d, transformers=t, torch=o) for o, t in others for d in diffusers]
     return list(dict.fromkeys(found))
-
-
-def chosen(only_models: list[str], only_cases: list[str], tag: str) -> list[Case]:
-    """The mini cases asked for; `base` alone means that case of every model.
-
-    Raises:
-        CaseError, TagError: nothing of that name.
-    """
-    known = cases.load_all()
-    names = {case.id for case in known} | {case.id.split("/")[1] for case in known}
-    unknown = [c for c in only_cases if c not in names] + [m for m in only_models if m not in {c.model for c in known}]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}; `lora-drift models` lists the models, and "
-                        "cases/<model>/ has their cases")  # fmt: skip
-    found = [
-        case
-        for case in known
-        if (not only_models or case.model in only_models)
-        and (not only_cases or case.id in only_cases or case.id.split("/")[1] in only_cases)
-    ]
-    if not found:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
-    return tags.known_at(tag, found)
 
 
 def run(
@@ -81,7 +58,9 @@ def run(
     if checkout is not None:
         for ref in refs or ["HEAD"]:
             checkouts.resolve(checkout, ref)
-    matrix = Matrix(chosen(models, only, tag), wanted, tag=tag, mode=mode, checkout=checkout)
+    matrix = Matrix(
+        cases.choose(cases.load_all(), models, only, tag=tag), wanted, tag=tag, mode=mode, checkout=checkout
+    )
     with progress() as note:
         outcomes = matrix.run(jobs, note)
         found = find(outcomes, mode)
@@ -120,7 +99,7 @@ def show(content: dict[str, object]) -> None:
     console.print(report.table(content))
     for combination in content["combinations"]:  # type: ignore[attr-defined]
         if "not_installable" in combination:
-            console.print(f"{report.short(combination)}: not installable: {combination['not_installable']}",
+            console.print(f"{release_name(combination)}: not installable: {combination['not_installable']}",
                           markup=False, soft_wrap=True)  # fmt: skip
     for finding in content["findings"]:  # type: ignore[attr-defined]
         console.print(f"\n{finding['paragraph']}", markup=False, soft_wrap=True)

@@ -18,9 +18,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.environment import PACKAGES, version_of
-from lora_drift.harness.minihub.factory import default_home
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.studies.matrix import checkouts
+from lora_drift.harness.studies.matrix import checkouts, folder
 
 FROM_GIT = "git:"
 """A Diffusers "release" that begins so is a commit, branch or tag of the checkout."""
@@ -69,10 +68,6 @@ class Environment:
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
-
-
-def folder() -> Path:
-    return default_home().parent.parent / "matrix"
 
 
 def borrowed() -> list[str]:

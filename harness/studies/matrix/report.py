@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_drift.harness.studies.matrix.environment import FROM_GIT
+from lora_drift.harness.report.scale import release_name
 from lora_drift.harness.studies.matrix.findings import Finding
 from lora_drift.harness.studies.matrix.run_cases import Mode, Outcome, Status
 from lora_drift.pipelines import MODELS
@@ -73,13 +73,8 @@ def exit_code(outcomes: list[Outcome]) -> int:
 def _rows(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header, and a row a model: the status in each combination."""
     combinations = content["combinations"]
-    head = ["model", *(short(c) for c in combinations)]
+    head = ["model", *(release_name(c) for c in combinations)]
     return head, [[m, *(_word(c, m) for c in combinations)] for m in content["models"]]
-
-
-def short(combination: dict[str, Any]) -> str:
-    torch = f" × torch {combination['torch']}" if "torch" in combination else ""
-    return f"{combination['diffusers'].removeprefix(FROM_GIT)} × {combination['transformers']}{torch}"
 
 
 def _word(combination: dict[str, Any], model: str) -> str:
@@ -110,7 +105,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     refused = [c for c in content["combinations"] if "not_installable" in c]
     if refused:
-        lines += ["", "## Not installable", "", *(f"- {short(c)}: {_inline(c['not_installable'])}" for c in refused)]
+        why_not = [f"- {release_name(c)}: {_inline(c['not_installable'])}" for c in refused]
+        lines += ["", "## Not installable", "", *why_not]
     lacking = {
         model: cell["message"] for c in content["combinations"] for model, cell in c["models"].items()
         if isinstance(cell, dict) and cell["status"] == "lacks"

@@ -59,24 +59,12 @@ def run(
 def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str) -> list[Path]:
     """Files of the chosen cases, of the full tier those named. Every case file is read first, so that a typo shows
     before anything runs."""
-    known = {c.id: c for c in cases.of_both_tiers()}
-    models = {c.model for c in known.values()}
-    unknown = [i for i in only_cases if i not in known] + [m for m in only_models if m not in models]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    chosen = [
-        case
-        for case in known.values()
-        if (case.id in only_cases if only_cases else case.tier == "mini")
-        and (not only_models or case.model in only_models)
-    ]
-    if not chosen:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    chosen = cases.choose(cases.of_both_tiers(), only_models, only_cases, tag=tag)
     if device == "cpu" and any(case.tier == "full" for case in chosen):
         raise CaseError(
             f"--case {' '.join(only_cases)}: cases/full are for the real weights on a GPU; add --device cuda"
         )
-    return [cases.CASES / f"{case.id}.yaml" for case in tags.known_at(tag, chosen)]
+    return [cases.CASES / f"{case.id}.yaml" for case in chosen]
 
 
 def show(found: list[Result]) -> None:
