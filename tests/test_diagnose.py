@@ -76,7 +76,6 @@ def run(*arguments: object) -> Result:
 
 
 def test_every_kind_of_variation_has_its_place_in_the_search() -> None:
-    # Kinds are the names of the library's modules: renaming one must not end every search.
     kinds = {v.kind for v in LIBRARY.values()}
     assert kinds == set(search.ORDER)
     assert kinds >= reuse.CHANGE_ENCODERS | reuse.CHANGE_DENOISERS | reuse.CHANGE_VAE

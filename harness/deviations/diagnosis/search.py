@@ -19,10 +19,13 @@ from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.harness.deviations.library.base import Kind
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
-ORDER = ("output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision")
+ORDER: tuple[Kind, ...] = (
+    "output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision",
+)  # fmt: skip
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
 """Of how many variations, the best by themselves, pairs with all others are tried."""
