@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import divergence, tolerances
 from lora_drift.harness.check.divergence import SIZE
+from lora_drift.harness.check.metrics import rms_difference
 from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
@@ -210,7 +211,7 @@ class Search:
             if frames.shape != self.theirs.frames.shape:
                 self.size = f"theirs is {_words(self.theirs.size)}, the reference {_words(frames.shape[:3])}"
             elif self.theirs.again is not None:
-                self.floor = _rms(self.theirs.again(frames), frames)
+                self.floor = rms_difference(self.theirs.again(frames), frames)
         self.reference = self._distance(frames, trace)
         self.limit = self._arithmetic(frames)
 
@@ -266,7 +267,7 @@ class Search:
             return error if np.isfinite(error) else None
         if frames.shape != self.theirs.frames.shape:
             return None
-        return _rms(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
+        return rms_difference(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
 
     def _gates(self, tier: str) -> dict[str, tolerances.Gate] | None:
         base = self.subject.pipeline.base
@@ -290,7 +291,7 @@ class Search:
             return least
         # A codec makes much of little. The spread itself, then: what is beyond it would hide small causes.
         saved = again(frames)
-        return max(least, *(_rms(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
+        return max(least, *(rms_difference(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
 
     def _divergence(self, ours: Trace) -> str:
         """Where their trace leaves ours."""
@@ -337,10 +338,6 @@ class Search:
             complete=self.complete,
             seconds=round(time.perf_counter() - self._started, 2),
         )
-
-
-def _rms(a: Frames, b: Frames) -> float:
-    return float(np.sqrt(np.square(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64)))
 
 
 def _nudged(frames: Frames, share: float, seed: int) -> Frames:
