@@ -35,7 +35,9 @@ def refusal(prompt: str = "a fox", model: str = "sd15", **fields: Any) -> str:
 
 
 def test_importing_the_pipelines_imports_no_heavy_library() -> None:
-    code = "import sys, lora_drift.pipelines; print(*{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, lora_drift.pipelines; print(*{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

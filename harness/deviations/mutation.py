@@ -212,12 +212,12 @@ def run(
     only_cases: list[str],
     *,
     tag: str,
-    jobs: int,
+    workers: int,
     file: Path,
     resume: bool,
     progress: Callable[[int, str], object],
 ) -> list[Outcome]:
-    """Every variation on every chosen model, a model at a time in each of `jobs` processes.
+    """Every variation on every chosen model, a model at a time in each of `workers` processes.
 
     `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
 
@@ -234,7 +234,7 @@ def run(
         before.setdefault(outcome.model, []).append(outcome.variation)
     tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
     # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
             progress(number, model)
     return [outcome for outcome in read(file) if outcome.model in models]

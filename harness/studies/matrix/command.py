@@ -41,7 +41,7 @@ def run(
     tag: str | None,
     plain: bool,
     checkout: Path | None,
-    jobs: int,
+    workers: int,
     json_file: Path | None,
     folder: Path | None,
 ) -> int:
@@ -62,13 +62,13 @@ def run(
         cases.choose(cases.load_all(), models, only, tag=tag), wanted, tag=tag, mode=mode, checkout=checkout
     )
     with progress() as note:
-        outcomes = matrix.run(jobs, note)
-        found = find(outcomes, mode)
+        outcomes = matrix.run(workers, note)
+        findings = find(outcomes, mode)
         if checkout is not None:
-            explain(found, outcomes, Bisector(checkout, tag=tag, mode=mode), note)
+            explain(findings, outcomes, Bisector(checkout, tag=tag, mode=mode), note)
     tried = ("torch", "torchvision") if any(combination.torch for combination in wanted) else ()
     base = {name: version(name) for name in BORROWED if name not in tried}
-    content = report.merge(outcomes, found, tag=tag, mode=mode, base=base)
+    content = report.merge(outcomes, findings, tag=tag, mode=mode, base=base)
     show(content)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,10 @@ def run(
     return report.exit_code(outcomes)
 
 
-def explain(found: list[Finding], outcomes: list[Outcome], bisector: Bisector, note: Note) -> None:
+def explain(findings: list[Finding], outcomes: list[Outcome], bisector: Bisector, note: Note) -> None:
     """Bisects each finding, or notes in it why that cannot be."""
-    for number, finding in enumerate(found):
-        note(number, len(found), f"bisecting {finding.model}, {finding.first.name}")
+    for number, finding in enumerate(findings):
+        note(number, len(findings), f"bisecting {finding.model}, {finding.first.name}")
         reference = next(
             (o for o in outcomes if o.combination == finding.before and o.case == finding.cases[0]), None
         )  # fmt: skip

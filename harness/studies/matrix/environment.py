@@ -2,7 +2,8 @@
 
 Each is a thin layer: pip installs the combination (and what it requires in other versions than those at hand) on top
 of the packages of the running environment, which a .pth file puts behind the venv's own. That takes 20 seconds and
-200 MB instead of minutes and 6 GB, and only what is under test differs.
+200 MB instead of minutes and 6 GB, and only what is under test differs. (It is pip because uv 0.13 does not
+see packages that a .pth file lends, and would install torch and CUDA once more.)
 """
 
 import os

@@ -145,7 +145,7 @@ def _since(finding: Finding) -> str:
 def _because(finding: Finding) -> str:
     if finding.bisection is None:
         return f" Not bisected: {finding.why_not_bisected}." if finding.why_not_bisected else ""
-    found = finding.bisection
+    bisection = finding.bisection
     row = MODELS[finding.model]
 
     def nearness(change: str) -> int:
@@ -155,9 +155,9 @@ def _because(finding: Finding) -> str:
         known = ["pipelines", "schedulers", "models"]
         return 0 if name in (row.pipeline, row.scheduler.cls) else 1 + (known.index(folder) if folder in known else 3)
 
-    changed = sorted(found.changed, key=nearness)
+    changed = sorted(bisection.changed, key=nearness)
     shown = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
-    return f" Begins with {found.commit} ({found.date}, “{found.subject}”), which changes {shown}."
+    return f" Begins with {bisection.commit} ({bisection.date}, “{bisection.subject}”), which changes {shown}."
 
 
 def _again(finding: Finding, mode: Mode) -> str:

@@ -117,8 +117,8 @@ class Matrix:
     def key(self, case: Case, combination: Combination) -> str:
         return self.keys[case.id, combination]
 
-    def run(self, jobs: int, note: Note) -> list[Outcome]:
-        """Run what is not stored, `jobs` combinations at a time; returns every outcome, combination by combination."""
+    def run(self, workers: int, note: Note) -> list[Outcome]:
+        """Run what is not stored, `workers` combinations at a time; returns every outcome, in order of combinations."""
         todo = {
             combination: [case for case in self.cases if self.key(case, combination) not in self.store.known]
             for combination in self.combinations
@@ -133,7 +133,7 @@ class Matrix:
                 note(done[0], total, what)
 
         count(0, f"{done[0]} of {total} cases are known from before")
-        with self._alone(), _ended_by_sigterm(), ThreadPoolExecutor(jobs) as pool:
+        with self._alone(), _ended_by_sigterm(), ThreadPoolExecutor(workers) as pool:
             try:
                 for future in [pool.submit(self._one, c, todo[c], count) for c in self.combinations if todo[c]]:
                     future.result()
