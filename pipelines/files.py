@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, and weight files looked into without reading a weight."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,3 +18,15 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Tensor name -> shape, from the head of a safetensors file.
+
+    Raises:
+        FileNotFoundError, safetensors.SafetensorError: no such file, or not a whole one.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
