@@ -117,7 +117,7 @@ OF_A_MODEL: Places = {
     "pipelines/families/*.py: a row in ROWS": lambda m: m in MODELS,
     "pipelines/families/*.py: `load` and `render` in the module that the row names": has_family,
     "harness/minihub/repos/*.py: its repositories, and a line in MODELS (__init__.py)": lambda m: m in MINIATURES,
-    "harness/minihub/layouts/: run `python -m lora_drift.harness.minihub.layout`": has_layouts,
+    "harness/minihub/layouts/: run `python -m lora_drift.harness.minihub.read_layouts`": has_layouts,
     "harness/minihub/manifests/: run `lora-drift minihub manifest`": has_manifests,
     "harness/trainer/recorder/job_config.py: its `model:` section in MODELS": lambda m: m in job_config.MODELS,
     "cases/MODEL/base.yaml: without a LoRA": lambda m: any(case.lora is None for case in cases_of(m)),

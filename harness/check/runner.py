@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lora_drift.harness.check import (
     goldens,
     known,
     metrics,
+    noise_floor,
     user_cache,
 )
 from lora_drift.harness.check import (
@@ -30,7 +32,7 @@ from lora_drift.harness.check import (
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result
-from lora_drift.harness.check.trace import Trace, Tracer
+from lora_drift.harness.check.trace import Rendered, Trace, Tracer
 from lora_drift.harness.environment import device_kind, facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -61,20 +63,6 @@ def use_minihub(home: Path | None = None) -> Path:
     return home
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """One render of ours."""
-
-    frames: np.ndarray
-    """uint8 [frames, height, width, 3]"""
-    latents: np.ndarray
-    """float32: what the VAE decoder received."""
-    trace: Trace
-    settings: dict[str, Any]
-    audio: np.ndarray | None = None
-    """float32 [channels, samples]"""
-
-
 Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
 
 
@@ -90,10 +78,13 @@ class Bench:
         controls: bool = True,
         floor: bool = False,
         profile: str = "reference",
+        goldens: Path = goldens.GOLDENS,
+        known: Path = known.KNOWN,
     ) -> None:
         """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
-        floor of every case, too."""
+        floor of every case, too. `goldens`: folder; `known`: file of known drifts."""
         self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
+        self.goldens, self.known = Path(goldens), Path(known)
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
@@ -113,12 +104,12 @@ class Bench:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
         if case.tier == "mini":
             manifest = factory.manifest_sha256(case.model, case.extras)
-            return goldens.load(self.tag, case, manifest, environment=self.environment)
+            return goldens.load(self.tag, case, manifest, root=self.goldens, environment=self.environment)
         try:
             weights = user_cache.revisions(case)
         except user_cache.NoWeights as error:
             raise goldens.Missing(str(error)) from error
-        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
+        return goldens.load(self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment)
 
     def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
         kind, same = device_kind(self.environment), golden.same_torch(self.environment)
@@ -259,7 +250,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
         bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
-    return known.judge(result)
+    return known.judge(result, path=bench.known)
 
 
 def _describe(result: Result, golden: Golden) -> None:
@@ -282,10 +273,9 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
-    from lora_drift.harness.studies import spread
-
     if bench.floor:  # first, because gates are derived from it
-        result.noise_floor = spread.floors(bench, case, golden)
+        render = partial(legal_repeat, bench, case, golden)
+        result.noise_floor = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype)
     limits = bench.gates(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):

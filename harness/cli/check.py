@@ -25,9 +25,14 @@ def check(
     model: options.Models = None,
     tag: options.Tag = None,
     case: options.Cases = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(help="folder of case files, MODEL/NAME.yaml (default: the checkout's, else ./cases)"),
+    ] = None,
+    goldens: Annotated[Path | None, typer.Option(help="their goldens (default: goldens beside the cases)")] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
     results: Annotated[
         Path | None, typer.Option("--json", help="write a line of JSON for each case to this file")
     ] = None,
@@ -38,8 +43,9 @@ def check(
 
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
-    with user_errors():
-        from lora_drift.harness.check import session
+    with user_errors(needs="check"):
+        from lora_drift.harness.cli import session
+        from lora_drift.harness.paths import ROOT
 
         raise typer.Exit(
             session.run(
@@ -48,10 +54,12 @@ def check(
                 tag=tag,
                 device=device,
                 dtype=dtype,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 report=report,
                 verbose=verbose,
+                cases_folder=cases or ROOT / "cases",
+                goldens_folder=goldens,
             )
         )
 
@@ -72,8 +80,8 @@ def report(
     Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
     the overview of every summary and matrix under reports/, with a row for each model.
     """
-    with user_errors():
-        from lora_drift.harness.check import session
+    with user_errors(needs="check"):
+        from lora_drift.harness.cli import session
 
         try:
             if index:
@@ -101,8 +109,9 @@ def known_add(
     device: Device = "cpu",
 ) -> None:
     """Add a drift to cases/known.yaml, with its measured size, its cause and the day on which it expires."""
-    with user_errors():
-        from lora_drift.harness.check import known, session
+    with user_errors(needs="check"):
+        from lora_drift.harness.check import known
+        from lora_drift.harness.cli import session
 
         try:
             entry = known.add(session.measured(case, results, tag, device), case, cause, expires.date())
@@ -135,10 +144,14 @@ def tolerances(
     Compared are: two renders by the same code; on a GPU, deterministic and default kernels; in float32, merged and
     live LoRA, and one and two threads; with --against, another torch.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import cases, runner
         from lora_drift.harness.check import results as files
+        from lora_drift.harness.paths import IN_CHECKOUT
         from lora_drift.harness.studies import spread as measure
+
+        if write and not IN_CHECKOUT:
+            fail("--write: works in a checkout of lora-drift only, whose file it changes; leave it out")
 
         if results is not None:
             spreads = measure.of_results(files.read(results))

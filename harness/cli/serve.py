@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_drift.harness import extras
 from lora_drift.harness.cli.shared import fail
 
 app = typer.Typer()
@@ -29,6 +30,8 @@ def serve(
     """
     if sys.version_info < (3, 11):
         fail("the server needs Python 3.11 or later (FastAPI's limit for request bodies does)")
+    if lacking := extras.lacking("server"):
+        fail(f"the server {lacking}")
     given = {"HOST": host, "PORT": port, "DEVICE": device, "WORKFLOWS_BASE_PATH": loras, "OUTPUT_BASE_PATH": output}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if mini:
@@ -36,10 +39,6 @@ def serve(
 
         runner.use_minihub()
         os.environ.setdefault("DEVICE", "cpu")
-    try:
-        from lora_drift.server.command import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lora_drift":
-            raise
-        fail(f"the server needs {error.name}, which is not installed: pip install 'lora-drift[server]'")
+    from lora_drift.server.command import run
+
     raise typer.Exit(run())

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import progress, user_errors
+from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 def mutate(
     model: options.Models = None,
     case: options.Cases = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
     results: Annotated[
         Path | None, typer.Option("--json", help="write a line of JSON for each variation to this file")
     ] = None,
@@ -26,7 +26,7 @@ def mutate(
 
     A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import runner
         from lora_drift.harness.deviations import mutation, mutation_report
         from lora_drift.pipelines import MODELS
@@ -35,7 +35,7 @@ def mutate(
         file = results or Path("build") / "mutation.jsonl"
         with progress("mutating", len(model or MODELS), quiet=False) as advance:
             found = mutation.run(
-                model or [], case or [], tag=tag, jobs=jobs, file=file.resolve(), resume=resume, progress=advance
+                model or [], case or [], tag=tag, workers=workers, file=file.resolve(), resume=resume, progress=advance
             )
         mutation_report.show(found)
         if not model and not case:
@@ -69,7 +69,7 @@ def matrix(
     tag: options.Tag = None,
     stock: Annotated[bool, typer.Option("--stock", help="stock Diffusers scripts, compared between releases")] = False,
     checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout, in which findings are bisected")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations to run at once")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations to run at once")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,
 ) -> None:
@@ -82,9 +82,12 @@ def matrix(
 
     Exits with 0 only when every case of every combination matches, or the release lacks the model's classes.
     """
-    with user_errors():
+    with user_errors(needs="check"):
+        from lora_drift.harness.paths import IN_CHECKOUT, homepage
         from lora_drift.harness.studies.matrix import command
 
+        if not IN_CHECKOUT:
+            fail(f"matrix compares a checkout's own files: git clone {homepage()}, and run it there")
         raise typer.Exit(
             command.run(
                 command.combinations(diffusers, transformers or [], torch or []),
@@ -93,7 +96,7 @@ def matrix(
                 tag=tag,
                 stock=stock,
                 checkout=checkout,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 folder=output,
             )
