@@ -145,7 +145,7 @@ def short(error: Exception) -> str:
 
 
 def difference(before: tuple[np.ndarray, Trace], after: tuple[np.ndarray, Trace]) -> dict[str, Any]:
-    """Mean and maximum pixel difference of two renders and the first boundary at which they part."""
+    """Mean and maximum pixel difference of two renders and the first stage at which they part."""
     from lora_drift.harness.check import metrics, tolerances
     from lora_drift.harness.check.trace import errors
 

@@ -39,7 +39,7 @@ class Outcome(BaseModel):
     status: Status
     message: str = ""
     boundary: str | None = None
-    """The first traced boundary that differs."""
+    """The first traced stage that differs."""
     error: float | None = None
     """How far, relative; None: of another shape, or not known."""
     pixel_max: float | None = None
