@@ -21,6 +21,8 @@ ResizeOrder = Literal["pillow-12", "pillow-13"]
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
 RESIZE_ORDER: ResizeOrder = "pillow-13"
 """Default: the newest Pillow, which a trainer that is installed today gets: its requirements name no version."""
+Tokenization = Literal["transformers-4.57", "transformers-5.5"]
+"""Which transformers a trainer reads prompts with (`lora_drift.pipelines.text`): 4.57.3 up to 0.9.0, 5.5.3 since."""
 Guidance = Literal["cfg", "cfg_above_zero", "cfg_above_one", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,
@@ -112,6 +114,10 @@ class ModelSpec:
     """Text tokens, where the family's code takes it from here."""
     components: Mapping[str, str] = field(default_factory=dict)
     """Component -> hub id, for what the trainer takes from elsewhere."""
+    tokenization: Tokenization = "transformers-4.57"
+    slow_tokenizers: tuple[str, ...] = ()
+    """T5 or Qwen tokenizers that the trainer loads as transformers 4's Python class, not from `tokenizer.json`
+    (`lora_drift.pipelines.text`). CLIP's always are."""
     lora_mode: Literal["merged", "live"] = "merged"
     """How the trainer applies the LoRA while sampling an unquantised job whose samples share one multiplier."""
     quantizes: Quantizes | None = None

@@ -302,6 +302,7 @@ def test_settings_and_environments_stand_side_by_side() -> None:
     ("place", "part", "suspect"),
     [
         ("LoRA: transformer_blocks.0.attn.to_q, not applied", "LoRA", "alpha, rank"),
+        ("tokens: positive (text_encoder)", "tokens", "its normaliser"),
         ("prompt embeds: negative (text_encoder_2)", "prompt embeds", "negative prompt"),
         ("schedule: sigmas", "schedule", "shift"),
         ("scheduler step: 3", "scheduler step", "its class, order"),

@@ -19,6 +19,7 @@ from lora_drift.harness.check.divergence import (
     NOISE,
     PICTURE,
     POSITIVE,
+    PROMPTS,
     SCHEDULE,
     STEP,
 )
@@ -255,6 +256,18 @@ def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_s
     assert divergence.distances(trace_of(**golden), trace_of(**ours))["step0/scheduler.prediction"] < 1e-5
     wrong = ours | {"step0/scheduler.prediction": 2 * p, "step1/denoiser#0.hidden_states": x - 0.5 * p}
     assert located(trace_of(**golden), trace_of(**wrong)).startswith(GUIDANCE)
+
+
+def test_other_words_are_named_as_tokens_where_the_golden_has_them() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 4))
+    golden = trace_of(**{"encode/text_encoder#1": x, "step0/denoiser#0.encoder_hidden_states": x})
+    ours = trace_of(**{"encode/text_encoder#1": x + 1, "step0/denoiser#0.encoder_hidden_states": x + 1})
+    assert located(golden, ours) == "prompt embeds: negative (text_encoder)"
+    golden.tokens, ours.tokens = ({"tokens/text_encoder#1": np.array([[1, last]])} for last in (2, 3))
+    named = located(golden, ours)
+    assert named == "tokens: negative (text_encoder)"
+    assert divergence.agrees(named, NEGATIVE) and divergence.agrees(named, PROMPTS)
+    assert not divergence.agrees(named, POSITIVE) and not divergence.agrees(named, NOISE)
 
 
 def test_equal_inputs_with_the_lora_in_another_mode_are_said_to_be_that() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from lora_drift.harness.check.trace import Trace, errors, sketch
 
 LORA = "LoRA"
+TOKENS = "tokens"
 PROMPTS = "prompt embeds"
 POSITIVE = "prompt embeds: positive"
 NEGATIVE = "prompt embeds: negative"
@@ -42,6 +43,7 @@ TEXTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_st
          "attention_mask")  # fmt: skip
 IMAGES = ("encoder_hidden_states_image", "ref_image_hidden_states")
 ALIASES = (
+    ("tokens/text_encoder_2#", "tokens/text_encoder#"),
     ("encode/text_encoder_2#", "encode/text_encoder#"),
     (".img", ".hidden_states"),
     (".txt", ".encoder_hidden_states"),
@@ -54,7 +56,11 @@ _PARTS = re.compile(r"step(\d+)/(?:denoiser#(\d+)(?:\.(\w+))?|(.+))")
 def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
     names = {name: _ours(name, ours) for name in golden.sketches}
-    named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
+    named = Trace(
+        {names[n]: s for n, s in golden.sketches.items()},
+        {names[n]: s for n, s in golden.shapes.items()},
+        {_ours(name, ours): ids for name, ids in golden.tokens.items()},
+    )
     completed, steps = _completed(named, ours)
     # A difference divided by a small step is inexact by as much more.
     found = {name: error * steps.get(name, 1.0) for name, error in errors(completed, ours).items()}
@@ -64,8 +70,9 @@ def distances(golden: Trace, ours: Trace) -> dict[str, float]:
 
 
 def _ours(name: str, ours: Trace) -> str:
+    known = ours.sketches.keys() | ours.tokens.keys()
     for theirs, our in ALIASES:
-        if name not in ours.sketches and (alias := name.replace(theirs, our)) in ours.sketches:
+        if name not in known and (alias := name.replace(theirs, our)) in known:
             return alias
     return name
 
@@ -90,7 +97,7 @@ def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
         x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
         sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
         lengths[name] = abs(difference)
-    return Trace(sketches, shapes), lengths
+    return Trace(sketches, shapes, golden.tokens), lengths
 
 
 def _number(sketched: np.ndarray) -> float:
@@ -112,6 +119,8 @@ def first(found: Mapping[str, float], limit: float) -> str | None:
 def _rank(stage: str) -> tuple[int, int]:
     """(step, place within it); what is laid out before the first step counts as a step of its own."""
     if stage.startswith("lora/"):
+        return -2, 0
+    if stage.startswith("tokens/"):
         return -1, 0
     if stage.startswith("encode/"):
         return -1, 1
@@ -149,6 +158,9 @@ def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> s
         return f"{SIZE}: of the latents, or the number of frames"
     if _passes(golden) != _passes(ours):
         return f"{GUIDANCE}: {_passes(ours)} passes a step instead of {_passes(golden)}"
+    if stage.startswith("tokens/"):
+        role, _, number = stage.removeprefix("tokens/").partition("#")
+        return f"{TOKENS}: {'positive' if number == '0' else 'negative'} ({role})"
     if stage.startswith("encode/"):
         return _encoder(stage, golden)
     if stage.startswith("schedule/"):
@@ -163,6 +175,12 @@ def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> s
         # Unguided, so that the scheduler gets what the denoiser gave, which the two sides lay out otherwise.
         stage = prediction
     return _in_step(stage, golden, facts)
+
+
+def agrees(place: str, expected: str) -> bool:
+    """Is `place` where a change of the `expected` part of the graph shows? Other words show in the tokens already, if
+    the recording has them."""
+    return place.startswith((expected, expected.replace(PROMPTS, TOKENS)))
 
 
 def _in_step(stage: str, golden: Trace, facts: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ class Outcome(BaseModel):
 
     @property
     def located(self) -> bool:
-        return self.named.startswith(self.truth)
+        return divergence.agrees(self.named, self.truth)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines import loading
+from lora_drift.pipelines import loading, text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
@@ -31,9 +31,10 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     def extra(component: str, library: Any, cls: str, folder: str) -> Any:
         return getattr(library, cls).from_pretrained(spec.components[component], subfolder=folder)
 
+    tokenizer = extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2")
     pipe: Any = diffusers.ChromaPipeline(
         scheduler=loading.scheduler(spec.scheduler),
-        tokenizer=extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2"),
+        tokenizer=text.as_the_trainer(tokenizer, spec, spec.components["tokenizer"], "tokenizer_2"),
         text_encoder=extra("text_encoder", transformers, "T5EncoderModel", "text_encoder_2"),
         vae=extra("vae", diffusers, "AutoencoderKL", "vae"),
         transformer=load_denoiser(checkpoint(base), dtype),

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines import images, loading
+from lora_drift.pipelines import images, loading, text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
@@ -179,8 +179,9 @@ def _text_encoder(spec: ModelSpec, dtype: Any) -> tuple[Any, Any]:
     repo = spec.components["text_encoder"]
     encoder = getattr(transformers, spec.extra["text_encoder"]).from_pretrained(repo, dtype=dtype)
     if spec.extra["text_encoder"] == "Qwen3ForCausalLM":
-        return encoder, transformers.Qwen2Tokenizer.from_pretrained(repo)
-    processor = transformers.AutoProcessor.from_pretrained(repo)
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(repo)
+        return encoder, text.as_the_trainer(tokenizer, spec, repo, slow="tokenizer" in spec.slow_tokenizers)
+    processor = text.as_the_trainer(transformers.AutoProcessor.from_pretrained(repo), spec, repo)
     processor.tokenizer.padding_side = "left"  # the default of the class that transformers 4 chooses
     return encoder, processor
 

@@ -25,7 +25,7 @@ from lora_drift.harness.deviations.library.base import Kind
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
 ORDER: tuple[Kind, ...] = (
-    "output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision",
+    "output", "guidance", "request", "noise", "schedule", "adapter", "text", "encode", "control", "precision",
 )  # fmt: skip
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
@@ -177,7 +177,7 @@ class Search:
         """The cheapest first; before them those that show where the traces part."""
         found = sorted(applicable(self.subject), key=lambda v: ORDER.index(v.kind))
         if self.first:
-            found.sort(key=lambda v: not self.first.startswith(v.shows(self.subject)))
+            found.sort(key=lambda v: not divergence.agrees(self.first, v.shows(self.subject)))
         return found
 
     def _pairs(self, singles: list[Variation]) -> Iterator[tuple[Variation, ...]]:

@@ -26,6 +26,7 @@ from lora_drift.harness.deviations.library import (  # noqa: F401  each adds its
     precision,
     request,
     schedule,
+    text,
 )
 from lora_drift.harness.deviations.library.base import Subject, Variation, library
 

@@ -104,10 +104,12 @@ class Subject:
 
 Change = Callable[[Subject], Iterator[Subject]]
 Shows = str | Callable[[Subject], str]
-Kind = Literal["request", "adapter", "encode", "control", "schedule", "noise", "guidance", "precision", "output"]
-"""What part of the inference graph a variation changes: the request, the LoRA, the encoding of prompts, control images,
-the schedule with its scheduler, the noise, the guidance, the numbers that anything computes with, or the decoding and
-what follows it."""
+Kind = Literal[
+    "request", "adapter", "text", "encode", "control", "schedule", "noise", "guidance", "precision", "output"
+]  # fmt: skip
+"""What part of the inference graph a variation changes: the request, the LoRA, the letters of prompts, their encoding,
+control images, the schedule with its scheduler, the noise, the guidance, the numbers that anything computes with, or
+the decoding and what follows it."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
