@@ -111,7 +111,7 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
     log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.trainer_process", json.dumps(request)]
+        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.record_group", json.dumps(request)]
         return Child(subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
