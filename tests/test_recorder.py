@@ -17,7 +17,7 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, golden_store, goldens, runner, user_cache
+from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner, user_cache
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -75,7 +75,7 @@ def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         "diffusers": git(diffusers, "rev-parse", "HEAD"),
         "transformers": version("transformers"),
     }
-    monkeypatch.setattr(pins, "rows", lambda: [tags.Tag.model_validate(row)])
+    monkeypatch.setattr(tags, "rows", lambda: [tags.Tag.model_validate(row)])
     return row
 
 
@@ -244,10 +244,23 @@ def shelf(tmp_path: Path, golden_of: Callable[[str], Golden]) -> Shelf:
 def test_a_golden_is_stored_once_and_then_found_the_same(shelf: Shelf, golden_of: Callable[[str], Golden]) -> None:
     assert shelf.write() == "new"
     first = shelf.files()
-    assert len(first) == 8  # the golden and its three parts; four artefacts
+    assert len(first) == 5  # the model's file; four artefacts
     assert shelf.write() == "same bytes"
     assert shelf.files() == first
     assert shelf.load() == golden_of("sd15/lora")
+
+
+def test_a_models_goldens_stand_in_one_file_and_recording_one_leaves_the_others_alone(shelf: Shelf) -> None:
+    shelf.write()
+    path = goldens.golden_path(TAG, "sd15/lora", shelf.root)
+    first = golden_file.read(path)["sd15/lora"]
+    assert shelf.write(case="sd15/other", environment={**shelf.content["environment"], "torch": "2.99.0"}) == "new"
+    both = golden_file.read(path)
+    assert (list(both), both["sd15/lora"]) == (["sd15/lora", "sd15/other"], first)
+    assert both["sd15/other"]["environment"]["torch"] == "2.99.0"
+    assert shelf.write() == "same bytes"
+    assert shelf.write(case="sd15/other") == "CHANGED: environment"
+    assert golden_file.read(path)["sd15/lora"] == first
 
 
 def test_what_changed_is_named(shelf: Shelf) -> None:
@@ -258,8 +271,8 @@ def test_what_changed_is_named(shelf: Shelf) -> None:
     shelf.artefacts["latents"].write_bytes(data)
     assert shelf.write(patches=["a patch"]) == "CHANGED: patches, latents file"
     assert shelf.load().patches == ["a patch"]
-    assert len(set(shelf.files()) - before) == 3  # the latents, and two parts that name them and the patch
-    assert store.prune(shelf.root) == 3
+    assert len(set(shelf.files()) - before) == 1  # the latents
+    assert store.prune(shelf.root) == 1
 
 
 def test_a_dry_run_compares_and_writes_nothing(shelf: Shelf) -> None:
@@ -289,11 +302,11 @@ def test_an_artefact_that_is_gone_is_named(shelf: Shelf) -> None:
 def test_two_tags_share_equal_artefacts_and_pruning_keeps_them(shelf: Shelf) -> None:
     shelf.write()
     shelf.write(tag="v9")
-    assert sum(name.startswith("objects/") for name in shelf.files()) == 4 + 3 + 1  # one part names the tag
+    assert sum(name.startswith("objects/") for name in shelf.files()) == 4
     goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
     stray = shelf.root / "objects" / "sd15" / "0000000000000000.png"
     stray.touch()
-    assert store.prune(shelf.root) == 2
+    assert store.prune(shelf.root) == 1
     assert not stray.exists()
     assert shelf.load().tag == TAG
 
@@ -316,12 +329,12 @@ def test_another_tags_similar_picture_is_stored_as_a_difference_that_pruning_kee
     assert golden_store.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
     # The base's own golden goes; the base is still needed.
     goldens.golden_path(TAG, "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 2  # parts of the JSON
+    assert store.prune(shelf.root) == 0
     other = goldens.load("v9", case, None, shelf.root)
     assert np.abs(other.frames().astype(int) - whole.frames()).sum() == 1
     # And once the difference goes, nobody needs the base.
     goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 8
+    assert store.prune(shelf.root) == 5
     assert shelf.files() == {}
 
 
@@ -332,7 +345,7 @@ def test_recording_a_differences_base_anew_leaves_the_difference_alone(shelf: Sh
     shelf.write(tag="v9")
     Image.new("RGB", (128, 128), "green").save(shelf.artefacts["picture"])
     assert shelf.write() == "CHANGED: picture file"
-    assert store.prune(shelf.root) == 1  # the part that named the picture
+    assert store.prune(shelf.root) == 0
     case = cases.load(cases.CASES / "sd15" / "lora.yaml")
     with Image.open(io.BytesIO(before)) as image:
         steps = np.abs(goldens.load("v9", case, None, shelf.root).frames()[0].astype(int) - np.asarray(image))
