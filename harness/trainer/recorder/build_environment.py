@@ -26,7 +26,7 @@ PYTHON = "3.11"
 """What the locks are for."""
 DIFFUSERS = "https://github.com/huggingface/diffusers"
 LEFT_OUT = {"bitsandbytes", "opencv-python"}
-"""Requirements of the trainer that no lock holds (they say why)."""
+"""Requirements of the trainer that no lock holds; the locks say why."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
