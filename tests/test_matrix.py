@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lora_drift import pipelines
+from lora_drift.harness.check.cases import CASES, load
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.minihub import factory
@@ -132,9 +133,7 @@ def test_a_killed_run_goes_on_where_it_was(cache: Path) -> None:
 
 
 def test_a_result_counts_until_something_changes_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_drift.harness.studies.matrix.command import chosen
-
-    (case,) = chosen([], ["sd15/base"], "v0.7.29.202603241")
+    case = load(CASES / "sd15" / "base.yaml")
     one = Combination(diffusers="0.38.0", transformers="4.57.3")
 
     def key(**changes: Any) -> str:

@@ -26,7 +26,7 @@ from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.deviations import mutation, mutation_report
-from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable
+from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable, base
 from lora_drift.harness.deviations.library.base import Variation, everywhere
 from lora_drift.harness.deviations.mutation import Outcome
 from lora_drift.pipelines import Pipeline
@@ -56,6 +56,20 @@ def test_each_variation_says_in_a_sentence_what_it_is_and_where_it_was_seen() ->
         assert variation.about.endswith(".") and variation.about[0].isupper(), variation.name
         assert len(variation.source) > 20, variation.name
     assert len({v.about for v in LIBRARY.values()}) == len(LIBRARY)
+
+
+def test_what_a_variation_is_does_not_depend_on_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    backwards = dict(reversed(base.library().items()))
+    monkeypatch.setattr(base, "_defined", {})
+
+    @base.variation("adapter", shows=NOISE, source="a test", applies=everywhere)
+    def lora_of_another(subject: Subject) -> Iterator[Subject]:
+        """Another one."""
+        yield subject
+
+    assert base.library()["lora of another"].kind == "adapter"
+    monkeypatch.setattr(base, "_defined", backwards)  # as if the modules were imported in another order
+    assert [v.kind for v in base.library().values()] == [v.kind for v in LIBRARY.values()]
 
 
 def test_after_each_variation_the_same_render_gives_the_same_bytes(subject: Subject) -> None:
@@ -136,7 +150,7 @@ def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch
     def nothing(subject: Subject) -> Iterator[Subject]:
         yield subject
 
-    harmless = Variation("harmless", "Nothing.", "a test", "asked", everywhere, nothing, NOISE)
+    harmless = Variation("harmless", "Nothing.", "a test", "request", everywhere, nothing, NOISE)
     monkeypatch.setitem(LIBRARY, "harmless", harmless)
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "harmless")
     assert (outcome.verdict, outcome.case) == ("survived", "sd15/base")
@@ -147,7 +161,7 @@ def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatc
     def broken(subject: Subject) -> Iterator[Subject]:
         yield subject.but(width=-8)
 
-    monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "asked", everywhere, broken, NOISE))
+    monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "request", everywhere, broken, NOISE))
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "broken")
     assert outcome.verdict == "error" and outcome.note
     assert not mutation_report.passing([outcome])

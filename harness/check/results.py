@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_drift.pipelines.files import whole
+
 Verdict = Literal["match", "drift", "known", "missing", "stale", "corrupt", "error"]
 PASSING: frozenset[str] = frozenset({"match", "known"})
 """Verdicts that leave the exit code at 0. (`known` stops counting when its expiry date has passed.)"""
@@ -149,9 +151,8 @@ def merge(paths: list[Path]) -> list[Result]:
 
 def write(path: Path, results: list[Result]) -> None:
     """Write a results file anew; one that is there stays whole if this is killed."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text("".join(f"{result.model_dump_json()}\n" for result in results), encoding="utf-8")
-    beside.replace(path)
+    with whole(path) as part:
+        part.write_text("".join(f"{result.model_dump_json()}\n" for result in results), encoding="utf-8")
 
 
 def read(path: Path) -> list[Result]:

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lora_drift.harness.check import (
     goldens,
     known,
     metrics,
+    noise_floor,
     user_cache,
 )
 from lora_drift.harness.check import (
@@ -30,7 +32,7 @@ from lora_drift.harness.check import (
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result
-from lora_drift.harness.check.trace import Trace, Tracer
+from lora_drift.harness.check.trace import Rendered, Trace, Tracer
 from lora_drift.harness.environment import device_kind, facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -59,20 +61,6 @@ def use_minihub(home: Path | None = None) -> Path:
             f"start again with HF_HOME={home} HF_HUB_OFFLINE=1 (`lora-drift minihub path` prints the folder)"
         )
     return home
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One render of ours."""
-
-    frames: np.ndarray
-    """uint8 [frames, height, width, 3]"""
-    latents: np.ndarray
-    """float32: what the VAE decoder received."""
-    trace: Trace
-    settings: dict[str, Any]
-    audio: np.ndarray | None = None
-    """float32 [channels, samples]"""
 
 
 Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
@@ -282,10 +270,9 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
-    from lora_drift.harness.studies import spread
-
     if bench.floor:  # first, because gates are derived from it
-        result.noise_floor = spread.floors(bench, case, golden)
+        render = partial(legal_repeat, bench, case, golden)
+        result.noise_floor = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype)
     limits = bench.gates(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):

@@ -83,6 +83,20 @@ class Trace:
         return cls(sketches, {name: shape for name, shape, _ in boundaries})
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """One render of ours, and its trace."""
+
+    frames: np.ndarray
+    """uint8 [frames, height, width, 3]"""
+    latents: np.ndarray
+    """float32: what the VAE decoder received."""
+    trace: Trace
+    settings: dict[str, Any]
+    audio: np.ndarray | None = None
+    """float32 [channels, samples]"""
+
+
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:
     """Boundary -> relative L2 distance, in the golden's order.
 

@@ -27,7 +27,7 @@ def check(
     case: options.Cases = None,
     device: Device = "cpu",
     dtype: Dtype = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
     report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show pytest's own output")] = False,
@@ -37,7 +37,7 @@ def check(
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
     with user_errors():
-        from lora_drift.harness.check import session
+        from lora_drift.harness.cli import session
 
         raise typer.Exit(
             session.run(
@@ -46,7 +46,7 @@ def check(
                 tag=tag,
                 device=device,
                 dtype=dtype,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 report=report,
                 verbose=verbose,
@@ -71,7 +71,7 @@ def report(
     the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
     """
     with user_errors():
-        from lora_drift.harness.check import session
+        from lora_drift.harness.cli import session
 
         try:
             if index:
@@ -98,7 +98,8 @@ def known_add(
 ) -> None:
     """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
     with user_errors():
-        from lora_drift.harness.check import known, session
+        from lora_drift.harness.check import known
+        from lora_drift.harness.cli import session
 
         try:
             entry = known.add(session.measured(case, results, tag, device), case, cause, expires.date())

@@ -16,7 +16,7 @@ app = typer.Typer()
 def mutate(
     model: options.Models = None,
     case: options.Cases = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="keep one JSON object per variation here")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what the file of --json holds already")] = False,
 ) -> None:
@@ -33,7 +33,7 @@ def mutate(
         file = results or Path("build") / "mutation.jsonl"
         with progress("mutating", len(model or MODELS), quiet=False) as advance:
             found = mutation.run(
-                model or [], case or [], tag=tag, jobs=jobs, file=file.resolve(), resume=resume, progress=advance
+                model or [], case or [], tag=tag, workers=workers, file=file.resolve(), resume=resume, progress=advance
             )
         mutation_report.show(found)
         if not model and not case:
@@ -67,7 +67,7 @@ def matrix(
     tag: options.Tag = None,
     plain: Annotated[bool, typer.Option("--plain", help="plain Diffusers scripts, compared between releases")] = False,
     checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout; bisects what is found")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
+    workers: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,
 ) -> None:
@@ -91,7 +91,7 @@ def matrix(
                 tag=tag,
                 plain=plain,
                 checkout=checkout,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 folder=output,
             )

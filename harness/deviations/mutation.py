@@ -19,11 +19,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import cases, divergence, metrics, runner, tolerances
-from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Metric
-from lora_drift.harness.check.runner import Bench, Rendered, encodings_kept
-from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.check.runner import Bench, encodings_kept
+from lora_drift.harness.check.trace import Rendered, Trace
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
 
@@ -80,7 +80,7 @@ def outcomes(
         NotMatching: a case is red already.
     """
     bench = Bench(device, tag=tag)
-    chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
+    chosen = cases.choose(cases.load_all(), [model], only_cases, tag=tag)
     prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
     prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
@@ -161,7 +161,7 @@ def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContext
     from lora_drift.harness.deviations.library.base import patched
 
     vae = subject.pipe.vae
-    if variation.kind not in ("numbers", "output"):
+    if variation.kind not in ("precision", "output"):
         return nullcontext()
     return patched(vae, "encode", MethodType(type(vae).encode, vae))
 
@@ -212,29 +212,20 @@ def run(
     only_cases: list[str],
     *,
     tag: str,
-    jobs: int,
+    workers: int,
     file: Path,
     resume: bool,
     progress: Callable[[int, str], object],
 ) -> list[Outcome]:
-    """Every variation on every chosen model, a model at a time in each of `jobs` processes.
+    """Every variation on every chosen model, a model at a time in each of `workers` processes.
 
     `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
 
     Raises:
-        CaseError: no such model or case, or none left to try.
+        CaseError, TagError: no such model or case, or none left to try.
     """
-    known = cases.load_all()
-    unknown = [i for i in only_cases if i not in {c.id for c in known}]
-    unknown += [m for m in only_models if m not in {c.model for c in known}]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}")
-    chosen = [
-        c for c in known if (not only_cases or c.id in only_cases) and (not only_models or c.model in only_models)
-    ]
+    chosen = cases.choose(cases.load_all(), only_models, only_cases, tag=tag)
     models = list(dict.fromkeys(c.model for c in chosen))
-    if not models:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
     if not resume:
         file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +234,7 @@ def run(
         before.setdefault(outcome.model, []).append(outcome.variation)
     tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
     # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
             progress(number, model)
     return [outcome for outcome in read(file) if outcome.model in models]

@@ -1,6 +1,8 @@
 """What a reader sees of a number: three significant digits, a place on a bar, and which result is worst."""
 
+from collections.abc import Mapping
 from math import floor, isfinite, log10
+from typing import Any
 
 from lora_drift.harness.check.results import IDENTICAL, Metric, Result, Verdict
 
@@ -88,3 +90,9 @@ def _excess(result: Result) -> float:
 
 def _is_score(metric: Metric) -> bool:
     return metric.better == "higher" and metric.unit == ""
+
+
+def release_name(combination: Mapping[str, Any]) -> str:
+    """A column of a matrix.json: "0.42.1 × 5.23.0", Diffusers before transformers."""
+    torch = f" × torch {combination['torch']}" if "torch" in combination else ""
+    return f"{combination['diffusers'].removeprefix('git:')} × {combination['transformers']}{torch}"

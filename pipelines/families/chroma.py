@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import loading
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
@@ -101,12 +102,9 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
     import torch
     from diffusers import ChromaTransformer2DModel
-    from safetensors import safe_open
 
-    with safe_open(checkpoint(base), framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     with torch.device("meta"):
-        model: Any = ChromaTransformer2DModel(**sizes(shapes))
+        model: Any = ChromaTransformer2DModel(**sizes(tensor_shapes(checkpoint(base))))
     return {"transformer": dict(module_shapes(model))}
 
 

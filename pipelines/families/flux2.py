@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.models.flux2 import round_as_the_trainer
 from lora_drift.pipelines.output import Media
@@ -120,7 +121,7 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
 
     with torch.device("meta"):
         model: Any = Flux2Transformer2DModel(
-            **_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec)))
+            **_transformer_config(tensor_shapes(_file(base, spec.extra["transformer"], spec)))
         )
     return {"transformer": dict(module_shapes(model))}
 
@@ -150,14 +151,14 @@ def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
 
     path = _file(base, spec.extra["transformer"], spec)
     with torch.device("meta"):
-        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(tensor_shapes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.extra["vae"]).is_file()
     path = _file(base if beside else spec.components.get("vae", base), spec.extra["vae"], spec)
-    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    vae: Any = AutoencoderKLFlux2(**_vae_config(tensor_shapes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
@@ -204,14 +205,6 @@ def _file(base: str, name: str, spec: ModelSpec) -> Path:
 
 def _wanted(spec: ModelSpec) -> str:
     return f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
-
-
-def _sizes(path: Path) -> Sizes:
-    """Shapes from the head of a safetensors file, without reading weights."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _count(sizes: Sizes, pattern: str) -> int:

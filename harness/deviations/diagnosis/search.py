@@ -14,15 +14,19 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import divergence, tolerances
 from lora_drift.harness.check.divergence import SIZE
+from lora_drift.harness.check.metrics import rms_difference
 from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.harness.deviations.library.base import Kind
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
-ORDER = ("output", "guidance", "asked", "noise", "schedule", "adapter", "encode", "control", "numbers")
+ORDER: tuple[Kind, ...] = (
+    "output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision",
+)  # fmt: skip
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
 """Of how many variations, the best by themselves, pairs with all others are tried."""
@@ -207,7 +211,7 @@ class Search:
             if frames.shape != self.theirs.frames.shape:
                 self.size = f"theirs is {_words(self.theirs.size)}, the reference {_words(frames.shape[:3])}"
             elif self.theirs.again is not None:
-                self.floor = _rms(self.theirs.again(frames), frames)
+                self.floor = rms_difference(self.theirs.again(frames), frames)
         self.reference = self._distance(frames, trace)
         self.limit = self._arithmetic(frames)
 
@@ -263,7 +267,7 @@ class Search:
             return error if np.isfinite(error) else None
         if frames.shape != self.theirs.frames.shape:
             return None
-        return _rms(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
+        return rms_difference(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
 
     def _gates(self, tier: str) -> dict[str, tolerances.Gate] | None:
         base = self.subject.pipeline.base
@@ -287,7 +291,7 @@ class Search:
             return least
         # A codec makes much of little. The spread itself, then: what is beyond it would hide small causes.
         saved = again(frames)
-        return max(least, *(_rms(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
+        return max(least, *(rms_difference(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
 
     def _divergence(self, ours: Trace) -> str:
         """Where their trace leaves ours."""
@@ -336,10 +340,6 @@ class Search:
         )
 
 
-def _rms(a: Frames, b: Frames) -> float:
-    return float(np.sqrt(np.square(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64)))
-
-
 def _nudged(frames: Frames, share: float, seed: int) -> Frames:
     """With a share of the values one level off."""
     generator = np.random.default_rng(seed)
@@ -366,4 +366,4 @@ def _of_their_size(subject: Subject, theirs: Picture | None) -> Variation:
         yield replace(s, settings=replace(s.settings, width=width, height=height, num_frames=frames))
 
     about = f"It was rendered at {_words(theirs.size)}, for whatever reason."
-    return Variation("another size", about, "your picture", "asked", lambda _s: True, change, SIZE)
+    return Variation("another size", about, "your picture", "request", lambda _s: True, change, SIZE)

@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 
 from lora_drift.harness.check import metrics, trace
+from lora_drift.harness.check.noise_floor import deterministic_kernels
 from lora_drift.harness.check.runner import LORA_FILES
 from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.environment import facts
@@ -22,7 +23,6 @@ from lora_drift.harness.studies import stock_diffusers
 from lora_drift.harness.studies.speed import loras, stopwatch
 from lora_drift.harness.studies.speed.plan import Notes, Plan
 from lora_drift.harness.studies.speed.stopwatch import GB, Stopwatch
-from lora_drift.harness.studies.spread import deterministic_kernels
 from lora_drift.pipelines.spec import noise_stream_of, resize_order_of
 
 Array = np.ndarray

@@ -52,19 +52,8 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    found = cases.of_both_tiers()
-    known = {c.id for c in found}
-    unknown = [i for i in args.case or () if i not in known] + [
-        m for m in args.model or () if m not in {c.model for c in found}
-    ]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)} (there are {', '.join(sorted(known))})")
-    if args.model:
-        found = [c for c in found if c.model in args.model]
-    found = [c for c in found if (c.id in args.case if args.case else c.tier == "mini")]
-    if args.job_like:
-        found = [c for c in found if c.training is not None]
-    return tags.known_at(args.tag, found)
+    asked = cases.choose(cases.of_both_tiers(), args.model or (), args.case or (), tag=args.tag)
+    return [case for case in asked if case.training is not None or not args.job_like]
 
 
 def groups(todo: list[Case]) -> list[list[Case]]:

@@ -9,6 +9,7 @@ from typing import Any
 from lora_drift.harness.check import golden_file, golden_store
 from lora_drift.harness.check.golden_store import stored
 from lora_drift.harness.check.goldens import GOLDENS, golden_path, seal, variant
+from lora_drift.harness.minihub import weights
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
@@ -59,10 +60,9 @@ def _named(root: Path, case: str, name: str) -> Iterator[tuple[Path, str]]:
 
 
 def _parts(data: bytes) -> tuple[Any, bytes]:
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    header, start = weights.parse_head(data)
     header.get("__metadata__", {}).pop("software", None)
-    return header, data[8 + size :]
+    return header, data[start:]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

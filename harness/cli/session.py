@@ -24,7 +24,7 @@ def run(
     tag: str | None,
     device: str,
     dtype: str | None = None,
-    jobs: int,
+    workers: int,
     json_file: Path | None,
     report: bool,
     verbose: bool,
@@ -40,53 +40,41 @@ def run(
         file = json_file or Path(scratch) / "results.jsonl"
         command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
                    "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
-        command += ["-n", str(jobs)] if jobs > 1 else []
+        command += ["-n", str(workers)] if workers > 1 else []
         command += ["--drift-dtype", dtype] if dtype else []
         command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
         code = subprocess.run(command, cwd=ROOT).returncode
-        found = results.read(file) if file.is_file() else []
-        show(found)
-        if report and found:
+        checked_cases = results.read(file) if file.is_file() else []
+        show(checked_cases)
+        if report and checked_cases:
             # A run of a part must not replace the committed summary of the whole.
             part = ROOT / "build" / "report" if only_models or only_cases else None
             print(f"report: {write_reports([file], part)[0]}")
     if code not in (0, 1):
         return code
-    complete = len(found) == len(paths) and all(r.verdict in PASSING for r in found)
+    complete = len(checked_cases) == len(paths) and all(r.verdict in PASSING for r in checked_cases)
     return 0 if complete and code == 0 else 1
 
 
 def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str) -> list[Path]:
     """Files of the chosen cases, of the full tier those named. Every case file is read first, so that a typo shows
     before anything runs."""
-    known = {c.id: c for c in cases.of_both_tiers()}
-    models = {c.model for c in known.values()}
-    unknown = [i for i in only_cases if i not in known] + [m for m in only_models if m not in models]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    chosen = [
-        case
-        for case in known.values()
-        if (case.id in only_cases if only_cases else case.tier == "mini")
-        and (not only_models or case.model in only_models)
-    ]
-    if not chosen:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
+    chosen = cases.choose(cases.of_both_tiers(), only_models, only_cases, tag=tag)
     if device == "cpu" and any(case.tier == "full" for case in chosen):
         raise CaseError(
             f"--case {' '.join(only_cases)}: cases/full are for the real weights on a GPU; add --device cuda"
         )
-    return [cases.CASES / f"{case.id}.yaml" for case in tags.known_at(tag, chosen)]
+    return [cases.CASES / f"{case.id}.yaml" for case in chosen]
 
 
-def show(found: list[Result]) -> None:
+def show(checked_cases: list[Result]) -> None:
     """The table in the terminal: one line a case, worst verdicts last where they are seen."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("case", "verdict", "pixel max", "pixel mean", "latents rel. L2", "controls", "seconds", box=None)
     order = list(COLOURS)
-    for r in sorted(found, key=lambda r: (order.index(r.verdict), r.case)):
+    for r in sorted(checked_cases, key=lambda r: (order.index(r.verdict), r.case)):
         values = {m.name: m.value for m in r.metrics}
         numbers = [f"{values[n]:.3g}" if values.get(n) is not None else "-"
                    for n in ("pixel_max", "pixel_mean", "latents_rel_l2")]  # fmt: skip
@@ -94,10 +82,10 @@ def show(found: list[Result]) -> None:
         table.add_row(r.case, f"[{COLOURS[r.verdict]}]{r.verdict}[/]", *numbers, caught, f"{r.seconds:.1f}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    for r in found:
+    for r in checked_cases:
         if r.message:
             console.print(f"{r.case}: {r.message}", markup=False, soft_wrap=True)
-    counts: Counter[str] = Counter(r.verdict for r in found)
+    counts: Counter[str] = Counter(r.verdict for r in checked_cases)
     console.print(", ".join(f"{counts[v]} {v}" for v in COLOURS if counts[v]) or "nothing ran")
 
 
@@ -107,7 +95,7 @@ def measured(case: str, files: list[Path] | None, tag: str | None, device: str) 
         return [r for r in results.merge(files) if tag in (None, r.tag)]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "results.jsonl"
-        run([], [case], tag=tag, device=device, jobs=1, json_file=file, report=False, verbose=False)
+        run([], [case], tag=tag, device=device, workers=1, json_file=file, report=False, verbose=False)
         return results.read(file) if file.is_file() else []
 
 
@@ -118,9 +106,9 @@ def write_reports(files: list[Path], out: Path | None, since: Path | None = None
     """
     from lora_drift.harness.report.render import render
 
-    found = results.merge(files)
-    if not found:
+    checked_cases = results.merge(files)
+    if not checked_cases:
         raise ValueError(f"{', '.join(map(str, files))}: holds no results")
-    checked = sorted({r.tag for r in found})
+    checked = sorted({r.tag for r in checked_cases})
     folders = {tag: out if out and len(checked) == 1 else (out or REPORTS) / tag for tag in checked}
-    return [render([r for r in found if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in checked]
+    return [render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in checked]
