@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -52,10 +51,8 @@ def warm(golden_of: Callable[[str], Golden], tmp_path_factory: pytest.TempPathFa
     """Imports what a check needs, all metrics included: `pytester` forgets what is first imported in an inner run."""
     folder = tmp_path_factory.mktemp("warm")
     forge(golden_of(CASE), folder, picture=golden_of("sd15/lora").path("picture"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(goldens, "load", partial(goldens.load, root=folder))
-        case = cases.load(cases.CASES / f"{CASE}.yaml")
-        assert runner.check(runner.Bench(), case, folder / "out").verdict == "drift"
+    case = cases.load(cases.CASES / f"{CASE}.yaml")
+    assert runner.check(runner.Bench(goldens=folder), case, folder / "out").verdict == "drift"
 
 
 class Lab:
@@ -95,7 +92,6 @@ def lab(
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # the inner run is nobody's worker
         monkeypatch.delenv(name, raising=False)
     lab = Lab(pytester, golden_of)
-    monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
     monkeypatch.setattr(negative_controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
     return lab
 
@@ -260,7 +256,7 @@ def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
 
 
 UNRENDERED = """
-from harness import runner
+from lora_drift.harness.check import runner
 from lora_drift.harness.check.results import Result
 
 def check(bench, case, out):
@@ -309,7 +305,7 @@ def tree(folder: Path) -> dict[str, tuple[str, int]]:
 
 def test_a_case_that_ends_its_worker_ends_alone(tmp_path: Path) -> None:
     (tmp_path / "ends.py").write_text(
-        "import os\nfrom harness import runner\nrender = runner.Bench.render\n"
+        "import os\nfrom lora_drift.harness.check import runner\nrender = runner.Bench.render\n"
         "def ends(pipeline, settings):\n    return render(pipeline, settings) if pipeline.lora else os._exit(1)\n"
         "runner.Bench.render = staticmethod(ends)\n"
     )

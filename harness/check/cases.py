@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from lora_drift.harness import tags
-from lora_drift.harness.paths import ROOT
+from lora_drift.harness.paths import ROOT, elsewhere
 from lora_drift.harness.tags import TagError
 
 CASES = ROOT / "cases"
@@ -57,16 +66,17 @@ class Lora(_Strict):
     out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
 
 
-def _asset(name: str) -> str:
-    path = ASSETS / name
+def _asset(name: str, info: ValidationInfo) -> str:
+    home: Path = (info.context or {}).get("assets", ASSETS)
+    path = home / name
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+        there = ", ".join(sorted(p.name for p in home.iterdir())) if home.is_dir() else "none"
         raise ValueError(f"no such control image in cases/assets: {name} (there are {there})")
     return str(path)
 
 
 Asset = Annotated[str, AfterValidator(_asset)]
-"""Name of a picture in cases/assets; the value is its path."""
+"""Name of a picture in `assets` in the folder of the cases; the value is its path."""
 
 
 class Sample(_Strict):
@@ -201,7 +211,9 @@ def load(path: Path) -> Case:
     if "id" in data:
         raise CaseError(f"{path}: `id` comes from the file name; remove the field")
     try:
-        return Case.model_validate({**data, "id": f"{path.parent.name}/{path.stem}"})
+        return Case.model_validate(
+            {**data, "id": f"{path.parent.name}/{path.stem}"}, context={"assets": path.resolve().parents[1] / "assets"}
+        )
     except ValidationError as error:
         lines = [_explain(e["loc"], e["msg"], e["type"]) for e in error.errors()]
         raise CaseError(f"{path}: " + "; ".join(lines)) from error
@@ -226,6 +238,13 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
 
 
 def files(root: Path = CASES, tier: Tier = "mini") -> Iterator[Path]:
+    """The case files of one tier.
+
+    Raises:
+        CaseError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise CaseError(elsewhere("cases", root, "--cases DIR --goldens DIR"))
     yield from (p for p in sorted(root.glob("*/*.yaml")) if (p.parent.name == "full") == (tier == "full"))
 
 

@@ -9,6 +9,7 @@ leave this module, because JSON turns both into null, which a reader would take 
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -111,8 +112,8 @@ def pixels(golden: Array, ours: Array) -> list[Metric]:
     """
     metrics = pixel_levels(golden, ours)
     metrics += _psnr(golden, ours)
-    metrics += _per_frame("ssim", "higher", _ssim, golden, ours, _too_small("SSIM", 3, golden))
-    metrics += _per_frame("flip", "lower", _flip, golden, ours)
+    metrics += _per_frame("ssim", "higher", _ssim, golden, ours, _lacks("skimage") or _too_small("SSIM", 3, golden))
+    metrics += _per_frame("flip", "lower", _flip, golden, ours, _lacks("flip_evaluator"))
     metrics += _per_frame("lpips", "lower", _lpips, golden, ours, _no_lpips(golden))
     return metrics + (_temporal(golden, ours) if len(golden) > 1 else [])
 
@@ -197,11 +198,19 @@ def _lpips_network() -> "torch.nn.Module":
 
 def _no_lpips(golden: Array) -> str:
     """Why LPIPS cannot be measured here, "" if it can. Looks before it builds: building would download."""
+    if lacks := _lacks("lpips"):
+        return lacks
     import torch
     from torchvision.models import AlexNet_Weights
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
     return _too_small("LPIPS", LPIPS_MIN_SIDE, golden) if weights.is_file() else "pretrained weights not present"
+
+
+def _lacks(module: str) -> str:
+    """Why nothing is measured with a module of the extra `check`, "" if it is there. (Where a verdict could depend on
+    it, the extra was asked for before: `lora-drift verify` only tells these numbers.)"""
+    return "" if find_spec(module) else "not installed (pip install 'lora-drift[check]')"
 
 
 def _too_small(name: str, side: int, golden: Array) -> str:

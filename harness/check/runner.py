@@ -78,10 +78,13 @@ class Bench:
         controls: bool = True,
         floor: bool = False,
         profile: str = "reference",
+        goldens: Path = goldens.GOLDENS,
+        known: Path = known.KNOWN,
     ) -> None:
         """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
-        floor of every case, too."""
+        floor of every case, too. `goldens`: folder; `known`: file of known drifts."""
         self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
+        self.goldens, self.known = Path(goldens), Path(known)
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
@@ -101,12 +104,12 @@ class Bench:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
         if case.tier == "mini":
             manifest = factory.manifest_sha256(case.model, case.extras)
-            return goldens.load(self.tag, case, manifest, environment=self.environment)
+            return goldens.load(self.tag, case, manifest, root=self.goldens, environment=self.environment)
         try:
             weights = user_cache.revisions(case)
         except user_cache.NoWeights as error:
             raise goldens.Missing(str(error)) from error
-        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
+        return goldens.load(self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment)
 
     def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
         kind, same = device_kind(self.environment), golden.same_torch(self.environment)
@@ -247,7 +250,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
         bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
-    return known.judge(result)
+    return known.judge(result, path=bench.known)
 
 
 def _describe(result: Result, golden: Golden) -> None:

@@ -25,6 +25,11 @@ def check(
     model: options.Models = None,
     tag: options.Tag = None,
     case: options.Cases = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(help="folder of case files, MODEL/NAME.yaml (default: the checkout's, else ./cases)"),
+    ] = None,
+    goldens: Annotated[Path | None, typer.Option(help="their goldens (default: goldens beside the cases)")] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
@@ -36,8 +41,9 @@ def check(
 
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.cli import session
+        from lora_drift.harness.paths import ROOT
 
         raise typer.Exit(
             session.run(
@@ -50,6 +56,8 @@ def check(
                 json_file=results,
                 report=report,
                 verbose=verbose,
+                cases_folder=cases or ROOT / "cases",
+                goldens_folder=goldens,
             )
         )
 
@@ -70,7 +78,7 @@ def report(
     Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
     the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.cli import session
 
         try:
@@ -97,7 +105,7 @@ def known_add(
     device: Device = "cpu",
 ) -> None:
     """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import known
         from lora_drift.harness.cli import session
 
@@ -118,7 +126,7 @@ def gates(
     tier: Annotated[
         Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
     ] = "mini",
-    write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
+    write: Annotated[bool, typer.Option("--write", help="store the derived gates in check/tolerances.json")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure the spread between legal repeats, from which the gates are derived.
@@ -126,10 +134,14 @@ def gates(
     Repeats: the same code again, deterministic kernels against default ones (on a GPU), in float32 merged against live
     LoRA and one thread against two, and (--against) another torch.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import cases, runner
         from lora_drift.harness.check import results as files
+        from lora_drift.harness.paths import IN_CHECKOUT
         from lora_drift.harness.studies import spread as measure
+
+        if write and not IN_CHECKOUT:
+            fail("--write: gates are a file of lora-drift's repository; run this in a checkout, or leave --write out")
 
         if results is not None:
             spreads = measure.of_results(files.read(results))

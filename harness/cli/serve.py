@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_drift.harness import extras
 from lora_drift.harness.cli.shared import fail
 
 app = typer.Typer()
@@ -24,6 +25,8 @@ def serve(
     """Serve the models over HTTP (docs/server.md). Every setting has an environment variable; options win over them."""
     if sys.version_info < (3, 11):
         fail("the server needs Python 3.11 or later (FastAPI's limit for request bodies does)")
+    if lacking := extras.lacking("server"):
+        fail(f"the server {lacking}")
     given = {"HOST": host, "PORT": port, "DEVICE": device, "WORKFLOWS_BASE_PATH": loras, "OUTPUT_BASE_PATH": output}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if mini:
@@ -31,10 +34,6 @@ def serve(
 
         runner.use_minihub()
         os.environ.setdefault("DEVICE", "cpu")
-    try:
-        from lora_drift.server.command import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lora_drift":
-            raise
-        fail(f"the server needs {error.name}, which is not installed: pip install 'lora-drift[server]'")
+    from lora_drift.server.command import run
+
     raise typer.Exit(run())

@@ -10,7 +10,7 @@ from lora_drift.harness import tags
 from lora_drift.harness.check import cases, results
 from lora_drift.harness.check.cases import CaseError
 from lora_drift.harness.check.results import PASSING, Result
-from lora_drift.harness.paths import ROOT
+from lora_drift.harness.paths import ROOT, elsewhere
 
 REPORTS = ROOT / "reports"
 COLOURS = {"match": "green", "known": "yellow", "drift": "red", "missing": "magenta", "stale": "magenta",
@@ -28,17 +28,26 @@ def run(
     json_file: Path | None,
     report: bool,
     verbose: bool,
+    cases_folder: Path = cases.CASES,
+    goldens_folder: Path | None = None,
 ) -> int:
     """Run the chosen cases through pytest; returns the exit code.
 
+    `goldens_folder`: None is the folder `goldens` beside that of the cases.
+
     Raises:
-        CaseError, TagError: an unknown case, model or tag, or a broken case file.
+        CaseError, TagError: an unknown case, model or tag, a broken case file, or no cases or goldens here.
     """
     tag = tags.row(tag).tag if tag else tags.newest()
-    paths = _paths(only_models, only_cases, tag, device)
+    cases_folder = cases_folder.resolve()
+    goldens_folder = (goldens_folder or cases_folder.parent / "goldens").resolve()
+    paths = _paths(only_models, only_cases, tag, device, cases_folder)
+    if not goldens_folder.is_dir():
+        raise CaseError(elsewhere("goldens", goldens_folder, "--goldens DIR"))
     with tempfile.TemporaryDirectory() as scratch:
         file = json_file or Path(scratch) / "results.jsonl"
-        command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-tag", tag, "--drift-device", device,
+        command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-cases", str(cases_folder),
+                   "--drift-goldens", str(goldens_folder), "--drift-tag", tag, "--drift-device", device,
                    "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
         command += ["-n", str(workers)] if workers > 1 else []
         command += ["--drift-dtype", dtype] if dtype else []
@@ -47,8 +56,8 @@ def run(
         checked_cases = results.read(file) if file.is_file() else []
         show(checked_cases)
         if report and checked_cases:
-            # A run of a part must not replace the committed summary of the whole.
-            part = ROOT / "build" / "report" if only_models or only_cases else None
+            # A run of a part, or of somebody's own cases, must not replace the committed summary of the whole.
+            part = ROOT / "build" / "report" if only_models or only_cases or cases_folder != cases.CASES else None
             print(f"report: {write_reports([file], part)[0]}")
     if code not in (0, 1):
         return code
@@ -56,15 +65,15 @@ def run(
     return 0 if complete and code == 0 else 1
 
 
-def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str) -> list[Path]:
+def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str, root: Path) -> list[Path]:
     """Files of the chosen cases, of the full tier those named. Every case file is read first, so that a typo shows
     before anything runs."""
-    chosen = cases.choose(cases.of_both_tiers(), only_models, only_cases, tag=tag)
+    chosen = cases.choose(cases.of_both_tiers(root), only_models, only_cases, tag=tag)
     if device == "cpu" and any(case.tier == "full" for case in chosen):
         raise CaseError(
             f"--case {' '.join(only_cases)}: cases/full are for the real weights on a GPU; add --device cuda"
         )
-    return [cases.CASES / f"{case.id}.yaml" for case in chosen]
+    return [root / f"{case.id}.yaml" for case in chosen]
 
 
 def show(checked_cases: list[Result]) -> None:

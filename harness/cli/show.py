@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import user_errors
+from lora_drift.harness.cli.shared import fail, user_errors
 
 app = typer.Typer()
 minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache that the mini cases run on.")
@@ -27,9 +27,12 @@ def models(
     from lora_drift.pipelines import MODELS
 
     if write is not None:
-        from lora_drift.harness.report import catalogue
+        with user_errors(needs="check"):
+            from lora_drift.harness.paths import IN_CHECKOUT
+            from lora_drift.harness.report import catalogue
 
-        with user_errors():
+            if not IN_CHECKOUT:
+                fail("--write: the catalogue is made from a checkout's cases, goldens and reports; run this there")
             changed = catalogue.write(write)
         typer.echo("\n".join(map(str, changed)) or f"{write} is up to date")
         return
@@ -59,13 +62,13 @@ def show_model(model: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from lora_drift.harness.report import catalogue
+    from lora_drift.harness.report import PAGES
     from lora_drift.pipelines import MODELS
 
     if as_json:
         typer.echo(json.dumps(asdict(MODELS[model]), indent=2))
     else:
-        text = catalogue.page(model).split("-->\n", 1)[1]
+        text = (PAGES / f"{model}.md").read_text(encoding="utf-8").split("-->\n", 1)[1]
         Console(width=None if sys.stdout.isatty() else 120).print(Markdown(text))
 
 
@@ -122,7 +125,10 @@ def minihub_full(
 def minihub_manifest() -> None:
     """Developer command: rebuild from a changed factory and commit its hashes as the new truth."""
     from lora_drift.harness.minihub import factory
+    from lora_drift.harness.paths import IN_CHECKOUT
 
+    if not IN_CHECKOUT:
+        fail("the manifest is a file of lora-drift's repository; run this in a checkout")
     shutil.rmtree(factory.default_home(), ignore_errors=True)
     factory.write_manifests(factory.build(check=False))
     typer.echo(str(factory.MANIFESTS))

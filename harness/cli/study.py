@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import progress, user_errors
+from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ def mutate(
 
     A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import runner
         from lora_drift.harness.deviations import mutation, mutation_report
         from lora_drift.pipelines import MODELS
@@ -80,9 +80,12 @@ def matrix(
 
     Exits with 0 only when every case of every combination is green, or the release lacks the model's classes.
     """
-    with user_errors():
+    with user_errors(needs="check"):
+        from lora_drift.harness.paths import IN_CHECKOUT, homepage
         from lora_drift.harness.studies.matrix import command
 
+        if not IN_CHECKOUT:
+            fail(f"matrix compares a checkout's own files: git clone {homepage()}, and run it there")
         raise typer.Exit(
             command.run(
                 command.combinations(diffusers, transformers or [], torch or []),

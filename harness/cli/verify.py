@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_drift.harness import extras
 from lora_drift.harness.cli import options
 from lora_drift.harness.cli.shared import fail, progress, user_errors
 
@@ -53,9 +54,11 @@ def verify(
     """
     with user_errors():
         from lora_drift.harness.cli.sample import check_device
-        from lora_drift.harness.trainer.jobs import folder, plan, reader, verify_page, verify_text
+        from lora_drift.harness.trainer.jobs import folder, plan, reader, verify_text
         from lora_drift.harness.trainer.jobs import verify as verifying
 
+        if html is not None and (lacking := extras.lacking("check")):
+            fail(f"--html {lacking}")
         if diagnose not in ("first", "all", "none"):
             fail(f"--diagnose {diagnose}: use first, all or none")
         if not budget > 0:
@@ -81,6 +84,8 @@ def verify(
         typer.echo(verify_text.table(verified))
         _keep(verified, results, html)
         if html is not None:
+            from lora_drift.harness.trainer.jobs import verify_page
+
             typer.echo(f"report: {html / verify_page.NAME}")
         if verified.complete and verified.passing and not any(result.metrics for result in verified.results):
             fail(f"{job}: nothing could be verified; each sample above says why")
@@ -89,12 +94,14 @@ def verify(
 
 def _keep(verified: Verified, results: Path | None, html: Path | None = None) -> None:
     """Write what is known by now."""
-    from lora_drift.harness.trainer.jobs import verify_page, verify_text
+    from lora_drift.harness.trainer.jobs import verify_text
 
     try:
         if results is not None:
             results.write_text(verify_text.as_json(verified), encoding="utf-8")
         if html is not None:
+            from lora_drift.harness.trainer.jobs import verify_page
+
             verify_page.write(verified, html)
     except OSError as error:
         option = "--json" if error.filename == str(results) else "--html"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases
+from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
@@ -197,13 +197,9 @@ def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
     return found
 
 
-def page(model: str) -> str:
-    """Markdown of one model's page, for the terminal."""
-    return _environment().get_template("model.md.j2").render(_page(Catalogue(), MODELS[model]))
-
-
 def write(folder: Path) -> list[Path]:
-    """Write every page to `folder`, and remove pages of models that there are no more. Returns what changed."""
+    """Write every page to `folder`, and remove pages of models that there are no more; and verified.json, which is made
+    from the same results. Returns what changed."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = pages()
     changed = [path for path in folder.glob("*.md") if path.name not in wanted]
@@ -214,6 +210,9 @@ def write(folder: Path) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             changed.append(path)
+    if verified_by.VERIFIED.read_text(encoding="utf-8") != verified_by.wanted():
+        verified_by.VERIFIED.write_text(verified_by.wanted(), encoding="utf-8")
+        changed.append(verified_by.VERIFIED)
     return changed
 
 
