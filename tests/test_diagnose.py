@@ -375,7 +375,7 @@ def test_what_is_wrong_is_said_before_any_weights_load(
 
 
 def stock_flux(path: Path, **scheduler: Any) -> Path:
-    """A plain Diffusers script, with the three lines that trace it."""
+    """A stock Diffusers script, with the three lines that trace it."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.float32)

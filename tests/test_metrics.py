@@ -128,7 +128,7 @@ def test_what_is_not_a_picture_is_refused() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_latents_that_are_not_finite_are_an_error(bad: float) -> None:
-    """As JSON they would be null, and null would read as a metric that nobody gates."""
+    """As JSON they would be null, and null would read as a metric that nobody judges."""
     ours = np.ones(4, np.float32)
     ours[1] = bad
     with pytest.raises(ValueError, match="this run have 1 of 4 values that are NaN or infinite"):

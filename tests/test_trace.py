@@ -98,7 +98,7 @@ def test_an_empty_trace_can_be_kept(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- distances
 
 
-def test_a_boundary_that_is_absent_or_of_another_shape_is_infinitely_far() -> None:
+def test_a_stage_that_is_absent_or_of_another_shape_is_infinitely_far() -> None:
     x = normal((4, 6))
     golden = trace_of(same=x, gone=x, turned=x, after=x)
     ours = trace_of(after=x, same=x, turned=x.reshape(6, 4), added=x)
@@ -175,7 +175,7 @@ def test_any_pipeline_can_be_captured_and_tells_the_same_story(
     assert max(found.values()) < 1e-5
 
 
-def test_the_first_boundary_that_differs_is_the_cause(plain: Any) -> None:
+def test_the_first_stage_that_differs_is_the_cause(plain: Any) -> None:
     with capture(plain) as golden:
         call(plain)
     shift = plain.scheduler.config.base_shift

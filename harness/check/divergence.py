@@ -1,4 +1,4 @@
-"""Where a run leaves its golden: from distances at traced boundaries to the component that did it, in words.
+"""Where a run leaves its golden: from distances at traced stages to the component that did it, in words.
 
 A place is one of the constants below, with details behind a colon: "prompt embeds: negative (text_encoder_2)". What
 comes first is decided by what can cause what, not by the order in which hooks fired: noise is only seen when the
@@ -32,7 +32,7 @@ PICTURE = "post-processing"
 SOUND = "sound"
 
 PIXELS, AUDIO = "picture", "sound"
-"""Boundaries behind the traced ones: the finished pixels and the sound."""
+"""Stages behind the traced ones: the finished pixels and the sound."""
 
 LATENTS = ("hidden_states", "sample", "x", "img", "audio_hidden_states")
 TIMES = ("timestep", "timesteps", "t", "sigma", "audio_timestep", "audio_sigma")
@@ -99,7 +99,7 @@ def _number(sketched: np.ndarray) -> float:
 
 
 def first(found: Mapping[str, float], limit: float) -> str | None:
-    """The boundary beyond `limit` that comes first in the order of causes.
+    """The stage beyond `limit` that comes first in the order of causes.
 
     What does not reach the final latents is no cause of what comes after them.
     """
@@ -109,17 +109,17 @@ def first(found: Mapping[str, float], limit: float) -> str | None:
     return min(beyond, key=_rank, default=None)
 
 
-def _rank(boundary: str) -> tuple[int, int]:
+def _rank(stage: str) -> tuple[int, int]:
     """(step, place within it); what is laid out before the first step counts as a step of its own."""
-    if boundary.startswith("lora/"):
+    if stage.startswith("lora/"):
         return -1, 0
-    if boundary.startswith("encode/"):
+    if stage.startswith("encode/"):
         return -1, 1
-    if boundary.startswith("schedule/"):
+    if stage.startswith("schedule/"):
         return -1, 3
-    parts = _PARTS.fullmatch(boundary)
+    parts = _PARTS.fullmatch(stage)
     if parts is None:
-        return 10**6, ["decode/in", "decode/out", PIXELS, AUDIO].index(boundary)
+        return 10**6, ["decode/in", "decode/out", PIXELS, AUDIO].index(stage)
     step, _, argument, other = parts.groups()
     if argument in TEXTS:
         return -1, 2
@@ -134,40 +134,40 @@ def _rank(boundary: str) -> tuple[int, int]:
     return int(step), {"scheduler.prediction": 3, "latents": 4}.get(other or "", 2)
 
 
-def place(boundary: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
-    """The component that a boundary belongs to, in words. `facts` are the settings of the run."""
-    if boundary.startswith("lora/"):
-        missing = "" if boundary in ours.sketches else ", not applied"
-        return f"{LORA}: {boundary.removeprefix('lora/')}{missing}"
-    if boundary in (PIXELS, AUDIO):
-        return PICTURE if boundary == PIXELS else SOUND
-    if boundary == "decode/in":
+def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
+    """The component that a stage belongs to, in words. `facts` are the settings of the run."""
+    if stage.startswith("lora/"):
+        missing = "" if stage in ours.sketches else ", not applied"
+        return f"{LORA}: {stage.removeprefix('lora/')}{missing}"
+    if stage in (PIXELS, AUDIO):
+        return PICTURE if stage == PIXELS else SOUND
+    if stage == "decode/in":
         return f"{DECODER_INPUT}: scaling of the final latents"
-    if boundary == "decode/out":
+    if stage == "decode/out":
         return f"{DECODER}: VAE"
     if _resized(golden, ours):
         return f"{SIZE}: of the latents, or the number of frames"
     if _passes(golden) != _passes(ours):
         return f"{GUIDANCE}: {_passes(ours)} passes a step instead of {_passes(golden)}"
-    if boundary.startswith("encode/"):
-        return _encoder(boundary, golden)
-    if boundary.startswith("schedule/"):
-        return f"{SCHEDULE}: {boundary.removeprefix('schedule/')}"
-    theirs, our = golden.shapes.get(boundary), ours.shapes.get(boundary)
-    words = boundary.endswith(TEXTS) or boundary.startswith("encode/")
+    if stage.startswith("encode/"):
+        return _encoder(stage, golden)
+    if stage.startswith("schedule/"):
+        return f"{SCHEDULE}: {stage.removeprefix('schedule/')}"
+    theirs, our = golden.shapes.get(stage), ours.shapes.get(stage)
+    words = stage.endswith(TEXTS) or stage.startswith("encode/")
     if facts.get("control") and theirs and our and theirs != our and not words:
         # Tokens, their places and their times: more or fewer of them are those of control images.
         return f"{CONTROL}: another number of tokens"
-    prediction = boundary.replace("scheduler.prediction", "denoiser#0")
+    prediction = stage.replace("scheduler.prediction", "denoiser#0")
     if _passes(golden) == 1 and golden.shapes.get(prediction) != ours.shapes.get(prediction):
         # Unguided, so that the scheduler gets what the denoiser gave, which the two sides lay out otherwise.
-        boundary = prediction
-    return _in_step(boundary, golden, facts)
+        stage = prediction
+    return _in_step(stage, golden, facts)
 
 
-def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
-    parts = _PARTS.fullmatch(boundary)
-    assert parts is not None, boundary
+def _in_step(stage: str, golden: Trace, facts: Mapping[str, Any]) -> str:
+    parts = _PARTS.fullmatch(stage)
+    assert parts is not None, stage
     step, call, argument, other = parts.groups()
     if other == "noise":
         return NOISE
@@ -196,15 +196,15 @@ def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
 
 
 def _suspects(facts: Mapping[str, Any]) -> str:
-    """What a prediction depends on that has no boundary of its own."""
+    """What a prediction depends on that has no stage of its own."""
     ours, golden = facts.get("lora_mode"), facts.get("golden_lora_mode")
     if ours != golden:
         return f" (LoRA {ours}, in the trainer {golden})"
     return " (same inputs and LoRA deltas: its weights, its arithmetic or the LoRA's multiplier)"
 
 
-def _encoder(boundary: str, golden: Trace) -> str:
-    role, _, number = boundary.removeprefix("encode/").partition("#")
+def _encoder(stage: str, golden: Trace) -> str:
+    role, _, number = stage.removeprefix("encode/").partition("#")
     if role.startswith("image"):
         return f"{CONTROL} ({role})"
     return f"{POSITIVE if number == '0' else NEGATIVE} ({role})"

@@ -1,4 +1,4 @@
-"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a gate.
+"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a tolerance.
 
 Pictures are uint8 [frames, height, width, 3] (a still has one frame), latents are float of any shape. Every
 function raises ValueError when the two shapes differ: such a pair has no distance.

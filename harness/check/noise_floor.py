@@ -8,7 +8,7 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.trace import Rendered, errors
 
 DETERMINISTIC = "deterministic kernels against default ones"
-"""Part of a noise floor, but no gate is derived from it: in half precision other kernels make another picture."""
+"""Part of a noise floor, but no tolerance is derived from it: in half precision other kernels make another picture."""
 
 Render = Callable[[str | None], Rendered]
 """Renders the case once more, with its LoRA in this mode; None: in that of the case."""
@@ -39,7 +39,7 @@ def deterministic_kernels() -> Iterator[None]:
 
 
 def distances(a: Rendered, b: Rendered) -> dict[str, float]:
-    """The gated distances between two renders of one case."""
+    """The judged distances between two renders of one case."""
     levels = {m.name: m.value or 0.0 for m in metrics.pixel_levels(a.frames, b.frames)}
     sound = (
         {"audio_rel_l2": metrics.relative_l2(a.audio, b.audio)} if a.audio is not None and b.audio is not None else {}

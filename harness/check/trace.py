@@ -1,4 +1,4 @@
-"""Traces: what passed each boundary of a render, small enough to keep with every golden.
+"""Traces: what passed each stage of a render, small enough to keep with every golden.
 
 The same hooks watch the trainer's pipelines and ours, by the role of a module rather than by its class:
 
@@ -12,7 +12,7 @@ The same hooks watch the trainer's pipelines and ours, by the role of a module r
     decode/in, decode/out        VAE decoder input ("final latents") and output
     lora/<module>                the weight change of one module at multiplier 1
 
-A boundary is kept as a count sketch of 128 numbers (16 for a LoRA delta, of its first million elements): linear and
+A stage is kept as a count sketch of 128 numbers (16 for a LoRA delta, of its first million elements): linear and
 unbiased in the squared norm, so that the relative distance of two tensors can be estimated (to about 9 %; 25 %) from
 their sketches alone.
 """
@@ -52,7 +52,7 @@ def sketch(values: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
 
 @dataclass
 class Trace:
-    """Boundaries in the order in which they were passed."""
+    """Stages in the order in which they were passed."""
 
     sketches: dict[str, np.ndarray] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -69,18 +69,18 @@ class Trace:
 
         sizes = {len(s) for s in self.sketches.values()}
         tensors = {str(n): np.stack([s for s in self.sketches.values() if len(s) == n]) for n in sizes}
-        boundaries = [[name, self.shapes[name], len(s)] for name, s in self.sketches.items()]
-        save_file(tensors, path, {"boundaries": json.dumps(boundaries)})
+        stages = [[name, self.shapes[name], len(s)] for name, s in self.sketches.items()]
+        save_file(tensors, path, {"boundaries": json.dumps(stages)})
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
         from safetensors import safe_open
 
         with safe_open(path, framework="np") as file:
-            boundaries = json.loads(file.metadata()["boundaries"])
-            rows = {size: iter(file.get_tensor(size)) for size in {str(s) for _, _, s in boundaries}}
-        sketches = {name: next(rows[str(size)]) for name, _, size in boundaries}
-        return cls(sketches, {name: shape for name, shape, _ in boundaries})
+            stages = json.loads(file.metadata()["boundaries"])
+            rows = {size: iter(file.get_tensor(size)) for size in {str(s) for _, _, s in stages}}
+        sketches = {name: next(rows[str(size)]) for name, _, size in stages}
+        return cls(sketches, {name: shape for name, shape, _ in stages})
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Rendered:
 
 
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:
-    """Boundary -> relative L2 distance, in the golden's order.
+    """Stage -> relative L2 distance, in the golden's order.
 
-    A boundary that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
+    A stage that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
     An encoder call that we do not make is left out (the trainer also encodes negative prompts that nothing reads), and
     so is an argument that our denoiser names or splits otherwise: what matters of it shows in what follows. So is what
     goes through the trainer's denoiser in another layout (HiDream's takes a picture that is not square as a row of

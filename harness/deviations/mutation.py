@@ -1,7 +1,7 @@
 """The mutation score: would the cases notice each variation, and does the localiser name where it begins?
 
 For every model, each variation that applies is rendered on the model's cases, the quickest first, until one of them is
-caught: a gated metric leaves its gate. Then the boundary that the localiser names is held to the one that the
+caught: a judged metric is outside its tolerance. Then the stage that the localiser names is held to the one that the
 variation says it must show at.
 """
 
@@ -43,7 +43,7 @@ class Outcome(BaseModel):
     distance: float | None = None
     """Relative L2 distance of the final latents there; None when the shapes differ."""
     truth: str = ""
-    """The boundary at which it must show first."""
+    """The stage at which it must show first."""
     named: str = ""
     """The one that the localiser named."""
     boundary: str = ""
@@ -146,14 +146,14 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     )
     if outcome.verdict == "survived":
         return outcome
-    limit = bench.gates(prepared.case, prepared.golden)["trace"].limit
+    limit = bench.tolerances(prepared.case, prepared.golden)["trace"].limit
     found = divergence.distances(prepared.trace, ours.trace)
-    boundary = divergence.first(found, limit) or runner.finished(measured) or ""
+    stage = divergence.first(found, limit) or runner.finished(measured) or ""
     golden_mode = prepared.golden.settings.get("lora_mode")
     control = subject.settings.control  # what the golden was made with
     facts = {**ours.settings, "control": control, "lora_mode": mode, "golden_lora_mode": golden_mode}
-    named = divergence.place(boundary, prepared.trace, ours.trace, facts) if boundary else "nowhere"
-    return outcome.model_copy(update={"named": named, "boundary": boundary})
+    named = divergence.place(stage, prepared.trace, ours.trace, facts) if stage else "nowhere"
+    return outcome.model_copy(update={"named": named, "boundary": stage})
 
 
 def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContextManager[Any]:
@@ -167,8 +167,8 @@ def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContext
 
 
 def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
-    """The gated metrics; one that cannot be measured (another shape, not a number) is outside its gate."""
-    limits = bench.gates(prepared.case, prepared.golden)
+    """The judged metrics; one that cannot be measured (another shape, not a number) is outside its tolerance."""
+    limits = bench.tolerances(prepared.case, prepared.golden)
     if prepared.reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
         return [Metric(name="pixel_max", value=None, gate=limits["pixel_max"].limit)]
     latents = prepared.golden.latents()

@@ -12,7 +12,7 @@ from lora_drift.harness.paths import ROOT
 
 REPORT = ROOT / "reports" / "mutation"
 LOCATED = 0.95
-"""The share of caught variations whose boundary the localiser must name."""
+"""The share of caught variations whose stage the localiser must name."""
 MARKS = {"survived": "SURVIVED", "error": "ERROR", "equivalent": "="}
 
 
@@ -41,7 +41,7 @@ def show(outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "variations", "caught", "equivalent", "survived", "error", "boundary named", box=None)
+    table = Table("model", "variations", "caught", "equivalent", "survived", "error", "stage named", box=None)
     for model, n in per_model(outcomes).items():
         table.add_row(model, str(n["tried"]), *(str(n[k]) for k in ("caught", "equivalent", "survived", "error")),
                       f"{n['located']}/{n['caught']}")  # fmt: skip
@@ -58,7 +58,7 @@ def _summary(outcomes: list[Outcome]) -> str:
     caught = [o for o in outcomes if o.verdict == "caught"]
     right = sum(o.located for o in caught)
     share = f" ({right / len(caught):.1%})" if caught else ""
-    return (f"{verdicts['caught']} of {judged} caught, {verdicts['equivalent']} equivalent besides; the boundary was "
+    return (f"{verdicts['caught']} of {judged} caught, {verdicts['equivalent']} equivalent besides; the stage was "
             f"named rightly for {right} of {len(caught)}{share}")  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def _lists(outcomes: list[Outcome]) -> list[tuple[str, list[str]]]:
     misplaced = [f"{o.model}: {o.variation} ({o.case}): {o.truth}, but named {o.named} [{o.boundary}]"
                  for o in outcomes if o.verdict == "caught" and not o.located]  # fmt: skip
     lists = (("Survived", lines("survived")), ("Could not be rendered", lines("error")),
-             ("Equivalent", lines("equivalent")), ("Boundary named wrongly", misplaced))  # fmt: skip
+             ("Equivalent", lines("equivalent")), ("Stage named wrongly", misplaced))  # fmt: skip
     return [(title, items) for title, items in lists if items]
 
 
@@ -87,7 +87,7 @@ def write(outcomes: list[Outcome], tag: str, out: Path = REPORT) -> Path:
 
 
 def _json(outcomes: list[Outcome], tag: str) -> str:
-    """Model -> variation -> [case, boundary that was named]; of what was not caught [case, verdict, distance]."""
+    """Model -> variation -> [case, stage that was named]; of what was not caught [case, verdict, distance]."""
     models: dict[str, dict[str, Any]] = {}
     for o in outcomes:
         stem = o.case.partition("/")[2]
@@ -98,7 +98,7 @@ def _json(outcomes: list[Outcome], tag: str) -> str:
 
 
 def _markdown(outcomes: list[Outcome], tag: str) -> str:
-    rows = ["| model | variations | caught | equivalent | survived | error | boundary named |", "|---|" + "---:|" * 6]
+    rows = ["| model | variations | caught | equivalent | survived | error | stage named |", "|---|" + "---:|" * 6]
     for model, n in per_model(outcomes).items():
         numbers = " | ".join(str(n[k]) for k in ("tried", "caught", "equivalent", "survived", "error"))
         rows.append(f"| {model} | {numbers} | {n['located']}/{n['caught']} |")
@@ -122,7 +122,7 @@ def _equivalents(outcomes: list[Outcome]) -> list[str]:
 
 
 def _matrix(outcomes: list[Outcome]) -> str:
-    """Variations by models: the case that caught it (a star: its boundary was named wrongly)."""
+    """Variations by models: the case that caught it (a star: its stage was named wrongly)."""
     cells = {(o.variation, o.model): MARKS.get(o.verdict) or o.case.partition("/")[2] + "*" * (not o.located)
              for o in outcomes}  # fmt: skip
     models = list(per_model(outcomes))
@@ -132,6 +132,6 @@ def _matrix(outcomes: list[Outcome]) -> str:
         if any((name, model) in cells for model in models):
             row = " | ".join(cells.get((name, model), "") for model in models)
             lines.append(f"| {name} | {', '.join(places)} | {row} |")
-    return "A cell names the case; `=` equivalent, `*` boundary named wrongly, empty: does not apply.\n\n" + "\n".join(
+    return "A cell names the case; `=` equivalent, `*` stage named wrongly, empty: does not apply.\n\n" + "\n".join(
         lines
     )

@@ -116,7 +116,7 @@ class Catalogue:
 
     @cached_property
     def mutants(self) -> dict[str, dict[str, list[Any]]]:
-        """Of reports/mutation.json: model -> variation -> [case, boundary]; not caught: [case, verdict, distance]."""
+        """Of reports/mutation.json: model -> variation -> [case, stage]; not caught: [case, verdict, distance]."""
         file = self.reports / "mutation.json"
         return json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
 

@@ -24,7 +24,7 @@ SIGNS = {"green": ("match", "✓"), "lacks": ("lacks", "–"), "drift": ("drift"
 """Status in a matrix -> class and sign of its cell."""
 TITLES = {
     "golden": "Releases: our pipelines beside the trainer",
-    "plain": "Releases: plain Diffusers beside the one before",
+    "plain": "Releases: stock Diffusers beside the one before",
 }
 
 

@@ -1,4 +1,4 @@
-"""Measures the spread between renders that are legally the same, from which the gates are derived."""
+"""Measures the spread between renders that are equally correct, from which the tolerances are derived."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ def measure(
 
 
 def of_results(results: Iterable[Result]) -> dict[str, Spread]:
-    """What gates are filed under -> the largest distances in the noise floors of `results` (`--drift-floor`)."""
+    """What tolerances are filed under -> the largest distances in the noise floors of `results` (`--drift-floor`)."""
     spreads: dict[str, Spread] = {}
     for result in results:
         if result.noise_floor:
@@ -86,15 +86,19 @@ def _loaded(folder: Path, case: Case) -> Rendered:
 
 
 def key(environment: Mapping[str, Any], tier: str = "mini") -> str:
-    """What the gates of a tier's cases are filed under: "mini/h100/bfloat16"."""
+    """What the tolerances of a tier's cases are filed under: "mini/h100/bfloat16"."""
     return f"{tier}/{device_kind(environment)}/{environment['dtype']}"
 
 
 def write(spread: Spread, key: str) -> None:
-    """Put the gates derived from `spread` into gates.json under `key`."""
-    table = json.loads(tolerances.GATES.read_text(encoding="utf-8")) if tolerances.GATES.is_file() else {"gates": {}}
+    """Put the tolerances derived from `spread` into tolerances.json under `key`."""
+    table = (
+        json.loads(tolerances.TOLERANCES.read_text(encoding="utf-8"))
+        if tolerances.TOLERANCES.is_file()
+        else {"gates": {}}
+    )
     table["gates"][key] = {
         name: {"spread": float(f"{value:.3g}"), "factor": FACTORS[name], "seen_in": seen}
         for name, (value, seen) in sorted(spread.items())
     }
-    tolerances.GATES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    tolerances.TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ PROMISING = 0.8
 """A variation is worth pairing if it brings the distance down to this part: distances of independent causes add like
 squares, so that one of two takes away three tenths by itself. (Less contrast brings any two pictures nearer.)"""
 UNMEASURED = 0.05
-"""Where no gate was measured: the part of the distance that may be left and count as arithmetic."""
+"""Where no tolerance was measured: the part of the distance that may be left and count as arithmetic."""
 
 
 class Candidate(BaseModel):
@@ -70,7 +70,7 @@ class Diagnosis(BaseModel):
     limit: float | None
     """Up to here a distance is arithmetic; None where that is not known."""
     measured_limit: bool
-    """Whether `limit` follows from a gate, or was supposed."""
+    """Whether `limit` follows from a tolerance, or was assumed."""
     size: str = ""
     codec: str = ""
     codec_floor: float | None = None
@@ -112,7 +112,7 @@ def diagnose(
 
     Args:
         trace: what `trace.capture` saw there; without a picture, its final latents are compared.
-        tier: of the base model's weights, by which gates are chosen: "mini" or "full".
+        tier: of the base model's weights, by which tolerances are chosen: "mini" or "full".
         seconds: stop after this time with what is known by then.
     """
     search = Search(subject, theirs, trace=trace, tier=tier)
@@ -139,7 +139,7 @@ class Search:
         self.floor: float | None = None
         self.limit: float | None = None
         self._started, self._deadline = time.perf_counter(), float("inf")
-        self._limits = self._gates(tier)
+        self._limits = self._tolerances(tier)
         self._frames: Frames | None = None
 
     # ---------------------------------------------------------------------------------------------------- the search
@@ -269,11 +269,11 @@ class Search:
             return None
         return rms_difference(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
 
-    def _gates(self, tier: str) -> dict[str, tolerances.Gate] | None:
+    def _tolerances(self, tier: str) -> dict[str, tolerances.Tolerance] | None:
         base = self.subject.pipeline.base
         try:
             return tolerances.load(tier, base.device.partition(":")[0], base.dtype)
-        except tolerances.GateError:
+        except tolerances.ToleranceError:
             return None
 
     def _arithmetic(self, frames: Frames) -> float | None:

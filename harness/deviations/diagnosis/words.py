@@ -97,5 +97,9 @@ def _codec(diagnosis: Diagnosis) -> str:
 def _limit(diagnosis: Diagnosis) -> str:
     if diagnosis.limit is None:
         return ""
-    reason = "by the measured gates" if diagnosis.measured_limit else "supposed: no gate was measured for this device"
+    reason = (
+        "by the measured tolerances"
+        if diagnosis.measured_limit
+        else "assumed: no tolerance was measured for this device"
+    )
     return f"Up to {number(diagnosis.limit)} counts as arithmetic ({reason})."

@@ -126,7 +126,7 @@ class Variation:
     _shows: Shows
 
     def shows(self, subject: Subject) -> str:
-        """The boundary at which it must show first: a prefix of `divergence.place`."""
+        """The stage at which it must show first: a prefix of `divergence.place`."""
         return self._shows if isinstance(self._shows, str) else self._shows(subject)
 
     def applied(self, subject: Subject) -> AbstractContextManager[Subject]:

@@ -39,7 +39,7 @@ def run(
     only: list[str],
     *,
     tag: str | None,
-    plain: bool,
+    stock: bool,
     checkout: Path | None,
     workers: int,
     json_file: Path | None,
@@ -51,7 +51,7 @@ def run(
         CaseError, TagError, CheckoutError: a name in the request means nothing.
     """
     tag = tags.row(tag).tag if tag else tags.newest()
-    mode: Mode = "plain" if plain else "golden"
+    mode: Mode = "plain" if stock else "golden"
     refs = [c.diffusers.removeprefix(FROM_GIT) for c in wanted if c.diffusers.startswith(FROM_GIT)]
     if refs and checkout is None:
         raise CheckoutError(f"--diffusers {FROM_GIT}{refs[0]} is a commit of a checkout: give --checkout DIR")
@@ -72,7 +72,7 @@ def run(
     show(content)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = "matrix-plain" if plain else "matrix"
+        name = "matrix-plain" if stock else "matrix"
         (folder / f"{name}.md").write_text(report.markdown(content), encoding="utf-8")
         json_file = json_file or folder / f"{name}.json"
     if json_file is not None:

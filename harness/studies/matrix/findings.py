@@ -72,7 +72,7 @@ def chains(outcomes: list[Outcome]) -> Iterator[Chain]:
 
 
 def compare_plain(outcomes: list[Outcome]) -> dict[int, Combination]:
-    """Turns the status of plain renders that changed since the release before into drift.
+    """Turns the status of stock renders that changed since the release before into drift.
 
     The first release of a chain is compared with the same release in the first chain (other transformers or torch).
     Returns what each such outcome (by `id`) was compared with.

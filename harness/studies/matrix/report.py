@@ -93,8 +93,8 @@ def table(content: dict[str, Any]) -> Table:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    plain = content["mode"] == "plain"
-    what = "plain Diffusers, each release compared with the one before" if plain else (
+    stock = content["mode"] == "plain"
+    what = "stock Diffusers, each release compared with the one before" if stock else (
         "our pipelines compared with the trainer")  # fmt: skip
     counts = ", ".join(f"{count} {status}" for status, count in content["counts"].items())
     head, rows = _rows(content)
@@ -168,8 +168,8 @@ def _again(finding: Finding, mode: Mode) -> str:
         "torch": [combination.torch for combination in pair if combination.torch],
     }
     options = [f" --{name} {' '.join(dict.fromkeys(given))}" for name, given in releases.items() if given]
-    plain = " --plain" if mode == "plain" else ""
+    option = " --stock" if mode == "plain" else ""
     script = f"\n\n```python\n{finding.script}\n```" if finding.script else ""
     return (
-        f" Reproduce (without weights): `lora-drift matrix{plain}{''.join(options)} --case {finding.cases[0]}`{script}"
+        f" Reproduce (without weights): `lora-drift matrix{option}{''.join(options)} --case {finding.cases[0]}`{script}"
     )

@@ -47,7 +47,7 @@ def worn(pipeline: Pipeline, loras: Iterable[Lora], multiplier: float) -> Iterat
 
 
 def effects(one: Asked, renderer: Renderer, ours: Array, encode: Callable[[Array], Array]) -> dict[str, float]:
-    """Mean pixel differences, after encoding, of renders that are legally the same as ours.
+    """Mean pixel differences, after encoding, of renders that are equally correct as ours.
 
     The trainer keeps a LoRA in float32 and rounds what it saves: any value that rounds to the file's may have been the
     one that made the sample. Merging an earlier LoRA and taking it out rounds the base. And in bfloat16, kernels that

@@ -1,10 +1,10 @@
-"""How far plain Diffusers is from the trainer, and what the reference path costs beside it.
+"""How far stock Diffusers is from the trainer, and what the reference path costs beside it.
 
-    python benchmarks/plain_diffusers.py [--model flux] [--json]
+    python benchmarks/stock_diffusers.py [--model flux] [--json]
 
-Every mini case is rendered twice in one process: by a plain script (`DiffusionPipeline.from_pretrained`, the saved
+Every mini case is rendered twice in one process: by a stock script (`DiffusionPipeline.from_pretrained`, the saved
 scheduler, `load_lora_weights`, a call with the case's settings) and by ours. Both are compared with the golden; the
-seconds are of the second of two renders, and their ratio (ours / plain) is what may be quoted.
+seconds are of the second of two renders, and their ratio (ours / stock) is what may be quoted.
 """
 
 import argparse
@@ -45,11 +45,11 @@ def measure(bench: runner.Bench, case: Case) -> dict[str, Any]:
     ours, ours_seconds = twice(lambda: bench.render(pipeline, settings))
     row["ours"] = distance(golden.frames(), ours.frames)
     try:
-        frames, seconds = twice(stock_diffusers.Plain(case, golden).render)
-    except Exception as error:  # noqa: BLE001  that a plain script fails is a finding, and is printed
-        row["plain"] = {"note": stock_diffusers.short(error)[:100]}
+        frames, seconds = twice(stock_diffusers.StockPipeline(case, golden).render)
+    except Exception as error:  # noqa: BLE001  that a stock script fails is a finding, and is printed
+        row["stock"] = {"note": stock_diffusers.short(error)[:100]}
     else:
-        row |= {"plain": distance(golden.frames(), frames), "ratio": ours_seconds / seconds}
+        row |= {"stock": distance(golden.frames(), frames), "ratio": ours_seconds / seconds}
     return row
 
 
@@ -66,12 +66,12 @@ def main() -> None:
     quiet()
     bench = runner.Bench()
     if not args.json:
-        print(f"{'case':34} {'ours: max / mean':18} {'plain: max / mean':26} seconds ours/plain")
+        print(f"{'case':34} {'ours: max / mean':18} {'stock: max / mean':26} seconds ours/stock")
     for case in cases.load_all():
         if case.tier == "mini" and (not args.model or case.model in args.model):
             row = measure(bench, case)
             ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
-            line = f"{row['case']:34} {shown(row['ours']):18} {shown(row['plain']):26} {ratio}"
+            line = f"{row['case']:34} {shown(row['ours']):18} {shown(row['stock']):26} {ratio}"
             print(json.dumps(row) if args.json else line, flush=True)
 
 
