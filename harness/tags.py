@@ -25,6 +25,8 @@ class Tag(BaseModel):
     diffusers: str
     """The Diffusers commit that the trainer pins."""
     transformers: str
+    lock: str
+    """The environment that its goldens are recorded in: a file in harness/trainer/recorder/locks."""
     lacks: tuple[str, ...] = ()
     """Models that this version does not know yet: nothing to record, nothing to check."""
 

@@ -18,7 +18,7 @@ import pytest
 
 from lora_drift.harness import tags
 from lora_drift.harness.check.cases import CASES, Case, load_all
-from lora_drift.harness.check.goldens import GOLDENS, golden_path
+from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.minihub import factory, layout
 from lora_drift.harness.minihub.repos import MODELS as MINIATURES
 from lora_drift.harness.paths import ROOT
@@ -84,12 +84,12 @@ def knows(tag: tags.Tag, model: str) -> bool:
 
 
 def has_goldens(model: str) -> bool:
-    wanted = [golden_path(row.tag, case.id) for row in tags.rows() if knows(row, model) for case in cases_of(model)]
-    return bool(wanted) and all(path.is_file() for path in wanted)
+    wanted = [content(row.tag, case.id) for row in tags.rows() if knows(row, model) for case in cases_of(model)]
+    return bool(wanted) and None not in wanted
 
 
 def has_bfloat16_golden(model: str) -> bool:
-    return any(golden_path(tags.newest(), case.id, variant="cpu-bfloat16").is_file() for case in cases_of(model))
+    return any(content(tags.newest(), case.id, variant="cpu-bfloat16") for case in cases_of(model))
 
 
 def has_results(model: str) -> bool:
@@ -159,7 +159,7 @@ def version_of(tag: str) -> str:
 
 def recorded(tag: str) -> bool:
     row = row_of(tag)
-    return row is not None and all(golden_path(tag, case.id).is_file() for case in load_all() if knows(row, case.model))
+    return row is not None and all(content(tag, case.id) for case in load_all() if knows(row, case.model))
 
 
 OF_A_TAG: Places = {

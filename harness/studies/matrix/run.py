@@ -89,8 +89,8 @@ def _hash(paths: set[Path]) -> str:
 
 def key_of(case: Case, combination: Combination, tag: str, mode: Mode, checkout: Path | None) -> str:
     """Changes when anything does that the outcome depends on."""
-    golden = goldens.golden_path(tag, case.id)
-    recorded = sha256(golden.read_bytes()).hexdigest() if golden.is_file() else None
+    golden = goldens.content(tag, case.id)
+    recorded = golden and golden["seal"]
     parts: list[Any] = [
         mode, tag, case.id, case.sha256, recorded, factory.manifest_sha256(case.model, case.extras), _source(mode),
         _family(case.model), combination.model_dump_json(), environment.borrowed_versions(),

@@ -17,7 +17,7 @@ from lora_drift.harness.check import cases, goldens, user_cache
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.recorder import job_config, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -26,7 +26,8 @@ VERSION = "1"
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lora_drift.harness.trainer.recorder",
-        description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment.",
+        description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment; "
+        "`%(prog)s env --help` says how to build one.",
         epilog="Interrupted, it resumes where it stopped. Run again after finishing, it renders everything again and "
         "says for each golden whether the bytes are the same.",
     )
@@ -100,7 +101,7 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
     log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.trainer_process", json.dumps(request)]
+        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.record_group", json.dumps(request)]
         return Child(subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
@@ -200,7 +201,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(build_environment.main(sys.argv[2:]) if sys.argv[1:2] == ["env"] else main())
     except KeyboardInterrupt:
         print("interrupted; the cases rendered so far are kept: run the same command to go on", file=sys.stderr)
         sys.exit(130)
