@@ -76,7 +76,6 @@ def run(*arguments: object) -> Result:
 
 
 def test_every_kind_of_variation_has_its_place_in_the_search() -> None:
-    # Kinds are the names of the library's modules: renaming one must not end every search.
     kinds = {v.kind for v in LIBRARY.values()}
     assert kinds == set(search.ORDER)
     assert kinds >= reuse.CHANGE_ENCODERS | reuse.CHANGE_DENOISERS | reuse.CHANGE_VAE
@@ -376,7 +375,7 @@ def test_what_is_wrong_is_said_before_any_weights_load(
 
 
 def stock_flux(path: Path, **scheduler: Any) -> Path:
-    """A plain Diffusers script, with the three lines that trace it."""
+    """A stock Diffusers script, with the three lines that trace it."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a gate.
+"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a tolerance.
 
 Pictures are uint8 [frames, height, width, 3] (a still has one frame), latents are float of any shape. Every
 function raises ValueError when the two shapes differ: such a pair has no distance.
@@ -63,6 +63,29 @@ def audio(golden: Array, ours: Array | None) -> Metric:
     if ours is None:
         raise ValueError("the trainer made sound, we made none")
     return Metric(name="audio_rel_l2", value=relative_l2(golden, ours))
+
+
+def difference(golden: Array, ours: Array) -> Array:
+    """|ours - golden| of two uint8 pictures in any layout, int16 in levels (0..255).
+
+    Raises:
+        ValueError: the shapes differ, or one is not uint8.
+    """
+    _check_shapes(golden, ours)
+    for side, picture in (("golden", golden), ("this run", ours)):
+        if picture.dtype != np.uint8:
+            raise ValueError(f"pictures are uint8; {side} is {picture.dtype} {picture.shape}")
+    return np.abs(ours.astype(np.int16) - golden)
+
+
+def mean_difference(golden: Array, ours: Array) -> float:
+    """Mean of `difference`, in levels."""
+    return float(difference(golden, ours).mean())
+
+
+def rms_difference(golden: Array, ours: Array) -> float:
+    """Root of the mean square of `difference`, in levels: counts a few large differences for more than many small."""
+    return float(np.sqrt(np.square(difference(golden, ours), dtype=np.float64).mean()))
 
 
 def pixel_max(golden: Array, ours: Array) -> float:
@@ -203,10 +226,10 @@ def _temporal(golden: Array, ours: Array) -> list[Metric]:
 
 
 def _difference(golden: Array, ours: Array) -> Array:
-    """int16, absolute.
+    """`difference` of two uint8 [frames, height, width, 3].
 
     Raises:
-        ValueError: not two uint8 [frames, height, width, 3] of one shape.
+        ValueError: that is not what they are.
     """
     _check_shapes(golden, ours)
     for side, picture in (("golden", golden), ("this run", ours)):
@@ -214,7 +237,7 @@ def _difference(golden: Array, ours: Array) -> Array:
             raise ValueError(
                 f"pictures are uint8 [frames, height, width, 3]; {side} is {picture.dtype} {picture.shape}"
             )
-    return np.abs(ours.astype(np.int16) - golden.astype(np.int16))
+    return difference(golden, ours)
 
 
 def _check_latents(golden: Array, ours: Array) -> None:

@@ -1,4 +1,4 @@
-"""Negative controls: deliberate changes that must leave the gate, or the case proves nothing."""
+"""Negative controls: deliberate mistakes, which must be outside the tolerance, or the case proves nothing."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="leave the negative controls out (as `lora-drift matrix` does)")  # fmt: skip
     group.addoption("--drift-floor", action="store_true",
                     help="measure the noise floor of this device too: every case twice more, on a GPU also on "
-                         "deterministic kernels (`lora-drift gates --results` derives gates from it)")  # fmt: skip
+                         "deterministic kernels (`lora-drift tolerances --results` reads it)")  # fmt: skip
     group.addoption("--drift-out", metavar="DIR", type=Path, default=Path("build/drift"),
                     help="where this run's pictures go (default: %(default)s)")  # fmt: skip
     parser.addini("drift_cases", "folder of case files for lora-drift, relative to this file")

@@ -24,13 +24,13 @@ from lora_drift.harness.paths import IN_CHECKOUT, ROOT
 
 
 def check(bench: Bench, case: Case, path: Path, out: Path) -> Result:
-    """`runner.check`, but what can be said without the weights (no golden, no gate) is said here, without a process."""
+    """`runner.check`; but what needs no weights (no golden, no tolerance) is reported without starting a process."""
     return runner.check(bench, case, out, partial(_compare, path))
 
 
 def _compare(path: Path, result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
-    if not bench.floor:  # which is measured where there is no gate yet, too
-        bench.gates(case, golden)
+    if not bench.floor:  # which is measured where there is no tolerance yet, too
+        bench.tolerances(case, golden)
     options = {name: getattr(bench, name) for name in signature(Bench).parameters}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "result.json"

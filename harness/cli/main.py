@@ -1,4 +1,4 @@
-"""The `lora-drift` command; each module of `lora_drift.harness.cli` brings its part."""
+"""The `lora-drift` command. Each module beside this one adds its commands."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Render LoRAs trained with ostris/ai-toolkit as the trainer samples them, and prove it.",
-    epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to mend it).",
+    epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to fix it).",
 )
 
 

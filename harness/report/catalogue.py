@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lora_drift.harness import tags
 from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.cases import Case
-from lora_drift.harness.check.goldens import GOLDENS, content, golden_path
+from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import history
@@ -116,7 +116,7 @@ class Catalogue:
 
     @cached_property
     def mutants(self) -> dict[str, dict[str, list[Any]]]:
-        """Of reports/mutation.json: model -> variation -> [case, boundary]; not caught: [case, verdict, distance]."""
+        """Of reports/mutation.json: model -> variation -> [case, stage]; not caught: [case, verdict, distance]."""
         file = self.reports / "mutation.json"
         return json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
 
@@ -178,10 +178,9 @@ class Catalogue:
 
     def _golden(self, case: Case) -> tuple[str, str]:
         """(size, origin) from the golden; dashes where the trainer has not rendered the case."""
-        file = golden_path(tags.newest(), case.id, self.goldens)
-        if not file.is_file():
+        golden = content(tags.newest(), case.id, self.goldens)
+        if golden is None:
             return "–", "not recorded"
-        golden = content(file)
         out = golden["output"]
         frames = f", {out['frames']} frames" if out["frames"] > 1 else ""
         return f"{out['width']}x{out['height']}{frames}", golden["origin"]
