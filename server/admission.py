@@ -20,6 +20,8 @@ from lora_drift.server.schemas import InferenceRequest, LoraItem, PromptItem, Ve
 
 LARGEST_SIDE = 4096
 MOST_FRAMES = 1000
+LONGEST_PROMPT = 20_000
+"""Characters."""
 PICTURES, VIDEOS = ("jpg", "png", "webp"), ("mp4", "mkv", "webp")
 
 
@@ -165,7 +167,11 @@ def _fields(item: PromptItem, index: int, asked: InferenceRequest, files: list[L
 
 
 def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
-    """The pipelines' own checks, and limits that flags in the prompt would slip past the schema."""
+    """The pipelines' own checks, and limits that flags and trigger words in the prompt would slip past the schema."""
+    length = _length(fields["prompt"], fields["trigger_word"])
+    if length > LONGEST_PROMPT:
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: {length} characters once the trigger word is put in; at most "
+                  f"{LONGEST_PROMPT}", prompt_index=index)  # fmt: skip
     try:
         settings = resolve(replace(spec, controls=(0, 0)), Request(**fields))
     except RequestError as error:
@@ -173,6 +179,17 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: at most {LARGEST_SIDE} pixels a side and {MOST_FRAMES} frames",
                   prompt_index=index)  # fmt: skip
+
+
+def _length(prompt: str, trigger: str | None) -> int:
+    """Characters of the prompt once its trigger word is put in, without putting it in (see `settings.resolve`)."""
+    if trigger is None:
+        return len(prompt)
+    names, marks = (
+        prompt.count("[name]"),
+        prompt.count("[trigger]") + prompt.count("[name]") * trigger.count("[trigger]"),
+    )
+    return len(prompt) + names * (len(trigger) - len("[name]")) + marks * (len(trigger) - len("[trigger]"))
 
 
 def _formats(wanted: str | None, spec: ModelSpec) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.server import admission, openai_api
 from lora_drift.server.config import MEGABYTE, Settings
 from lora_drift.server.deps import Named, Serving, authorized, submit
 from lora_drift.server.errors import ApiError, ErrorResponse, bad
+from lora_drift.server.gate import FORM_LIMITS, BoundedRoute, Gate
 from lora_drift.server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
 from lora_drift.server.service import running
 from lora_drift.server.telemetry import log_to_stderr
@@ -34,7 +37,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         429: "The queue is full",
     }.items()
 }
-v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS)
+v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS, route_class=BoundedRoute)
 
 
 @v1.post("/inference", tags=["inference"])
@@ -184,10 +187,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="LoRA inference that reproduces the samples of ostris/ai-toolkit.",
         lifespan=lifespan,
         max_body_size=int(settings.max_body_mb * MEGABYTE),
+        form_limits=FORM_LIMITS,
     )
     app.state.settings = settings
     app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(StarletteHTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, openai_api.validation_error)
+    app.add_middleware(Gate, settings=settings)
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
     for router in (v1, openai_api.router, operation):
@@ -195,10 +201,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _answer(request: Request, error: Exception) -> ErrorResponse:
+def _answer(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, ApiError)
-    body = openai_api.error_body(error) if openai_api.serves(request) else error.body()
-    return ErrorResponse(body, error.status)
+    return error.response()
+
+
+def _answer_http(_request: Request, error: Exception) -> ErrorResponse:
+    """Of FastAPI's own refusals (no such path, a body that is too large, ...), and of those in a body's reading."""
+    assert isinstance(error, StarletteHTTPException)
+    told: Any = error.detail
+    told = told["error"] if isinstance(told, dict) else {"code": HTTPStatus(error.status_code).name, "message": told}
+    found = ApiError(error.status_code, told["code"], told["message"], headers=dict(error.headers or {}))
+    return found.response()
 
 
 app = create_app()

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Let LoRA, control image and webhook URLs name private addresses and plain http."""
 
     max_body_mb: PositiveFloat = 64
+    body_timeout: PositiveFloat = 120
+    """Seconds until a body must be whole."""
     max_lora_mb: PositiveFloat = 4096
     max_image_mb: PositiveFloat = 20
     max_image_megapixels: PositiveFloat = 50

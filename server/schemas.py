@@ -41,6 +41,9 @@ class LoraItem(_Strict):
     """Refuse the file if it is another."""
 
 
+Loras = Annotated[list[LoraItem], Field(max_length=8)]
+
+
 class PromptItem(_Strict):
     """One output. What is left out takes the model's default (`GET /v1/models`)."""
 
@@ -64,12 +67,13 @@ class PromptItem(_Strict):
     ctrl_img_3: Picture | None = None
     ctrl_idx: Annotated[int, Field(ge=0, le=1)] = 0
     do_cfg_norm: bool = False
-    sampler: str | None = Field(None, deprecated=True, description="ignored: the scheduler is the trainer's")
+    sampler: Annotated[str | None, Field(max_length=200, deprecated=True)] = None
+    """Ignored: the scheduler is the trainer's."""
 
 
 class InferenceRequest(_Strict):
-    model: str
-    loras: list[LoraItem]
+    model: Annotated[str, Field(max_length=200)]
+    loras: Loras
     prompts: Annotated[list[PromptItem], Field(min_length=1, max_length=64)]
     trigger_word: Text | None = None
     hf_token: Token | None = None
