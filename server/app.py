@@ -1,6 +1,7 @@
 """The ASGI application: `uvicorn lora_drift.server.app:app`, or `lora-drift serve`."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,18 +13,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.server import admission, openai_api
 from lora_drift.server.config import MEGABYTE, Settings
 from lora_drift.server.deps import Named, Serving, authorized, submit
-from lora_drift.server.errors import ApiError, ErrorResponse, bad
+from lora_drift.server.errors import ApiError, ErrorResponse, bad, no_room
 from lora_drift.server.gate import FORM_LIMITS, BoundedRoute, Gate
 from lora_drift.server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
 from lora_drift.server.service import running
 from lora_drift.server.telemetry import log_to_stderr
 from lora_drift.server.times import iso
+
+log = logging.getLogger("lora_drift.server.app")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
@@ -34,7 +38,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such request",
         409: "In conflict with an earlier request",
         413: "Body too large",
+        408: "The body took too long",
         429: "The queue is full",
+        503: "The server's own disk is full or cannot be written",
     }.items()
 }
 v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS, route_class=BoundedRoute)
@@ -43,6 +49,7 @@ v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRO
 @v1.post("/inference", tags=["inference"])
 async def create_inference(
     asked: InferenceRequest,
+    request: Request,
     service: Serving,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
 ) -> Accepted:
@@ -52,7 +59,7 @@ async def create_inference(
     """
     if not asked.loras:
         raise bad("LORA_FILE_REQUIRED", "loras: give at least one", loras=[])
-    row = await submit(service, asked, idempotency_key)
+    row = await submit(service, asked, request, idempotency_key)
     return Accepted(
         request_id=row.id,
         status=row.state,
@@ -191,6 +198,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(OperationalError, _answer_storage)
     app.add_exception_handler(StarletteHTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, openai_api.validation_error)
     app.add_middleware(Gate, settings=settings)
@@ -204,6 +212,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _answer(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+def _answer_storage(_request: Request, error: Exception) -> ErrorResponse:
+    assert isinstance(error, OperationalError)
+    log.error("the queue cannot be used", extra={"cause": str(error.orig)})
+    return no_room(str(error.orig)).response()
 
 
 def _answer_http(_request: Request, error: Exception) -> ErrorResponse:

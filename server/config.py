@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEGABYTE = 1 << 20
@@ -49,7 +49,13 @@ class Settings(BaseSettings):
     max_image_megapixels: PositiveFloat = 50
     lora_cache_gb: PositiveFloat = 20
     download_timeout: PositiveFloat = 1800
+    min_download_kbps: NonNegativeFloat = 50
+    """Kilobytes a second below which a download is given up."""
     max_queue: PositiveInt = 1000
+    cancel_grace: PositiveFloat = 10
+    """Seconds until a canceled request that does not end by itself has its worker stopped."""
+    min_free_mb: NonNegativeInt = 100
+    """Room on the disks of outputs and state, below which nothing is rendered."""
     max_tries: PositiveInt = 3
     """Times that a request may be in flight while its worker or the server dies, before it fails."""
     fairness_bound: NonNegativeInt = 8

@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from lora_drift.server import admission
-from lora_drift.server.errors import ApiError
+from lora_drift.server.errors import ApiError, no_room
 from lora_drift.server.schemas import InferenceRequest
 from lora_drift.server.service import Service
 from lora_drift.server.store import Conflict, New, Row
@@ -37,7 +37,7 @@ def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) ->
 Named = Annotated[Row, Depends(row_of)]
 
 
-async def submit(service: Service, asked: InferenceRequest, key: str | None = None) -> Row:
+async def submit(service: Service, asked: InferenceRequest, request: Request, key: str | None = None) -> Row:
     """Admit and queue a request.
 
     Raises:
@@ -52,13 +52,16 @@ async def submit(service: Service, asked: InferenceRequest, key: str | None = No
             if (known := store.with_key(key, fingerprint)) is not None:
                 return known
         if store.waiting() >= settings.max_queue:
-            raise ApiError(429, "QUEUE_FULL", f"{settings.max_queue} requests wait already; try again later")
+            raise ApiError(429, "QUEUE_FULL", f"{settings.max_queue} requests wait already; try again later",
+                           headers={"Retry-After": "30"})  # fmt: skip
         job, secrets = await admission.admit(asked, settings)
         row = store.add(New(job, secrets, key, fingerprint, asked.ttl, asked.webhook_url))
+    except OSError as error:  # of the folder of control images; whatever a client can be blamed for is an ApiError
+        raise no_room(error.strerror or type(error).__name__) from error
     except Conflict as error:
         raise ApiError(409, "IDEMPOTENCY_CONFLICT", f"the idempotency key {key!r} came with another body") from error
     if row.id == job.id:
-        service.prepare(row)
+        service.prepare(row, request.client.host if request.client else "")
     else:  # the same key came twice at once
         admission.forget_controls(job.id, settings)
     return row

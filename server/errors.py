@@ -54,3 +54,9 @@ class ApiError(Exception):
 
 def bad(code: str, message: str, **details: Any) -> ApiError:
     return ApiError(400, code, message, **details)
+
+
+def no_room(cause: str) -> ApiError:
+    """The server cannot keep what it is asked to: its disk's fault, and nobody's who asks."""
+    return ApiError(503, "STORAGE_UNAVAILABLE", f"the server cannot write to its disk ({cause}); try again later",
+                    headers={"Retry-After": "30"})  # fmt: skip

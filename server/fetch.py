@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import urljoin, urlsplit
@@ -10,6 +11,8 @@ from urllib.parse import urljoin, urlsplit
 import httpx2 as httpx
 
 REDIRECTS = 5
+SLOW_FOR = 30.0
+"""Seconds that a download may be slow for."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 
 
@@ -120,11 +123,12 @@ async def request(
             raise FetchError(f"{shown(url)}: {type(error).__name__}") from error
 
 
-async def chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
-    """The body, as long as it is within `limit` bytes.
+async def chunks(response: httpx.Response, limit: int, slowest: float = 0) -> AsyncIterator[bytes]:
+    """The body, as long as it is within `limit` bytes, and comes at `slowest` bytes a second or faster (on the whole;
+    not asked in the first SLOW_FOR seconds).
 
     Raises:
-        FetchError: not a 200, compressed, larger than the limit, or shorter than announced.
+        FetchError: not a 200, compressed, larger than the limit, too slow, or shorter than announced.
     """
     url = shown(str(response.request.url.copy_with(host=response.request.extensions["sni_hostname"])))
     if response.status_code != 200:
@@ -134,9 +138,12 @@ async def chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     announced = response.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise FetchError(f"{url}: larger than {limit} bytes")
-    count = 0
+    count, began = 0, time.monotonic()
     async for chunk in response.aiter_raw():
         count += len(chunk)
         if count > limit:
             raise FetchError(f"{url}: larger than {limit} bytes")
+        seconds = time.monotonic() - began
+        if seconds > SLOW_FOR and count < slowest * seconds:
+            raise FetchError(f"{url}: slower than {slowest / 1000:g} kB/s ({count} bytes in {seconds:.0f} s)")
         yield chunk

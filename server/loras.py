@@ -121,7 +121,8 @@ class Downloads:
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                async for chunk in fetch.chunks(response, int(self.settings.max_lora_mb * MEGABYTE)):
+                limit, slowest = int(self.settings.max_lora_mb * MEGABYTE), self.settings.min_download_kbps * 1000
+                async for chunk in fetch.chunks(response, limit, slowest):
                     file.write(chunk)
             digest = await asyncio.to_thread(inspect, part)
             part.replace(self.path(digest))

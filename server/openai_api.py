@@ -148,7 +148,7 @@ _EDIT_FIELDS = {"image[]" if name == "images" else name for name in inspect.sign
 
 
 async def _answer(service: Service, request: Request, asked: ImageRequest, controls: list[str]) -> Images:
-    row = await submit(service, _translated(asked, controls))
+    row = await submit(service, _translated(asked, controls), request)
     row = await _finished(service, request, row)
     if row.state != "succeeded":
         raise ApiError(500 if row.state == "failed" else 400, row.error_code or "FAILED", row.error or row.state)

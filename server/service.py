@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
 
 from lora_drift.server import webhooks
 from lora_drift.server.admission import forget_controls
@@ -27,10 +30,32 @@ from lora_drift.server.times import iso
 
 log = logging.getLogger("lora_drift.server.service")
 
-DOWNLOADS_AT_ONCE = 4
+DOWNLOADS_AT_ONCE, DOWNLOADS_OF_ONE = 8, 2
+"""Of all clients, and of one: whose downloads trickle holds up no other."""
 DELIVERIES_AT_ONCE = 32
 TIDY_EVERY = 1.0
 """Seconds between looks for what has expired, and for webhooks that are due."""
+
+
+class Shares:
+    """Turns for something that a few may do at once, and one client less than all."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self._all, self._each = asyncio.Semaphore(total), each
+        self._own: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, client: str) -> AsyncIterator[None]:
+        turns, users = self._own.get(client) or (asyncio.Semaphore(self._each), 0)
+        self._own[client] = turns, users + 1
+        try:
+            async with turns, self._all:
+                yield
+        finally:
+            turns, users = self._own[client]
+            self._own[client] = turns, users - 1
+            if users == 1:
+                del self._own[client]
 
 
 class Service:
@@ -41,12 +66,14 @@ class Service:
         self.store = Store(settings.state / "queue.sqlite")
         self.downloads = Downloads(settings, self.store)
         self.loop = asyncio.get_running_loop()
-        self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread)
+        self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread,
+                                     self.storage_problem)  # fmt: skip
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._download_slots = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+        self._download_slots = Shares(DOWNLOADS_AT_ONCE, DOWNLOADS_OF_ONE)
         self._delivery_slots = asyncio.Semaphore(DELIVERIES_AT_ONCE)
         self._delivering: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._fetching: dict[str, asyncio.Future[None]] = {}
 
     def _worker(self) -> WorkerProcess:
         settings = self.settings
@@ -60,7 +87,24 @@ class Service:
             )
         )
 
+    def storage_problem(self) -> str | None:
+        """Why outputs or the queue could not be written right now."""
+        settings = self.settings
+        for name, folder in (("OUTPUT_BASE_PATH", settings.output_base_path), ("STATE_PATH", settings.state)):
+            try:
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(bytes(4096))
+                    probe.flush()
+                free = shutil.disk_usage(folder).free
+            except OSError as error:
+                return f"{name} cannot be written: {error.strerror}"
+            if free < settings.min_free_mb * MEGABYTE:
+                return f"{name}: {free // MEGABYTE} MB are free, less than MIN_FREE_MB ({settings.min_free_mb})"
+        return None
+
     def start(self) -> None:
+        for row in self.store.recover(self.settings.max_tries):
+            self.metrics.note_end(row)
         self.dispatcher.start()
         for row in self.store.unready():
             self.prepare(row)
@@ -74,10 +118,11 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.store.close()
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -92,10 +137,15 @@ class Service:
         row = self.store.cancel(request_id)
         if row is not None:
             self.dispatcher.wake()
+            self._ended_before_its_start(row)
             self.changed(request_id)
-            if row.finished:
-                self.metrics.note_end(row)
         return row
+
+    def _ended_before_its_start(self, row: Row) -> None:
+        if row.finished:
+            self.metrics.note_end(row)
+            if (download := self._fetching.get(row.id)) is not None:
+                download.cancel()
 
     # -------------------------------------------------------------------------------------------------- listening
 
@@ -121,32 +171,41 @@ class Service:
 
     # -------------------------------------------------------------------------------------------------- downloads
 
-    def prepare(self, row: Row) -> None:
-        """See to it that a new request is rendered: at once, or when its LoRA files are here."""
+    def prepare(self, row: Row, client: str = "") -> None:
+        """See to it that a new request is rendered: at once, or when its LoRA files are here.
+
+        `client` is the address that asked; unknown after a restart.
+        """
         if row.ready:
             self.dispatcher.wake()
         else:
-            self.spawn(self._fetch(row))
+            self._fetching[row.id] = task = self.spawn(self._fetch(row, client))
+            task.add_done_callback(lambda _: self._fetching.pop(row.id, None))
 
-    async def _fetch(self, row: Row) -> None:
+    async def _fetch(self, row: Row, client: str) -> None:
         job, secrets = Job.model_validate(row.job), Secrets.model_validate(row.secrets or {})
         token = secrets.hf_token or self.settings.token
-        try:
-            async with self._download_slots:
-                for i, url in secrets.urls.items():
-                    digest = await self.downloads.get(url, job.loras[i].sha256, token)
-                    job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
-        except (FetchError, LoraFileError) as error:
-            label = job.loras[i].label
-            message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
-            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=message)
-        except Exception as error:
-            log.exception("a download failed", extra={"request_id": row.id})
-            cause = f"{job.loras[i].label}: {type(error).__name__}"
-            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=cause)
-        else:
-            self.store.make_ready(row.id, job)
-            self.dispatcher.wake()
+        pause = 1.0
+        while True:
+            try:
+                async with self._download_slots.of(client):
+                    for i, url in secrets.urls.items():
+                        digest = await self.downloads.get(url, job.loras[i].sha256, token)
+                        job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
+                self.store.make_ready(row.id, job)
+                return self.dispatcher.wake()
+            except (FetchError, LoraFileError) as error:
+                label = job.loras[i].label
+                message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
+                return self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=message)
+            except (OSError, OperationalError) as error:  # of our disk: those of the network are FetchErrors
+                log.error("a download waits", extra={"request_id": row.id, "cause": str(error), "again_in": pause})
+            except Exception as error:
+                log.exception("a download failed", extra={"request_id": row.id})
+                cause = f"{job.loras[i].label}: {type(error).__name__}"
+                return self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=cause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 60)
 
     # ------------------------------------------------------------------------------------------- webhooks and time
 
@@ -167,7 +226,7 @@ class Service:
 
     async def _tidy(self) -> None:
         for row in self.store.expire():
-            self.metrics.note_end(row)
+            self._ended_before_its_start(row)
             self.changed(row.id)
         old = self.store.finished(time.time() - self.settings.result_ttl)
         if old:
