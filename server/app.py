@@ -18,10 +18,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.server import admission, openai_api
-from lora_drift.server.config import MEGABYTE, Settings
-from lora_drift.server.deps import Named, Serving, authorized, submit
+from lora_drift.server.config import Settings
+from lora_drift.server.deps import Named, Serving, Streaming, authorized, submit
 from lora_drift.server.errors import ApiError, ErrorResponse, bad, no_room
-from lora_drift.server.gate import FORM_LIMITS, BoundedRoute, Gate
+from lora_drift.server.gate import FORM_LIMITS, BoundedRoute, Gate, ignored_in
 from lora_drift.server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
 from lora_drift.server.service import running
 from lora_drift.server.telemetry import log_to_stderr
@@ -69,17 +69,17 @@ async def create_inference(
         cancel_url=service.request_url(row.id),
         created_at=iso(row.created_at),
         verified=row.job["verified"],
-        warnings=admission.warnings_of(asked),
+        warnings=admission.warnings_of(asked, ignored_in(request)),
     )
 
 
 @v1.get("/requests/{request_id}/status", tags=["inference"])
-async def get_status(row: Named, service: Serving) -> Status:
+def get_status(row: Named, service: Serving) -> Status:
     return service.status(row)
 
 
 @v1.get("/requests/{request_id}/result", tags=["inference"])
-async def get_result(row: Named, service: Serving) -> Result:
+def get_result(row: Named, service: Serving) -> Result:
     """The outputs, with a receipt for each; null while the request is not finished."""
     return service.result(row)
 
@@ -87,10 +87,10 @@ async def get_result(row: Named, service: Serving) -> Result:
 @v1.delete("/requests/{request_id}", tags=["inference"])
 async def cancel(row: Named, service: Serving) -> Status:
     """Cancel. What is being rendered ends at its next step, so the answer may still say `in_progress`."""
-    canceled = service.cancel(row.id)
+    canceled = await service.cancel(row.id)
     if canceled is None:
         raise ApiError(409, "ALREADY_FINISHED", "the request has finished", request_id=row.id)
-    return service.status(canceled)
+    return await asyncio.to_thread(service.status, canceled)
 
 
 _AS_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
@@ -101,19 +101,15 @@ _NO_STREAMS: dict[int | str, dict[str, Any]] = {
 
 
 @v1.get("/requests/{request_id}/events", tags=["inference"], response_class=EventSourceResponse, responses=_NO_STREAMS)
-async def get_events(named: Named, service: Serving) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished."""
-    async with service.listening(named.id) as event:
-        while (row := service.store.get(named.id)) is not None:
-            event.clear()
-            yield ServerSentEvent(event="status", data=service.status(row).model_dump())
-            if row.finished:
-                return
-            await event.wait()
+async def get_events(named: Named, service: Serving, _turn: Streaming) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished. Who reads
+    slowly, or is one of many, misses steps in between."""
+    async for status in service.updates(named.id):
+        yield ServerSentEvent(event="status", raw_data=status)
 
 
 @v1.get("/requests/{request_id}/files/{name}", tags=["inference"], response_class=FileResponse)
-async def get_file(row: Named, name: str) -> FileResponse:
+def get_file(row: Named, name: str) -> FileResponse:
     """An output, under the name that the result gives it."""
     paths = {path.name: path for path in (Path(output["file_path"]) for output in row.outputs or ())}
     if name not in paths or not paths[name].is_file():
@@ -126,6 +122,14 @@ async def list_models() -> Models:
     """The models, their defaults, and whether a golden case vouches for them."""
     models = await asyncio.to_thread(lambda: [_model_info(spec) for spec in MODELS.values()])
     return Models(models=models, data=models)
+
+
+@v1.get("/models/{model}", tags=["models"])
+def get_model(model: str) -> ModelInfo:
+    """One of them."""
+    if model not in MODELS:
+        raise ApiError(404, "MODEL_NOT_FOUND", f"model {model!r} is not supported", supported_models=list(MODELS))
+    return _model_info(MODELS[model])
 
 
 def _model_info(spec: ModelSpec) -> ModelInfo:
@@ -157,6 +161,12 @@ def _model_info(spec: ModelSpec) -> ModelInfo:
 operation = APIRouter(tags=["operation"])
 
 
+@operation.get("/")
+async def root() -> dict[str, str]:
+    """What this is."""
+    return {"name": "lora-drift", "documentation": "/docs", "models": "/v1/models", "ready": "/readyz"}
+
+
 @operation.get("/healthz")
 @operation.get("/health", include_in_schema=False)
 async def healthz() -> dict[str, str]:
@@ -180,7 +190,7 @@ async def metrics(service: Serving) -> Response:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application; nothing is opened or started before it is served."""
     settings = settings or Settings()
-    log_to_stderr("server", debug=settings.debug)
+    log_to_stderr("lora_drift.server", settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -193,7 +203,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1",
         description="LoRA inference that reproduces the samples of ostris/ai-toolkit.",
         lifespan=lifespan,
-        max_body_size=int(settings.max_body_mb * MEGABYTE),
         form_limits=FORM_LIMITS,
     )
     app.state.settings = settings

@@ -1,6 +1,8 @@
 """What routes need before they begin: the service, the API key, the request that a path names."""
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Path, Request, Security
@@ -37,6 +39,21 @@ def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) ->
 Named = Annotated[Row, Depends(row_of)]
 
 
+async def streaming(service: Serving) -> AsyncIterator[None]:
+    """A place among those who listen to events."""
+    if service.streams >= service.settings.max_event_streams:
+        raise ApiError(429, "TOO_MANY_STREAMS", "enough clients listen already; poll the status, or try again",
+                       headers={"Retry-After": "30"})  # fmt: skip
+    service.streams += 1
+    try:
+        yield
+    finally:
+        service.streams -= 1
+
+
+Streaming = Annotated[None, Depends(streaming)]
+
+
 async def submit(service: Service, asked: InferenceRequest, request: Request, key: str | None = None) -> Row:
     """Admit and queue a request.
 
@@ -49,13 +66,13 @@ async def submit(service: Service, asked: InferenceRequest, request: Request, ke
         if key is not None:
             # The token does not count: its hash would be kept for as long as the request.
             fingerprint = hashlib.sha256(asked.model_dump_json(exclude={"hf_token"}).encode()).hexdigest()
-            if (known := store.with_key(key, fingerprint)) is not None:
+            if (known := await asyncio.to_thread(store.with_key, key, fingerprint)) is not None:
                 return known
-        if store.waiting() >= settings.max_queue:
+        if await asyncio.to_thread(store.waiting) >= settings.max_queue:
             raise ApiError(429, "QUEUE_FULL", f"{settings.max_queue} requests wait already; try again later",
                            headers={"Retry-After": "30"})  # fmt: skip
         job, secrets = await admission.admit(asked, settings)
-        row = store.add(New(job, secrets, key, fingerprint, asked.ttl, asked.webhook_url))
+        row = await asyncio.to_thread(store.add, New(job, secrets, key, fingerprint, asked.ttl, asked.webhook_url))
     except OSError as error:  # of the folder of control images; whatever a client can be blamed for is an ApiError
         raise no_room(error.strerror or type(error).__name__) from error
     except Conflict as error:

@@ -8,7 +8,8 @@ from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData
 
-from lora_drift.server.errors import bad
+from lora_drift.server.errors import bad, clipped
+from lora_drift.server.gate import ignored_in, may_be_ignored
 from lora_drift.server.schemas import LoraItem, Loras
 
 _LORA = re.compile(r"loras\[(\d*)\]\[(\w+)\]")
@@ -24,6 +25,9 @@ async def check_names(request: Request, known: Collection[str]) -> FormData:
     form = await request.form()  # was parsed already
     for name in form:
         if name not in known and not _LORA.fullmatch(name):
+            if may_be_ignored(name, request.app.state.settings):
+                request.state.ignored = [*ignored_in(request), clipped(name)]
+                continue
             raise bad("UNKNOWN_FIELD", f"{name}: no such field; there are {', '.join(sorted(known))}", param=name)
         if name in known and name not in REPEATED and len(form.getlist(name)) > 1:
             raise bad("FIELD_TWICE", f"{name} is given {len(form.getlist(name))} times", param=name)

@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 
 from fastapi.exceptions import HTTPException
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lora_drift.server.config import Settings
-from lora_drift.server.errors import ApiError
+from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.errors import ApiError, clipped
+from lora_drift.server.schemas import PromptItem
 
 OPEN = frozenset({"/", "/healthz", "/health", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """Paths that anybody may ask, with no body."""
@@ -32,15 +34,39 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
+        self._held = 0
+        """Bytes of the bodies whose requests are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
+        request, largest = Request(scope), self.settings.max_body_mb * MEGABYTE
+        too_large = f"the body is larger than {self.settings.max_body_mb:g} MB"
         try:
-            authorize(Request(scope), self.settings)
+            authorize(request, self.settings)
+            announced = request.headers.get("content-length", "")
+            if announced.isdigit() and int(announced) > largest:
+                raise ApiError(413, "BODY_TOO_LARGE", too_large)
         except ApiError as error:
             return await error.response()(scope, receive, send)
-        await self.app(scope, _within(receive, self.settings.body_timeout), send)
+        mine, most = 0, self.settings.max_bodies_mb * MEGABYTE
+
+        async def counted() -> Message:
+            nonlocal mine
+            message = await timely()
+            size = len(message.get("body", b""))
+            mine, self._held = mine + size, self._held + size
+            if mine > largest:
+                _refuse(413, "BODY_TOO_LARGE", too_large)
+            if size and self._held > most:
+                _refuse(503, "BUSY", "too many large bodies at once; try again later", {"Retry-After": "10"})
+            return message
+
+        timely = _within(receive, self.settings.body_timeout)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self._held -= mine
 
 
 def _within(receive: Receive, seconds: float) -> Receive:
@@ -100,16 +126,47 @@ def _is_address(host: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- bodies
 
 
-def _refuse(status: int, code: str, message: str) -> NoReturn:
+def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> NoReturn:
     # FastAPI lets through only its own exceptions while it reads a body.
-    raise HTTPException(status, ApiError(status, code, message).body()["detail"])
+    raise HTTPException(status, ApiError(status, code, message).body()["detail"], headers)
 
 
 class BoundedRequest(Request):
     """A request whose body is measured before it is parsed."""
 
+    schema: type[BaseModel] | None = None
+
     async def json(self) -> Any:
-        return parse(await self.body())
+        content = parse(await self.body())
+        if not self.app.state.settings.strict and self.schema is not None:
+            self.state.ignored = []
+            content = without_unknown(content, self.schema, self.state.ignored)
+        return content
+
+
+def ignored_in(request: Request) -> list[str]:
+    """Fields of its body that there are not, and that STRICT=false let through."""
+    return getattr(request.state, "ignored", [])
+
+
+def may_be_ignored(name: str, settings: Settings) -> bool:
+    """Whoever names a LoRA means it, in whatever field."""
+    return not settings.strict and "lora" not in name.lower()
+
+
+def without_unknown(content: Any, schema: type[BaseModel], ignored: list[str], place: str = "") -> Any:
+    """A body without the fields that its schema, or that of its prompts, has not. A LoRA's fields all count."""
+    if not isinstance(content, dict):
+        return content
+    kept = {}
+    for name, value in content.items():
+        if name not in schema.model_fields and "lora" not in name.lower():
+            ignored.append(clipped(place + name))
+        elif name == "prompts" and isinstance(value, list):
+            kept[name] = [without_unknown(item, PromptItem, ignored, f"prompts[{i}].") for i, item in enumerate(value)]
+        else:
+            kept[name] = value
+    return kept
 
 
 class BoundedRoute(APIRoute):
@@ -117,12 +174,16 @@ class BoundedRoute(APIRoute):
 
     def get_route_handler(self) -> Any:
         handle = super().get_route_handler()
+        declared = [field.field_info.annotation for field in self.dependant.body_params]
+        schema = declared[0] if len(declared) == 1 and isinstance(declared[0], type) else None
 
         async def bounded(request: Request) -> Any:
             if request.method == "POST" and request.scope["query_string"]:
                 names = ", ".join(sorted(set(request.query_params)))
                 raise ApiError(400, "UNKNOWN_FIELD", f"fields go into the body, not into the URL: {names}")
-            return await handle(BoundedRequest(request.scope, request.receive))
+            bounded_request = BoundedRequest(request.scope, request.receive)
+            bounded_request.schema = schema
+            return await handle(bounded_request)
 
         return bounded
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from lora_drift.server.deps import Serving, authorized, submit
 from lora_drift.server.errors import MOST_ERRORS, ApiError, ErrorResponse, bad, clipped
 from lora_drift.server.forms import check_names, loras_of
-from lora_drift.server.gate import BoundedRoute
+from lora_drift.server.gate import BoundedRoute, ignored_in
 from lora_drift.server.schemas import Guidance, InferenceRequest, Loras, PromptItem, Seed, Side, Text
 from lora_drift.server.service import Service
 from lora_drift.server.store import Row
@@ -69,6 +69,7 @@ class Images(BaseModel):
     request_id: str
     output_format: FormatName
     size: str
+    warnings: list[str] = []
 
 
 class _OpenAIErrorDetail(BaseModel):
@@ -138,7 +139,8 @@ async def edit(
         output_compression=output_compression, loras=items, trigger_word=trigger_word, seed=seed, steps=steps,
         negative_prompt=negative_prompt, guidance_scale=guidance_scale,
     )  # fmt: skip
-    contents = [base64.b64encode(await upload.read()).decode() for upload in uploads]
+    read = [await upload.read() for upload in uploads]
+    contents = await asyncio.to_thread(lambda: [base64.b64encode(content).decode() for content in read])
     return await _answer(service, request, asked, contents)
 
 
@@ -152,6 +154,12 @@ async def _answer(service: Service, request: Request, asked: ImageRequest, contr
     row = await _finished(service, request, row)
     if row.state != "succeeded":
         raise ApiError(500 if row.state == "failed" else 400, row.error_code or "FAILED", row.error or row.state)
+    images = await asyncio.to_thread(_images, service, asked, row)  # which reads files, and encodes them
+    images.warnings = [f"{name} is ignored: there is no such field" for name in ignored_in(request)]
+    return images
+
+
+def _images(service: Service, asked: ImageRequest, row: Row) -> Images:
     outputs = service.result(row).outputs
     assert outputs is not None and row.finished_at is not None
     as_url = asked.response_format == "url"
@@ -219,7 +227,7 @@ async def _finished(service: Service, request: Request, row: Row) -> Row:
     async with service.listening(row.id) as event:
         while True:
             event.clear()
-            current = service.store.get(row.id)
+            current = await asyncio.to_thread(service.store.get, row.id)
             if current is None:
                 raise ApiError(500, "REQUEST_EXPIRED", "the request was removed before its answer was read")
             if current.finished:
@@ -228,7 +236,7 @@ async def _finished(service: Service, request: Request, row: Row) -> Row:
                 await asyncio.wait_for(event.wait(), 1)
             except TimeoutError:
                 if await request.is_disconnected():
-                    service.cancel(row.id)
+                    await service.cancel(row.id)
 
 
 async def validation_error(request: Request, error: Exception) -> ErrorResponse:

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_drift.server import controls
 from lora_drift.server.request_plan import Job
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def main(pipe: Connection, settings: WorkerSettings) -> None:
     """Entry point of the process."""
     for asked in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server ends this process
         signal.signal(asked, signal.SIG_IGN)
+    keep_to_oneself()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.hub_cache is not None:
         os.environ["HF_HUB_CACHE"] = settings.hub_cache
@@ -72,6 +74,11 @@ def main(pipe: Connection, settings: WorkerSettings) -> None:
             pipe.send({**ended, "loaded": renderer.loaded})
             if ended["event"] == "broken":
                 return
+
+
+def keep_to_oneself() -> None:
+    """What this process writes from now on is for its user alone: pictures are private."""
+    os.umask(0o077)
 
 
 def _end_with_parent() -> None:
@@ -202,8 +209,13 @@ class Renderer:
             from lora_drift.pipelines import Cancelled
 
             raise Cancelled("cancelled between prompts")
-        output = pipeline.sample(**job.prompts[index].fields, on_step=on_step)
-        names, settings = job.prompts[index].controls, output.receipt["settings"]
+        prompt = job.prompts[index]
+        with controls.upright(iter(prompt.controls)) as shown:
+            control, ctrl_img = prompt.fields.get("control", []), prompt.fields.get("ctrl_img")
+            seen = {"control": [shown[path] for path in control], "ctrl_img": shown.get(ctrl_img or "")}
+            output = pipeline.sample(**{**prompt.fields, **seen}, on_step=on_step)
+        names = {shown[path]: label for path, label in prompt.controls.items()}
+        settings = output.receipt["settings"]
         settings["control"] = [names[path] for path in settings["control"]]
         settings["ctrl_img"] = names.get(settings["ctrl_img"])
         output.receipt["verified_by"] = job.verified

@@ -257,6 +257,9 @@ class Dispatcher(threading.Thread):
         canceled_by: float | None = None
         while not self._ending.is_set():
             message = worker.receive(0.1)
+            if message is not None:
+                log.debug("the worker says", extra={"request_id": request_id, "said": message["event"],
+                                                    "step": message.get("step")})  # fmt: skip
             if message is not None and message["event"] != "progress":
                 return message
             if message is not None:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -334,9 +335,7 @@ def test_a_download_below_the_least_rate_is_given_up(running: TestClient, monkey
 
 
 def test_a_download_waits_for_the_disk(running: TestClient, lora_of: LoraOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_drift.server import loras
-
-    tries, mkstemp = [0], loras.tempfile.mkstemp
+    tries, mkstemp = [0], tempfile.mkstemp
 
     def full_once(*args: Any, **how: Any) -> Any:
         tries[0] += 1
@@ -344,7 +343,7 @@ def test_a_download_waits_for_the_disk(running: TestClient, lora_of: LoraOf, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         return mkstemp(*args, **how)
 
-    monkeypatch.setattr(loras.tempfile, "mkstemp", full_once)
+    monkeypatch.setattr(tempfile, "mkstemp", full_once)
     with site(lora_of("sd15/lora").read_bytes()) as (url, _, _):
         request_id = asked(running, f"{url}/good")
         store = running.app.state.service.store  # type: ignore[attr-defined]
