@@ -14,7 +14,8 @@ from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.pipelines.profiles import PROFILES
 
-BENCH = pytest.StashKey[Any]()
+BENCHES = pytest.StashKey[dict[str, Any]]()
+"""dtype -> what renders in it."""
 NAME = "lora-drift-items"
 MARKERS = {"gpu": "needs a CUDA device", "full": "needs the real weights"}
 
@@ -132,12 +133,15 @@ class CaseItem(pytest.Item):
 
         home = self.path.resolve().parents[1]
         goldens = plugin.folder(self.config, "goldens") or home.parent / "goldens"
-        bench = self.config.stash.get(BENCH, None)
+        tag = self.config.getoption("--drift-tag") or tags.newest()
+        dtype = self.config.getoption("--drift-dtype") or runner.dtype_of(self.device, tag, self.case, goldens)
+        benches = self.config.stash.setdefault(BENCHES, {})
+        bench = benches.get(dtype)
         if bench is None or (bench.goldens, bench.known) != (goldens, home / "known.yaml"):
-            bench = self.config.stash[BENCH] = runner.Bench(
+            bench = benches[dtype] = runner.Bench(
                 self.device,
-                self.config.getoption("--drift-dtype"),
-                tag=self.config.getoption("--drift-tag"),
+                dtype,
+                tag=tag,
                 controls=not self.config.getoption("--drift-no-controls"),
                 floor=self.config.getoption("--drift-floor"),
                 profile=self.config.getoption("--drift-profile"),

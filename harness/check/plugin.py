@@ -3,7 +3,7 @@
 pytest cases/                       all mini cases of the newest tag, on the CPU
 pytest cases/flux --drift-tag TAG   one model, one tag
 pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
-pytest cases/ -m gpu                the same on CUDA, and the full tier (cases/full) on the real weights
+pytest cases/ -m gpu                the same on CUDA (any GPU), and the full tier (cases/full) on the real weights
 pytest cases/ -m full               the full tier alone
 
 A case file is a YAML file in a model's folder of the folder that `--drift-cases` or `drift_cases` (pytest.ini) names,
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
-                    help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
+                    help="default: bfloat16 where a GPU has goldens of it, else float32")  # fmt: skip
     group.addoption("--drift-profile", metavar="PROFILE", default="reference",
                     help="compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
@@ -67,6 +67,15 @@ def pytest_configure(config: pytest.Config) -> None:
         from lora_drift.harness.paths import elsewhere
 
         raise pytest.UsageError(elsewhere("cases", ours, "--drift-cases DIR --drift-goldens DIR"))
+    if device(config) != "cpu" and not config.getoption("collectonly") and _hold_a_case(config):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                f"cases were asked for on {device(config)}, and torch {torch.__version__} sees no CUDA device: leave "
+                "`-m gpu` (`-m full`, `--drift-device`) out to check on the CPU, or install a torch for your GPU"
+            )
+    config.pluginmanager.register(_Tally(), "lora-drift-tally")
     path: Path | None = config.getoption("--drift-json")
     if path is not None:
         try:
@@ -80,6 +89,34 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if STREAM in config.stash:
         config.stash[STREAM].close()
+
+
+class _Tally:
+    """A run in which no case could be compared has verified nothing, and is not green."""
+
+    def __init__(self) -> None:
+        self.compared, self.skipped = 0, 0
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "drift", None) is not None:
+            self.skipped += report.skipped
+            self.compared += not report.skipped
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.skipped and not self.compared and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.skipped and not self.compared:
+            terminalreporter.write_line(
+                f"lora-drift: nothing was verified. None of {self.skipped} cases has a golden (or weights) for what "
+                "was asked for; the reason of each is above. On a GPU, leave --drift-dtype out: in float32 the CPU's "
+                "goldens serve every GPU.",
+                red=True,
+            )
 
 
 class _Writer:
