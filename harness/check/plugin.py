@@ -10,7 +10,8 @@ A case file is a YAML file in a model's folder of the folder that `--drift-cases
 or of any folder `cases`, where it must have the keys of a case.
 
 pytest loads this module at every start, in every project beside which this package is installed. So it imports nothing
-of ours and changes nothing (markers, devices, scheduling) before a case is collected; items.py does that.
+of ours but plugin_options.py, and changes nothing (markers, devices, scheduling) before a case is collected; items.py
+does that.
 """
 
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+
+from lora_drift.harness.check.plugin_options import device, folder
 
 STREAM = pytest.StashKey[TextIO]()
 KEYS = ("schema", "model", "sample")
@@ -134,15 +137,6 @@ class _Writer:
 # -------------------------------------------------------------------------------------------------------- collection
 
 
-def folder(config: pytest.Config, what: str) -> Path | None:
-    """The folder of "cases" or "goldens" that the command line names, or else pytest.ini."""
-    given: Path | None = config.getoption(f"--drift-{what}")
-    if given is not None:
-        return (config.invocation_params.dir / given).resolve()
-    said: str = config.getini(f"drift_{what}")
-    return ((config.inipath or config.rootpath / "x").parent / said).resolve() if said else None
-
-
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if file_path.suffix != ".yaml" or not _is_case(parent.config, file_path):
         return None
@@ -162,20 +156,6 @@ def _is_case(config: pytest.Config, file: Path) -> bool:
         return False
     text = file.read_text(encoding="utf-8", errors="replace")
     return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in KEYS)
-
-
-def device(config: pytest.Config) -> str:
-    """Where cases run."""
-    chosen: str | None = config.getoption("--drift-device")
-    if chosen:
-        return chosen
-    return "cuda" if asked(config, "gpu") or asked(config, "full") else "cpu"
-
-
-def asked(config: pytest.Config, marker: str) -> bool:
-    """Does `-m` name the marker, and not after a `not`?"""
-    words = str(config.getoption("markexpr", "")).replace("(", " ").replace(")", " ").split()
-    return marker in words and words[max(0, words.index(marker) - 1)] != "not"
 
 
 # ------------------------------------------------------------------------------------------------------------- xdist
