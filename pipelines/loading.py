@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import Shapes, module_shapes
 from lora_drift.pipelines.spec import ModelSpec, Scheduler
@@ -44,6 +45,10 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
         base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
     )
+    for name in TOKENIZERS & pipe.components.keys() - options.keys():
+        if getattr(pipe, name) is not None:
+            slow = name in spec.slow_tokenizers
+            text.as_the_trainer(getattr(pipe, name), spec, elsewhere.get(name, base), name, slow=slow)
     verbosity = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()  # it warns of the very cast that the trainer makes
     for module in pipe.components.values():
@@ -56,6 +61,8 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     return pipe
 
 
+TOKENIZERS = {"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor"}
+"""Components that read text."""
 MASKED = "sdpa, mask given"
 ATTENTION = {
     "T5EncoderModel": "eager",

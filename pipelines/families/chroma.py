@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines import loading
+from lora_drift.pipelines import loading, text
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
@@ -30,9 +31,10 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     def extra(component: str, library: Any, cls: str, folder: str) -> Any:
         return getattr(library, cls).from_pretrained(spec.components[component], subfolder=folder)
 
+    tokenizer = extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2")
     pipe: Any = diffusers.ChromaPipeline(
         scheduler=loading.scheduler(spec.scheduler),
-        tokenizer=extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2"),
+        tokenizer=text.as_the_trainer(tokenizer, spec, spec.components["tokenizer"], "tokenizer_2"),
         text_encoder=extra("text_encoder", transformers, "T5EncoderModel", "text_encoder_2"),
         vae=extra("vae", diffusers, "AutoencoderKL", "vae"),
         transformer=load_denoiser(checkpoint(base), dtype),
@@ -101,12 +103,9 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
     import torch
     from diffusers import ChromaTransformer2DModel
-    from safetensors import safe_open
 
-    with safe_open(checkpoint(base), framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     with torch.device("meta"):
-        model: Any = ChromaTransformer2DModel(**sizes(shapes))
+        model: Any = ChromaTransformer2DModel(**sizes(tensor_shapes(checkpoint(base))))
     return {"transformer": dict(module_shapes(model))}
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines import images, loading
+from lora_drift.pipelines import images, loading, text
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.models.flux2 import round_as_the_trainer
 from lora_drift.pipelines.output import Media
@@ -120,7 +121,7 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
 
     with torch.device("meta"):
         model: Any = Flux2Transformer2DModel(
-            **_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec)))
+            **_transformer_config(tensor_shapes(_file(base, spec.extra["transformer"], spec)))
         )
     return {"transformer": dict(module_shapes(model))}
 
@@ -150,14 +151,14 @@ def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
 
     path = _file(base, spec.extra["transformer"], spec)
     with torch.device("meta"):
-        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(tensor_shapes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.extra["vae"]).is_file()
     path = _file(base if beside else spec.components.get("vae", base), spec.extra["vae"], spec)
-    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    vae: Any = AutoencoderKLFlux2(**_vae_config(tensor_shapes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
@@ -178,8 +179,9 @@ def _text_encoder(spec: ModelSpec, dtype: Any) -> tuple[Any, Any]:
     repo = spec.components["text_encoder"]
     encoder = getattr(transformers, spec.extra["text_encoder"]).from_pretrained(repo, dtype=dtype)
     if spec.extra["text_encoder"] == "Qwen3ForCausalLM":
-        return encoder, transformers.Qwen2Tokenizer.from_pretrained(repo)
-    processor = transformers.AutoProcessor.from_pretrained(repo)
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(repo)
+        return encoder, text.as_the_trainer(tokenizer, spec, repo, slow="tokenizer" in spec.slow_tokenizers)
+    processor = text.as_the_trainer(transformers.AutoProcessor.from_pretrained(repo), spec, repo)
     processor.tokenizer.padding_side = "left"  # the default of the class that transformers 4 chooses
     return encoder, processor
 
@@ -204,14 +206,6 @@ def _file(base: str, name: str, spec: ModelSpec) -> Path:
 
 def _wanted(spec: ModelSpec) -> str:
     return f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
-
-
-def _sizes(path: Path) -> Sizes:
-    """Shapes from the head of a safetensors file, without reading weights."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _count(sizes: Sizes, pattern: str) -> int:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lora_drift.pipelines import loading
+from lora_drift.pipelines import loading, text
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import ModelSpec
@@ -19,7 +19,8 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     llama = LlamaForCausalLM.from_pretrained(
         spec.components["text_encoder_4"], dtype=dtype, attn_implementation="eager"
     )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(spec.components["tokenizer_4"])
+    repo = spec.components["tokenizer_4"]
+    tokenizer = text.as_the_trainer(PreTrainedTokenizerFast.from_pretrained(repo), spec, repo)
     pipe = loading.pipeline(spec, base, dtype, text_encoder_4=llama, tokenizer_4=tokenizer)
     # The trainer loads every weight in bfloat16 and casts it afterwards. Buffers it computes in float32, as we did.
     for module in pipe.components.values():

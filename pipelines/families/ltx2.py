@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from lora_drift.pipelines import images, loading
+from lora_drift.pipelines import images, loading, text
 from lora_drift.pipelines.lora import Target
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
@@ -22,7 +22,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         # From the root of Gemma's own repository (`ltx_te_path`).
         repo = spec.components["text_encoder"]
         options["text_encoder"] = Gemma3ForConditionalGeneration.from_pretrained(repo, dtype=dtype)
-        options["tokenizer"] = GemmaTokenizerFast.from_pretrained(repo)
+        options["tokenizer"] = text.as_the_trainer(GemmaTokenizerFast.from_pretrained(repo), spec, repo)
     pipe = loading.pipeline(spec, base, dtype, **options)
     pipe.text_encoder.model.vision_tower = None
     pipe.tokenizer.padding_side = "left"  # the connectors look at it

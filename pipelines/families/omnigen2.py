@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines import images, loading, noise
+from lora_drift.pipelines import images, loading, noise, text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import Shapes, module_shapes
 from lora_drift.pipelines.output import Media
@@ -44,11 +44,12 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         module = cls.from_pretrained(base, subfolder=folder, torch_dtype=torch.bfloat16)
         return module.to(dtype).eval().requires_grad_(False)
 
+    tokenizer = transformers.Qwen2TokenizerFast.from_pretrained(base, subfolder="processor")
     return OmniGen2(
         transformer=part(OmniGen2Transformer2DModel, "transformer"),
         vae=part(AutoencoderKL, "vae"),
         text_encoder=part(transformers.Qwen2_5_VLForConditionalGeneration, "mllm"),
-        tokenizer=transformers.Qwen2TokenizerFast.from_pretrained(base, subfolder="processor"),
+        tokenizer=text.as_the_trainer(tokenizer, spec, base, "processor"),
         scheduler=loading.scheduler(spec.scheduler),
     )
 
@@ -74,7 +75,7 @@ def render(pipe: Any, settings: Settings, *, generator: Any, callback_on_step_en
     from diffusers.image_processor import VaeImageProcessor
 
     processor = VaeImageProcessor(vae_scale_factor=DIVISOR)
-    prompts = [encode(pipe, text) for text in (settings.prompt, settings.negative_prompt)]
+    prompts = [encode(pipe, prompt) for prompt in (settings.prompt, settings.negative_prompt)]
     # Reference first: its posterior is sampled from the same stream as the noise.
     references = [_reference(pipe, processor, path, settings, generator) for path in settings.control]
     height, width = _render_size(settings.height, settings.width)
@@ -109,12 +110,12 @@ Prompt = tuple["torch.Tensor", "torch.Tensor"]
 """Embeddings [1, tokens, width] and their mask [1, tokens], which hides nothing."""
 
 
-def encode(pipe: Any, text: str) -> Prompt:
+def encode(pipe: Any, prompt: str) -> Prompt:
     """The last hidden states of at most 256 tokens; the template's own count."""
     for _ in range(2):  # the model applies the template, and its pipeline's encode_prompt again
-        chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
-        text = pipe.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False)
-    tokens = pipe.tokenizer([text], max_length=256, truncation=True, return_tensors="pt").to(pipe._execution_device)
+        chat = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}]
+        prompt = pipe.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False)
+    tokens = pipe.tokenizer([prompt], max_length=256, truncation=True, return_tensors="pt").to(pipe._execution_device)
     output = pipe.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True)
     embeds = output.hidden_states[-1]
     return embeds, tokens.attention_mask.to(embeds.dtype)

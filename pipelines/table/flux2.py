@@ -46,6 +46,7 @@ def klein(size: str, encoder: str) -> ModelSpec:
         pipeline="Flux2KleinPipeline",
         base=f"black-forest-labs/FLUX.2-klein-base-{size}",
         components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},
+        slow_tokenizers=("tokenizer",),
         guidance="cfg",
         extra={
             "layout": "files",

@@ -41,6 +41,7 @@ HIDREAM = ModelSpec(
     pipeline="HiDreamImagePipeline",
     base="HiDream-ai/HiDream-I1-Full",
     components={"text_encoder_4": LLAMA, "tokenizer_4": LLAMA},
+    slow_tokenizers=("tokenizer_3",),
     denoisers={"": "transformer"},
     quantizes=Quantizes(("text_encoder_4", "text_encoder_3"), "qtype_te", reads="neither"),
     lora_prefixes=("diffusion_model.", "transformer."),

@@ -32,6 +32,7 @@ SHARED: dict[str, Any] = {
     "guidance_scale": 4.0,
     "guidance": "cfg",
     "max_sequence_length": 512,
+    "slow_tokenizers": ("tokenizer",),
     "fewest_steps": 2,  # the terminal shift of a single step is 0 / 0
 }
 FOLDER = "extensions_built_in/diffusion_models/qwen_image"
