@@ -31,7 +31,8 @@ class Simulated:
 
     def __init__(self, render: float, load: float = 0.0, holds: int = 1, dies_at: int | None = None) -> None:
         self.render, self.load, self.holds, self.dies_at = render, load, holds, dies_at
-        self.loaded, self.rendered, self.loads, self.said = list[str](), list[str](), 0, [{"event": "ready"}]
+        self.loaded, self.rendered, self.loads = list[str](), list[str](), 0
+        self.said: list[dict[str, Any]] = [{"event": "ready"}]
 
     def send(self, command: str, payload: Any) -> None:
         job = Job.model_validate(payload["job"])
