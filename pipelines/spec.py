@@ -195,5 +195,9 @@ class ModelSpec:
 
 Spec = TypeVar("Spec", bound=ModelSpec)
 
+INFORMS = ("id", "title", "since", "why_ours", "requires", "quirks", "source", "earlier", "toolkit")
+"""Fields that change no picture: names, words for the reader, which trainer and packages have the model, and what `at`
+makes other rows from. Of every other field something becomes (tests/test_rows.py)."""
+
 LEGACY = ("toolkit/stable_diffusion_model.py", "toolkit/sampler.py", "toolkit/train_tools.py")
 """The trainer's older model class, which renders sd15, sdxl, flux, flex1 and lumina2."""

@@ -92,7 +92,7 @@ def load(spec: Chroma, base: str, dtype: Any) -> Any:
     import transformers
 
     parts = spec.components
-    pipe: Any = diffusers.ChromaPipeline(
+    pipe: Any = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
         tokenizer=loading.tokenizer("T5TokenizerFast", parts["tokenizer"], "tokenizer_2"),
         text_encoder=transformers.T5EncoderModel.from_pretrained(parts["text_encoder"], subfolder="text_encoder_2"),

@@ -190,8 +190,8 @@ def _edit(pipe: Any, spec: QwenEdit, settings: Settings, call: dict[str, Any]) -
     """qwen_image_edit.py: the text encoder sees the control image as it is, the VAE squeezed to the picture's size."""
     control = images.rgb(settings.control[0])
     seen = _seen(spec, _tensor(spec, control, pipe))
-    call |= _embeds(pipe, "prompt", settings.prompt, seen)
-    call |= _embeds(pipe, "negative_prompt", settings.negative_prompt, seen)
+    call |= _embeds(pipe, spec, "prompt", settings.prompt, seen)
+    call |= _embeds(pipe, spec, "negative_prompt", settings.negative_prompt, seen)
     size = (settings.width, settings.height)
     return pipe(image=images.resized(control, size, spec.control_filter), **call)
 
@@ -203,8 +203,8 @@ def _edit_plus(pipe: Any, spec: QwenEditPlus, settings: Settings, call: dict[str
     twice = controls[:1] if settings.ctrl_img else []
     first = [_seen(spec, _tensor(spec, image, pipe)) for image in (*twice, *controls)]
     second = [_seen(spec, image) for image in first] if spec.seen_again_by_negative else first
-    positive = _embeds(pipe, "prompt", settings.prompt, first)
-    negative = _embeds(pipe, "negative_prompt", settings.negative_prompt, second)
+    positive = _embeds(pipe, spec, "prompt", settings.prompt, first)
+    negative = _embeds(pipe, spec, "negative_prompt", settings.negative_prompt, second)
     if settings.do_cfg_norm or not spec.guides(settings.guidance_scale):
         return pipe(image=controls, **call, **positive, **negative)
     transformer = pipe.transformer
@@ -254,13 +254,14 @@ def _seen(spec: Seen, image: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(image, size=size, mode=spec.seen_filter)
 
 
-def _embeds(pipe: Any, name: str, prompt: str, seen: Any) -> dict[str, torch.Tensor]:
+def _embeds(pipe: Any, spec: Seen, name: str, prompt: str, seen: Any) -> dict[str, torch.Tensor]:
     """`<name>_embeds` and their mask, from a prompt and what the text encoder sees."""
     import torch
 
     embeds, mask = pipe.encode_prompt(prompt, image=seen, device=pipe._execution_device)
     if mask is None:  # all tokens are valid
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+    embeds, mask = embeds[:, : spec.max_sequence_length], mask[:, : spec.max_sequence_length]
     return {f"{name}_embeds": embeds.to(pipe.transformer.dtype), f"{name}_embeds_mask": mask}
 
 
