@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import Shapes, module_shapes
 from lora_drift.pipelines.spec import Attention, ModelSpec, Scheduler
@@ -45,9 +46,16 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
         base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
     )
-    # The tokenizers that came with `base` or `elsewhere` are in `pipe` here; all others come from `tokenizer`.
+    for name in TOKENIZERS & pipe.components.keys() - options.keys():  # all others come from `tokenizer`
+        if getattr(pipe, name) is not None:
+            slow = name in spec.slow_tokenizers
+            text.as_the_trainer(getattr(pipe, name), spec, elsewhere.get(name, base), name, slow=slow)
     normalize_in_model_dtype(pipe.vae)
     return finished(pipe, spec, dtype)
+
+
+TOKENIZERS = {"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor"}
+"""Components that read text."""
 
 
 def finished(pipe: Any, spec: ModelSpec, dtype: torch.dtype) -> Any:
@@ -63,11 +71,12 @@ def finished(pipe: Any, spec: ModelSpec, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def tokenizer(cls: str, repo: str, folder: str = "") -> Any:
-    """A tokenizer (or processor) of this class of transformers, from a hub id or folder."""
+def tokenizer(spec: ModelSpec, name: str, cls: str, repo: str, folder: str = "") -> Any:
+    """Component `name`, a tokenizer (or processor) of this class of transformers, from a hub id or folder."""
     import transformers
 
-    return getattr(transformers, cls).from_pretrained(repo, **({"subfolder": folder} if folder else {}))
+    made = getattr(transformers, cls).from_pretrained(repo, **({"subfolder": folder} if folder else {}))
+    return text.as_the_trainer(made, spec, repo, folder, slow=name in spec.slow_tokenizers)
 
 
 def pin_attention_backends(pipe: Any, row: Mapping[str, Attention]) -> None:

@@ -318,20 +318,24 @@ def _stacked(targets: list[Target], shapes: Shapes) -> list[Target]:
 
 
 def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes) -> LowRank | LoKr:
-    parts = {part: tensor.float() for part, tensor in parts.items()}
     shape = shapes[target.component or ""][target.module]
-    change = _lokr(path, name, parts, target, shape) if any(p.startswith("w") for p in parts) else _low_rank(
-        path, name, parts, target)  # fmt: skip
+
+    def made(parts: Mapping[str, torch.Tensor]) -> LowRank | LoKr:
+        lokr = any(p.startswith("w") for p in parts)
+        return _lokr(path, name, parts, target, shape) if lokr else _low_rank(path, name, parts, target)
+
+    # First without the numbers: factors of a few kB may multiply out to more than there is memory.
+    sizes_only = {part: tensor if part == "alpha" else tensor.to("meta").float() for part, tensor in parts.items()}
     try:
-        found = tuple(on_device(change, "meta").weight().shape)  # its size without the product
-    except RuntimeError as error:  # factors that do not multiply, or not to the weight's size
+        found = tuple(on_device(made(sizes_only), "meta").weight().shape)
+    except (RuntimeError, IndexError) as error:  # factors that do not multiply, or not to the weight's size
         sizes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
         raise LoraError(f"{path}: {name} has parts of sizes {sizes}, but {target.module} has {shape}: "
                         "a LoRA for a model of another size") from error  # fmt: skip
     if found != shape:
         raise LoraError(f"{path}: {name} changes a weight of shape {found}, but {target.module} has {shape}: "
                         "a LoRA for a model of another size")  # fmt: skip
-    return change
+    return made({part: tensor.float() for part, tensor in parts.items()})
 
 
 def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target) -> LowRank:

@@ -8,11 +8,13 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import whole
 from lora_drift.pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,19 +102,14 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
 
 
 def _atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write all files beside their places, then move them there: all or none."""
-    parts = {path: path.with_name(f".{path.stem}.part{path.suffix}") for path in files}
+    """Write all files beside their places, then move them there, the first one first: all or none."""
     try:
-        for path, part in parts.items():
-            files[path](part)
-        for path, part in parts.items():
-            part.replace(path)
+        with ExitStack() as stack:
+            for path, write in reversed(list(files.items())):
+                write(stack.enter_context(whole(path)))
     except OSError as error:
         raise RequestError(f"output {next(iter(files))}: could not be written ({error.strerror or error}); nothing was "
                            "left behind") from error  # fmt: skip
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _text_chunk(receipt: Mapping[str, Any]) -> Any:

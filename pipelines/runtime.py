@@ -1,7 +1,7 @@
 """The pipeline object: a base model, perhaps with a LoRA, that renders requests.
 
-import pipelines
-picture = pipelines.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
+import lora_drift
+picture = lora_drift.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
 picture.save("out.png")
 """
 
@@ -252,15 +252,15 @@ def load(
         toolkit: version of the trainer whose samples to reproduce, a member of `lora_drift.pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
-        noise_stream: the torch whose random numbers in half precision to draw, a member of
-            `spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
-            draw the same.
-        resize_order: the Pillow whose way to resize control images to take, a member of
+        noise_stream: which torch's noise a seed gives in bfloat16, a member of
+            `spec.NOISE_STREAMS`; None takes that of the torch that the trainer's README installs. In
+            float32 the noise is the same on every torch.
+        resize_order: which Pillow's way to resize control images, a member of
             `lora_drift.pipelines.spec.RESIZE_ORDERS`; None takes the newest.
-        quantization: how the trainer's job quantised the base model; None for not at all.
-        offload: keep each component in main memory but while it computes.
-        profile: "reference"; "compiled", no longer to the byte; or "fast", where it pays with 8-bit matrix products,
-            too (`lora_drift.pipelines.profiles`).
+        quantization: how the trainer's job quantised the base model; None: it did not.
+        offload: keep each component in main memory, except while it computes.
+        profile: "reference"; "compiled", faster and not exact; or "fast", which also multiplies in 8 bits where it
+            pays (`lora_drift.pipelines.profiles`).
 
     Raises:
         RequestError: unknown model, dtype, noise stream, resize order, trainer version or profile, or a profile that is

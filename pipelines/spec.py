@@ -13,15 +13,17 @@ from typing import Any, Literal, TypeVar, get_args
 TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
 """Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
 NoiseStream = Literal["torch-2.11", "torch-2.13"]
-"""Numbers that torch draws in half precision: those up to 2.11, and those since (`lora_drift.pipelines.noise`)."""
+"""Which noise a seed gives in bfloat16: that of torch <= 2.11, or of >= 2.12 (`lora_drift.pipelines.noise`)."""
 NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
 NOISE_STREAM: NoiseStream = "torch-2.11"
-"""Of the torch that the README of each of the TOOLKITS installs, 2.7.0 (their Docker image: 2.9.1)."""
+"""Default: the noise of torch 2.7.0, which every supported trainer's README installs (their Docker image: 2.9.1)."""
 ResizeOrder = Literal["pillow-12", "pillow-13"]
-"""Which pass of a resize goes first: as in Pillow up to 12, and since (`lora_drift.pipelines.resizing`)."""
+"""Which pass of a resize goes first: as in Pillow <= 12, or >= 13 (`lora_drift.pipelines.resizing`)."""
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
 RESIZE_ORDER: ResizeOrder = "pillow-13"
-"""Of the Pillow that a trainer gets which is installed now: its requirements name none."""
+"""Default: the newest Pillow, which a trainer that is installed today gets: its requirements name no version."""
+Tokenization = Literal["transformers-4.57", "transformers-5.5"]
+"""Which transformers a trainer reads prompts with (`lora_drift.pipelines.text`): 4.57.3 up to 0.9.0, 5.5.3 since."""
 Guidance = Literal["cfg", "cfg_always", "cfg_above_zero", "cfg_above_one", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,
@@ -130,10 +132,14 @@ class ModelSpec:
     encoder_attention: Mapping[str, Attention] = field(default_factory=dict)
     """Text encoder -> the attention of the trainer's transformers (4.57), where 5 chooses another. They round
     otherwise: 0.6 % of T5's embeddings in bfloat16."""
+    tokenization: Tokenization = "transformers-4.57"
+    slow_tokenizers: tuple[str, ...] = ()
+    """T5 or Qwen tokenizers that the trainer loads as transformers 4's Python class, not from `tokenizer.json`
+    (`lora_drift.pipelines.text`). CLIP's always are."""
     lora_mode: Literal["merged", "live"] = "merged"
     """How the trainer applies the LoRA while sampling an unquantised job whose samples share one multiplier."""
     quantizes: Quantizes | None = None
-    """None: a job may ask for it in vain (only, its LoRA is live then)."""
+    """None: the trainer ignores the job's `quantize`, except that the LoRA is then live."""
     smallest_side: int = 64
     """Sides below become this (the trainer's rule for every model, as the next)."""
     asked_divisor: int = 8
@@ -150,14 +156,14 @@ class ModelSpec:
     """... or, if this is set, the next smaller `frame_step * n + 1` (16 -> 9)."""
     fewest_steps: int = 1
     most_steps: int = 1000
-    """The trainer fails beyond: UniPC no longer tells the first two timesteps, which are rounded, apart, say."""
+    """The trainer fails beyond this: UniPC, for example, no longer tells the first two (rounded) timesteps apart."""
     why_ours: str = ""
     """Why the denoising loop or a model class is written out here."""
     requires: tuple[str, ...] = ()
     """Python packages that this model needs besides those of the project, or newer than the project does
     ("diffusers>=0.38"); checked before weights load."""
     quirks: tuple[str, ...] = ()
-    """What a stranger would take for a mistake of ours: the trainer does it, so we do."""
+    """What looks like a mistake of ours: the trainer does it, so it is reproduced."""
     source: tuple[str, ...] = ()
     """Trainer files that this row and its family module follow."""
     since: str = TOOLKITS[0]

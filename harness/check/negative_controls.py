@@ -1,9 +1,9 @@
-"""Negative controls: deliberate changes that must leave the gate, or the case proves nothing."""
+"""Negative controls: deliberate mistakes, which must be outside the tolerance, or the case proves nothing."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
-from lora_drift.harness.check.cases import ASSETS
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Settings
 
@@ -27,7 +27,9 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
     if settings.control:
         flipped = (*settings.control[1:], settings.control[0])
         unlike = "other.inpaint.png" if ".inpaint." in settings.control[0] else "other.png"
-        other = flipped if len(settings.control) > 1 else (str(ASSETS / unlike),)
+        other = flipped if len(settings.control) > 1 else (str(Path(settings.control[0]).with_name(unlike)),)
+        if not Path(other[0]).is_file():
+            raise FileNotFoundError(f"{other[0]}: put a picture there, unlike that of the case; it must be told apart")
         yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
     if negative_counts(pipeline, settings) and settings.negative_prompt:
         yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

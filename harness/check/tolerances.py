@@ -1,8 +1,8 @@
-"""Gates: how far from its golden a render may be.
+"""Tolerances: how far from its golden a render may be.
 
-A gate is not chosen but derived: the largest distance measured between renders that are legally the same (the same
+A tolerance is not chosen but derived: the largest distance measured between renders that are equally correct (the same
 code again, merged against live LoRA, one thread against two, another torch with its libraries), times a stated factor.
-`lora-drift gates` measures them and writes gates.json; the report shows spread and gate side by side.
+`lora-drift tolerances` measures them and writes tolerances.json; the report shows spread and tolerance side by side.
 """
 
 import json
@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check.results import Metric
 
-GATES = Path(__file__).parent / "tolerances.json"
+TOLERANCES = Path(__file__).parent / "tolerances.json"
 FACTORS = {"latents_rel_l2": 4.0, "audio_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
-"""pixel_max counts whole steps of 1/255, so its spread is its gate. A traced boundary is known only from a sketch, so
+"""pixel_max counts whole steps of 1/255, so its spread is its tolerance. A traced stage is known only from a sketch, so
 its factor is larger."""
 
 
-class Gate(BaseModel):
+class Tolerance(BaseModel):
     """One limit: `spread` was measured in the comparison `seen_in`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,31 +34,33 @@ class Gate(BaseModel):
         return self.spread * self.factor
 
 
-class GateError(Exception):
-    """No gate was measured for this tier, device and dtype."""
+class ToleranceError(Exception):
+    """No tolerance was measured for this tier, device and dtype."""
 
 
 @cache
-def load(tier: str, device: str, dtype: str, *, same_torch: bool = False) -> dict[str, Gate]:
-    """Metric name -> gate. `device` is a kind of device (`environment.device_kind`); where the golden is of the
+def load(tier: str, device: str, dtype: str, *, same_torch: bool = False) -> dict[str, Tolerance]:
+    """Metric name -> tolerance. `device` is a kind of device (`environment.device_kind`); where the golden is of the
     same torch, what was measured for that counts: on a GPU, the same bits.
 
     Raises:
-        GateError: nothing was measured there; a run without a gate cannot pass.
+        ToleranceError: nothing was measured there; a run without a tolerance cannot pass.
     """
     key, exact = f"{tier}/{device}/{dtype}", f"{tier}/{device}/{dtype}/same torch"
-    table = json.loads(GATES.read_text(encoding="utf-8"))["gates"]
+    table = json.loads(TOLERANCES.read_text(encoding="utf-8"))["gates"]
     key = exact if same_torch and exact in table else key
     if key not in table:
         options = f"--tier {tier} --device {'cpu' if device == 'cpu' else 'cuda'} --dtype {dtype} --write"
-        raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}), and nothing passes without; "
-                        f"measure them: lora-drift gates {options}")  # fmt: skip
-    return {name: Gate.model_validate(value) for name, value in table[key].items()}
+        raise ToleranceError(f"no tolerances were measured for {key} (known: {', '.join(table)}), so nothing passes; "
+                        f"measure them: lora-drift tolerances {options}")  # fmt: skip
+    return {name: Tolerance.model_validate(value) for name, value in table[key].items()}
 
 
-def apply(metrics: Iterable[Metric], gates: dict[str, Gate]) -> list[Metric]:
-    """The same metrics with `gate` and `floor` filled in where there is a gate."""
+def apply(metrics: Iterable[Metric], tolerances: dict[str, Tolerance]) -> list[Metric]:
+    """The same metrics with `gate` and `floor` filled in where there is a tolerance."""
     return [
-        m.model_copy(update={"gate": gates[m.name].limit, "floor": gates[m.name].spread}) if m.name in gates else m
+        m.model_copy(update={"gate": tolerances[m.name].limit, "floor": tolerances[m.name].spread})
+        if m.name in tolerances
+        else m
         for m in metrics
     ]

@@ -16,10 +16,10 @@ app = typer.Typer()
 @app.command()
 def sample(
     context: typer.Context,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold [trigger] and flags (--w 512 ...)")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".png .mkv are lossless; .jpg .webp .mp4 are not")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags (--w 512 ...)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="lossless: .png .mkv; lossy: .jpg .webp .mp4")],
     model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")] = "",
-    job: Annotated[Path | None, typer.Option(help="a training job's folder: its model, LoRA and settings")] = None,
+    job: Annotated[Path | None, typer.Option(help="take model, LoRA and settings from a training job's folder")] = None,
     step: Annotated[int | None, typer.Option(help="which of the job's LoRAs (default: the last)")] = None,
     lora: options.LoraFiles = None,
     negative: options.Negative = "",
@@ -28,7 +28,7 @@ def sample(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_rescale: options.GuidanceRescale = 0.0,
-    seed: Annotated[int, typer.Option(help="-1 draws one")] = 42,
+    seed: Annotated[int, typer.Option(help="-1 takes a random one")] = 42,
     multiplier: options.Multiplier = 1.0,
     frames: options.Frames = None,
     fps: options.Fps = None,
@@ -44,20 +44,22 @@ def sample(
     noise_stream: options.NoiseStream = None,
     resize_order: options.ResizeOrder = None,
     quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
-    quantize_te: Annotated[bool | None, typer.Option(help="the text encoder too (default: as --quantize)")] = None,
-    qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
-    qtype_te: Annotated[str, typer.Option(help="of the text encoder, where the trainer tells them apart")] = "qfloat8",
+    quantize_te: Annotated[
+        bool | None, typer.Option(help="quantise the text encoder too (default: as --quantize)")
+    ] = None,
+    qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7, or TYPE|ADAPTER")] = "qfloat8",
+    qtype_te: Annotated[str, typer.Option(help="the same for the text encoder, where the trainer has two")] = "qfloat8",
     recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
-    profile: Annotated[str, typer.Option(help="reference; not to the byte: compiled, or fast")] = "reference",
+    profile: Annotated[str, typer.Option(help="reference; or faster and not exact: compiled, fast")] = "reference",
     mini: options.Mini = False,
     as_json: options.Json = False,
 ) -> None:
-    """Render one picture or video, with a receipt (OUTPUT.json) that says exactly how it came to be.
+    """Render one picture or video, with a receipt (OUTPUT.json) that says how to render it again.
 
-    Weights are read from the ordinary Hugging Face cache, or downloaded to it.
+    Weights are read from your usual Hugging Face cache, or downloaded to it.
 
-        lora-drift sample -m flux --lora my.safetensors -p "a photo of [trigger]" --trigger sks -o out.png
-        lora-drift sample --job output/my_lora -p "a photo of [trigger]" -o out.png
+        lora-drift sample -m flux --lora my.safetensors -p "a photo of \\[trigger]" --trigger sks -o out.png
+        lora-drift sample --job output/my_lora -p "a photo of \\[trigger]" -o out.png
     """
     if job is not None:
         asked = {name: value for name, value in locals().items() if name != "job"}

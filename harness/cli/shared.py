@@ -13,19 +13,22 @@ def fail(message: object) -> NoReturn:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Errors that a user can mend end in one paragraph and exit code 2."""
+def user_errors(needs: str | None = None) -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2. `needs`: the extra that the command is of."""
+    from lora_drift.harness import extras
     from lora_drift.harness.check.cases import CaseError
-    from lora_drift.harness.check.tolerances import GateError
+    from lora_drift.harness.check.tolerances import ToleranceError
     from lora_drift.harness.minihub.factory import MiniHubError
     from lora_drift.harness.studies.matrix import MatrixError
     from lora_drift.harness.tags import TagError
     from lora_drift.harness.trainer.jobs import JobError
     from lora_drift.pipelines import RequestError
 
+    if needs is not None and (lacking := extras.lacking(needs)):
+        fail(f"this command {lacking}")
     try:
         yield
-    except (RequestError, CaseError, GateError, JobError, MiniHubError, TagError, MatrixError) as error:
+    except (RequestError, CaseError, ToleranceError, JobError, MiniHubError, TagError, MatrixError) as error:
         fail(error)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_drift.pipelines import loading
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.family import nothing_to_refuse
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
@@ -94,7 +95,7 @@ def load(spec: Chroma, base: str, dtype: Any) -> Any:
     parts = spec.components
     pipe: Any = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
-        tokenizer=loading.tokenizer("T5TokenizerFast", parts["tokenizer"], "tokenizer_2"),
+        tokenizer=loading.tokenizer(spec, "tokenizer", "T5TokenizerFast", parts["tokenizer"], "tokenizer_2"),
         text_encoder=transformers.T5EncoderModel.from_pretrained(parts["text_encoder"], subfolder="text_encoder_2"),
         vae=diffusers.AutoencoderKL.from_pretrained(parts["vae"], subfolder="vae"),
         transformer=load_denoiser(checkpoint(base), dtype, spec.norm_eps),
@@ -162,12 +163,9 @@ def denoiser_shapes(_spec: Chroma, base: str) -> Shapes:
     """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
     import torch
     from diffusers import ChromaTransformer2DModel
-    from safetensors import safe_open
 
-    with safe_open(checkpoint(base), framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     with torch.device("meta"):
-        model: Any = ChromaTransformer2DModel(**sizes(shapes))
+        model: Any = ChromaTransformer2DModel(**sizes(tensor_shapes(checkpoint(base))))
     return {"transformer": dict(module_shapes(model))}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
@@ -99,6 +100,7 @@ def klein(size: str, encoder: str) -> Flux2:
         base=f"black-forest-labs/FLUX.2-klein-base-{size}",
         components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},
         guidance="cfg",
+        slow_tokenizers=("tokenizer",),
         layout="files",
         transformer_file=f"flux-2-klein-base-{size.lower()}.safetensors",
         vae_file="ae.safetensors",
@@ -239,14 +241,14 @@ def _files(spec: Flux2, base: str) -> tuple[Any, Any]:
 
     path = _file(base, spec.transformer_file, spec)
     with torch.device("meta"):
-        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(tensor_shapes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.vae_file).is_file()
     path = _file(base if beside else spec.components.get("vae", base), spec.vae_file, spec)
-    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    vae: Any = AutoencoderKLFlux2(**_vae_config(tensor_shapes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
@@ -266,7 +268,7 @@ def _text_encoder(spec: Flux2, dtype: Any) -> tuple[Any, Any]:
 
     repo = spec.components["text_encoder"]
     encoder = getattr(transformers, spec.text_encoder_class).from_pretrained(repo, dtype=dtype)
-    tokenizer = loading.tokenizer(spec.tokenizer_class, repo)
+    tokenizer = loading.tokenizer(spec, "tokenizer", spec.tokenizer_class, repo)
     if spec.padding_side is not None:  # transformers 4 chooses a class with this default
         getattr(tokenizer, "tokenizer", tokenizer).padding_side = spec.padding_side
     return encoder, tokenizer
@@ -292,14 +294,6 @@ def _file(base: str, name: str, spec: Flux2) -> Path:
 
 def _wanted(spec: Flux2) -> str:
     return f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
-
-
-def _sizes(path: Path) -> Sizes:
-    """Shapes from the head of a safetensors file, without reading weights."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _count(sizes: Sizes, pattern: str) -> int:
@@ -345,7 +339,9 @@ def denoiser_shapes(spec: Flux2, base: str) -> Shapes:
     from diffusers import Flux2Transformer2DModel
 
     with torch.device("meta"):
-        model: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(_file(base, spec.transformer_file, spec))))
+        model: Any = Flux2Transformer2DModel(
+            **_transformer_config(tensor_shapes(_file(base, spec.transformer_file, spec)))
+        )
     return {"transformer": dict(module_shapes(model))}
 
 

@@ -102,6 +102,7 @@ HIDREAM = HiDreamI1(
     guidance="cfg",
     max_sequence_length=128,
     encoder_attention=ATTENTION,
+    slow_tokenizers=("tokenizer_3",),
     read_in="bfloat16",
     base_image_seq_len=256,
     base_shift=0.5,
@@ -141,6 +142,7 @@ HIDREAM_E1 = HiDreamE1(
     guidance="cfg",
     max_sequence_length=128,
     encoder_attention=ATTENTION,
+    slow_tokenizers=("tokenizer_3",),
     read_in="bfloat16",
     controls=(1, 1),
     control_filter="bilinear",
@@ -181,7 +183,7 @@ def load(spec: HiDream, base: str, dtype: Any) -> Any:
     llama = LlamaForCausalLM.from_pretrained(
         spec.components["text_encoder_4"], dtype=dtype, attn_implementation=spec.encoder_attention["text_encoder_4"]
     )
-    tokenizer = loading.tokenizer("PreTrainedTokenizerFast", spec.components["tokenizer_4"])
+    tokenizer = loading.tokenizer(spec, "tokenizer_4", "PreTrainedTokenizerFast", spec.components["tokenizer_4"])
     stock = replace(spec, pipeline="HiDreamImagePipeline")
     pipe = loading.pipeline(stock, base, dtype, text_encoder_4=llama, tokenizer_4=tokenizer)
     # Buffers the trainer computes in float32, as we did.

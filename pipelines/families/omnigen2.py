@@ -109,7 +109,7 @@ def load(spec: OmniGen2, base: str, dtype: Any) -> Any:
         transformer=part(OmniGen2Transformer2DModel, "transformer"),
         vae=part(AutoencoderKL, "vae"),
         text_encoder=part(transformers.Qwen2_5_VLForConditionalGeneration, "mllm"),
-        tokenizer=loading.tokenizer("Qwen2TokenizerFast", base, "processor"),
+        tokenizer=loading.tokenizer(spec, "tokenizer", "Qwen2TokenizerFast", base, "processor"),
         scheduler=loading.scheduler(spec.scheduler),
     )
     return loading.finished(pipe, spec, dtype)

@@ -64,6 +64,7 @@ SHARED: dict[str, Any] = {
     "family": "qwen",
     "denoisers": {"": "transformer"},
     "quantizes": Quantizes(encoder_qtype="qtype_te"),
+    "slow_tokenizers": ("tokenizer",),
     "lora_prefixes": ("diffusion_model.", "transformer."),
     "scheduler": QWEN_SCHEDULER,
     "size_divisor": 32,

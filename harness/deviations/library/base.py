@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -110,6 +110,13 @@ class Subject:
 
 Change = Callable[[Subject], Iterator[Subject]]
 Shows = str | Callable[[Subject], str]
+Kind = Literal[
+    "request", "adapter", "text", "encode", "control", "schedule", "noise", "guidance", "precision", "output"
+]  # fmt: skip
+"""What part of the inference graph a variation changes: the request, the LoRA, the letters of prompts, their encoding,
+control images, the schedule with its scheduler, the noise, the guidance, the numbers that anything computes with, or
+the decoding and what follows it."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,13 @@ class Variation:
     """One sentence: what another stack does there."""
     source: str
     """Where it was seen: a bug, a thread, a difference between stacks."""
-    kind: str
-    """Module of this package: what part of the graph it belongs to."""
+    kind: Kind
     applies: Callable[[Subject], bool]
     change: Change
     _shows: Shows
 
     def shows(self, subject: Subject) -> str:
-        """The boundary at which it must show first: a prefix of `divergence.place`."""
+        """The stage at which it must show first: a prefix of `divergence.place`."""
         return self._shows if isinstance(self._shows, str) else self._shows(subject)
 
     def applied(self, subject: Subject) -> AbstractContextManager[Subject]:
@@ -136,21 +142,26 @@ class Variation:
         return contextmanager(self.change)(subject)
 
 
-LIBRARY: dict[str, Variation] = {}
-"""Every variation by its name, in the order of the inference graph."""
+_defined: dict[str, Variation] = {}
 
 
-def variation(*, shows: Shows, source: str, applies: Callable[[Subject], bool]) -> Callable[[Change], Change]:
+def variation(
+    kind: Kind, *, shows: Shows, source: str, applies: Callable[[Subject], bool]
+) -> Callable[[Change], Change]:
     """Add a function to the library. Its name is the variation's, its docstring says what another stack does."""
 
     def add(change: Change) -> Change:
         name = change.__name__.replace("_", " ").strip()
-        assert change.__doc__ and name not in LIBRARY
-        about = " ".join(change.__doc__.split())
-        LIBRARY[name] = Variation(name, about, source, change.__module__.rpartition(".")[2], applies, change, shows)
+        assert change.__doc__ and name not in _defined
+        _defined[name] = Variation(name, " ".join(change.__doc__.split()), source, kind, applies, change, shows)
         return change
 
     return add
+
+
+def library() -> dict[str, Variation]:
+    """The variations defined so far, by name, in the order of the inference graph, in whatever files they stand."""
+    return dict(sorted(_defined.items(), key=lambda item: KINDS.index(item[1].kind)))
 
 
 # -------------------------------------------------------------------------------------------------------- predicates

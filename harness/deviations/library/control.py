@@ -69,6 +69,7 @@ def _filtered(other: Callable[[int], int]) -> AbstractContextManager[None]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="ComfyUI's image nodes default to nearest-exact; Diffusers' VaeImageProcessor takes any filter",
     applies=_resized,
@@ -80,6 +81,7 @@ def resized_to_the_nearest_pixel(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="runcomfy ai-toolkit-inference qwen_image.py line 611: LANCZOS in place of the trainer's BILINEAR",
     applies=_resized,
@@ -104,6 +106,7 @@ def _boxed(s: Subject, picture: Picture, inside: bool) -> Picture:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="ComfyUI's ImageScale with crop 'center'; image-to-video examples crop; the trainer stretches",
     applies=lambda s: _has(s) and s.spec.family != "flux2" and _other_shape(s),
@@ -115,6 +118,7 @@ def cropped_instead_of_stretched(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="servers that fit uploads into a canvas (Diffusers resize_mode 'fill', A1111's 'resize and fill')",
     applies=lambda s: _has(s) and s.spec.family != "flux2" and _other_shape(s),
@@ -126,6 +130,7 @@ def padded_instead_of_stretched(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="OpenCV reads BGR; nodes and servers that decode uploads with cv2.imdecode",
     applies=_has,
@@ -137,6 +142,7 @@ def control_image_in_bgr(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="servers that store uploads as JPEG (runcomfy ai-toolkit-inference does so with its own pictures)",
     applies=_has,
@@ -162,6 +168,7 @@ def _alpha(s: Subject) -> bool:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="browsers and ComfyUI's LoadImage blend transparency with a background; the trainer drops the channel",
     applies=_alpha,
@@ -179,6 +186,7 @@ def transparency_blended_with_white(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="inpainting masks: white means 'paint here' in Diffusers and ComfyUI, alpha 0 means it in the trainer",
     applies=lambda s: _has(s) and s.spec.id == "flex2" and ".inpaint." in s.settings.control[0],
@@ -193,6 +201,7 @@ def inpainting_mask_inverted(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="runcomfy ai-toolkit-inference request.py lines 66-80; clients that send a map of control images unordered",
     applies=lambda s: len(s.settings.control) > 1,
@@ -203,6 +212,7 @@ def control_images_in_another_order(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="runcomfy ai-toolkit-inference request.py: ctrl_img is dropped beside ctrl_img_2; nodes with one input",
     applies=lambda s: len(s.settings.control) > 1,
@@ -213,6 +223,7 @@ def first_control_image_only(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="trainer toolkit/models/base_model.py: ctrl_img is also ctrl_img_1, so the text encoder sees it twice",
     applies=lambda s: s.settings.ctrl_img is not None and s.spec.family == "qwen",
@@ -223,6 +234,7 @@ def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     # Where the control image's posterior is drawn before the noise, the noise becomes another without it.
     shows=lambda s: NOISE if s.spec.id == "flex2" else _encoded(s),
     source="runcomfy ai-toolkit-inference flex2.py lines 63-77, flux2_diffusers.py line 56: control images ignored",
@@ -234,6 +246,7 @@ def control_image_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="Diffusers do_normalize: VAEs expect -1 to 1, vision encoders and to_tensor give 0 to 1",
     applies=_has,
@@ -249,6 +262,7 @@ def control_image_from_zero_to_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="Diffusers 0.42 LTX2ImageToVideoPipeline image_crf 33 by default; the trainer's pinned one has no such step",
     applies=lambda s: _has(s) and s.spec.family == "ltx2",
@@ -280,6 +294,7 @@ def _h264(picture: Picture) -> Picture:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="stock FluxKontextPipeline's _auto_resize picks one of Kontext's resolutions; the trainer turns it off",
     applies=lambda s: s.spec.id == "flux_kontext",
@@ -298,6 +313,7 @@ def control_image_at_a_preferred_size(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="ComfyUI's FLUX.2 and other workflows scale references to the picture's size; the trainer crops them to 16",
     applies=lambda s: (
@@ -311,6 +327,7 @@ def references_at_the_size_of_the_picture(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="Diffusers VAE_IMAGE_SIZE (a megapixel); ComfyUI's Qwen edit nodes encode references at other sizes",
     applies=lambda s: s.spec.family == "qwen" and s.spec.controls[1] > 1,
@@ -324,6 +341,7 @@ def references_at_another_area(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="ComfyUI's CLIPVisionEncode crops the original; the trainer gives CLIP the picture stretched to the video",
     applies=lambda s: s.spec.id.startswith("wan21_i2v") and _other_shape(s),
@@ -346,6 +364,7 @@ def _sees(s: Subject) -> bool:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="trainer 0.11 mended the swap of height and width; stock Diffusers and ComfyUI keep proportions",
     applies=_sees,
@@ -356,6 +375,7 @@ def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="stock Diffusers hands over pictures of 0 to 255; the trainer tensors of 0 to 1, which are divided again",
     applies=_sees,
@@ -366,6 +386,7 @@ def picture_divided_by_255_once(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=NEGATIVE,
     source="runcomfy ai-toolkit-inference qwen_image.py lines 722-727: the negative prompt sees what the positive does",
     applies=lambda s: _sees(s) and s.spec.controls[1] > 1 and s.guided,
@@ -376,6 +397,7 @@ def negative_prompt_sees_the_same_picture(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="transformers 5 with Diffusers to 0.42: picture tokens are not marked, so they get the positions of words",
     applies=lambda s: _sees(s) and "mm_token_type_ids" in inspect.signature(s.pipe.text_encoder.forward).parameters,

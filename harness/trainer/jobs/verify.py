@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from lora_drift.harness.check import metrics, tolerances
-from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.check.metrics import Array, mean_difference
 from lora_drift.harness.check.results import Metric
 from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.trainer.jobs import JobError, plan
@@ -21,7 +21,7 @@ from lora_drift.harness.trainer.jobs.folder import Checkpoint, Folder, Sample
 from lora_drift.harness.trainer.jobs.job_file import Sampling
 from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.harness.trainer.jobs.reader import Job
-from lora_drift.harness.trainer.jobs.rounding import WORN, effects, mean_difference, worn
+from lora_drift.harness.trainer.jobs.rounding import WORN, effects, worn
 from lora_drift.pipelines import LoraError, RequestError
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.settings import LoraMode, Request, Settings
