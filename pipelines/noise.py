@@ -13,14 +13,14 @@ DistributionTemplates.h; tests/noise_streams.json holds what the real ones drew)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 
-from lora_drift.pipelines.spec import NoiseStream
+from lora_drift.pipelines.shared_patch import SharedPatch
+from lora_drift.pipelines.spec import NoiseStream, Posterior
 
 BLOCK = 16
 """torch turns uniform numbers into normal ones 16 at a time: 8 radii, then 8 angles. Fewer are drawn one by one, in
@@ -97,6 +97,11 @@ def draw(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, devic
     return normal(shape, generator, dtype).to(device)
 
 
+def posterior(distribution: Any, taken: Posterior, generator: Generator) -> torch.Tensor:
+    """What a row takes of a VAE's posterior (`encode(x).latent_dist`)."""
+    return distribution.mode() if taken == "mode" else posterior_sample(distribution, generator)
+
+
 def posterior_sample(distribution: Any, generator: Generator) -> torch.Tensor:
     """A sample of a VAE's posterior (`encode(x).latent_dist`), drawn from the render's own generator.
 
@@ -111,26 +116,30 @@ def posterior_sample(distribution: Any, generator: Generator) -> torch.Tensor:
     return distribution.mean + distribution.std * noise
 
 
-@contextmanager
-def through_diffusers() -> Iterator[None]:
-    """While the block runs, what Diffusers draws from a `Generator` (initial noise, the noise of a scheduler's steps,
-    posteriors) comes from `normal`. It draws all of that in one place, `randn_tensor`, whose torch is wrapped."""
-    from diffusers.utils import torch_utils
+def _torch_that_draws_ours(original: Any) -> Any:
+    """A stand-in for torch whose `randn` draws for our generators; for any other it is torch's own."""
 
     class Torch:
         def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
+            return getattr(original, name)
 
         @staticmethod
         def randn(shape: Any, **options: Any) -> torch.Tensor:
             generator = options.get("generator")
             if not isinstance(generator, Generator):
-                return torch.randn(shape, **options)
+                return original.randn(shape, **options)
             return draw(tuple(shape), generator, options["dtype"] or torch.get_default_dtype(), options["device"])
 
-    before = torch_utils.torch
-    torch_utils.torch = Torch()
-    try:
-        yield
-    finally:
-        torch_utils.torch = before
+    return Torch()
+
+
+_PATCH = SharedPatch("torch", _torch_that_draws_ours)
+
+
+def diffusers_draws_ours() -> AbstractContextManager[None]:
+    """While the block runs, what Diffusers draws from a `Generator` (initial noise, the noise of a scheduler's steps,
+    posteriors) comes from `normal`. It draws all of that in one place, `randn_tensor`, whose torch is replaced; what
+    draws from another generator, in this thread or another, does not notice."""
+    from diffusers.utils import torch_utils
+
+    return _PATCH.on(torch_utils)

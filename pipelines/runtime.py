@@ -8,23 +8,24 @@ picture.save("out.png")
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_drift.pipelines import loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
 from lora_drift.pipelines.errors import Cancelled, RequestError, Unsupported
+from lora_drift.pipelines.family import Family
 from lora_drift.pipelines.lora import Lora, Shapes, read
-from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.profiles import Profile
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from lora_drift.pipelines.registry import FAMILIES, spec_of
+from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import (
     NOISE_STREAM,
     NOISE_STREAMS,
@@ -36,29 +37,9 @@ from lora_drift.pipelines.spec import (
     ResizeOrder,
 )
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 Watch = Callable[[Any], AbstractContextManager[Any]]
 StepCallback = Callable[[int, int], bool | None]
 """Called as (step done, steps in all) after each denoising step; returning False cancels the render."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """Rendered frames (one for a picture) and the receipt that says how they came to be."""
-
-    media: Media
-    settings: Settings
-    receipt: dict[str, Any]
-
-    @property
-    def frames(self) -> list[Image.Image]:
-        return self.media.frames
-
-    def save(self, path: str | Path, *, quality: int | None = None) -> Path:
-        """Write the picture or video and `<path>.json`, the receipt, next to it. See `output.save`."""
-        return output.save(self, Path(path), quality=quality)
 
 
 class Base:
@@ -80,18 +61,17 @@ class Base:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
         self.noise_stream, self.resize_order = noise_stream, resize_order
         self.quantization, self.profile = quantization, profile
-        self.family = importlib.import_module(f"lora_drift.pipelines.families.{spec.family}")
+        self.family: Family[Any] = FAMILIES[spec.family]
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Layout of the denoisers, from their configs alone. A family may know better (`denoiser_shapes`)."""
-        find = getattr(self.family, "denoiser_shapes", loading.denoiser_shapes)
-        return find(self.spec, self.repo)
+        """Layout of the denoisers, without their weights."""
+        return self.family.denoiser_shapes(self.spec, self.repo)
 
     @cached_property
     def recovery(self) -> Lora | None:
         """The accuracy-recovery adapter of a quantised base."""
-        return quantize.recovery_adapter(self.quantization, self.spec, self.shapes)
+        return quantize.recovery_adapter(self.quantization, self.spec, self.shapes, self.family.lora_targets)
 
     @cached_property
     def pipe(self) -> Any:
@@ -168,7 +148,8 @@ class Pipeline:
             raise RequestError("with_lora() needs a file: path, or high and low")
         if mode == "merged" and self.base.quantization.quantize:
             raise RequestError("mode merged: a LoRA cannot be merged into a quantised base; leave it out, or take live")
-        lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
+        base = self.base
+        lora = read(files, self.spec, base.shapes, base.family.lora_targets, allow_partial=allow_partial)
         lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
         return replace(self, lora=lora, mode=mode or self.usual_mode)
 
@@ -192,8 +173,7 @@ class Pipeline:
 
         from lora_drift.pipelines import noise, resizing
 
-        if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
-            self.base.family.check(self.spec, self.base.repo, settings)
+        self.base.family.check(self.spec, self.base.repo, settings)  # before weights load
         pipe = self.base.pipe
         self.base.adapter.set(self.lora, settings.multiplier, self.mode)
         pipe.scheduler = loading.scheduler(self.spec.scheduler)
@@ -204,8 +184,10 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream)
-        with torch.no_grad(), noise.through_diffusers(), resizing.in_order(self.base.resize_order), watch(pipe):
-            media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
+        with torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order), watch(pipe):
+            media = self.base.family.render(
+                pipe, self.spec, settings, generator=generator, callback_on_step_end=after_step
+            )
         return Output(media, settings, self._receipt(settings, media))
 
     def _receipt(self, settings: Settings, media: Media) -> dict[str, Any]:

@@ -263,7 +263,7 @@ async def _keep_controls(job: Job, spec: ModelSpec, items: list[PromptItem], set
         for field, picture in slots.items():
             label = f"prompts[{i}].{field}"
             # Flex.2 knows an inpainting image, whose alpha channel counts, by its name.
-            kind = ".inpaint" if spec.family == "flex2" and item.ctrl_idx == 0 else ""
+            kind = ".inpaint" if spec.id == "flex2" and item.ctrl_idx == 0 else ""
             path = await controls.keep(picture, label, folder / f"{i}-{field}{kind}.picture", settings)
             prompt.controls[str(path)] = label
             paths[field] = str(path)

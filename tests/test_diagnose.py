@@ -22,8 +22,7 @@ from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation, applicable
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.errors import RequestError
-from lora_drift.pipelines.output import Media
-from lora_drift.pipelines.runtime import Output
+from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.settings import Request
 
 REQUEST = Request("a red fox", negative="blurry", width=64, height=64, steps=3, guidance_scale=4.0, seed=7)

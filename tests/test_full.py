@@ -20,7 +20,7 @@ from lora_drift.harness.check.results import Result
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.recorder import job_config, store
-from lora_drift.pipelines.settings import spec_of
+from lora_drift.pipelines.registry import spec_of
 
 pytest_plugins = ["pytester"]
 

@@ -407,7 +407,8 @@ def test_the_name_is_the_jobs_and_cached_prompts_keep_the_trigger_unreplaced(tmp
 
 @given(st.integers(64, 2048), st.integers(1, 50), st.floats(0, 20), st.integers(0, 2**32), st.floats(0, 2))
 def test_flags_in_a_prompt_win_over_the_jobs_fields(width: int, steps: int, scale: float, seed: int, m: float) -> None:
-    from lora_drift.pipelines.settings import Request, resolve, spec_of
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import Request, resolve
 
     prompt = f"a fox --w {width} --s {steps} --cfg {scale!r} --d {seed} --m {m!r} --ar 16:9"
     settings = resolve(spec_of("flux"), Request(prompt, width=512, steps=3, guidance_scale=1, seed=1, multiplier=1))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_drift.pipelines import MODELS, LoraError
+from lora_drift.pipelines.family import same_name
 from lora_drift.pipelines.lora import read
 
 SHAPES: Mapping[str, Mapping[str, tuple[int, ...]]] = {"transformer": {"proj": (16, 16)}}
@@ -43,7 +44,7 @@ def test_sizes_are_compared_before_factors_are_multiplied(tmp_path: Path, what: 
     prefix = MODELS["lumina2"].lora_prefixes[0]
     save_file({f"{prefix}proj.{name}": torch.ones(size) for name, size in FACTORS[what].items()}, path)
     with Largest() as largest, pytest.raises(LoraError, match="another size"):
-        read({"": path}, MODELS["lumina2"], SHAPES)
+        read({"": path}, MODELS["lumina2"], SHAPES, same_name)
     assert largest.bytes <= path.stat().st_size
 
 
@@ -53,5 +54,5 @@ def test_factors_of_two_precisions_are_one_lora(tmp_path: Path) -> None:
     factors = {"lokr_w1": torch.ones(4, 4).bfloat16(), "lokr_w2_a": torch.ones(4, 2).half(),
                "lokr_w2_b": torch.ones(2, 4)}  # fmt: skip
     save_file({f"{prefix}proj.{name}": value for name, value in factors.items()}, path)
-    (delta,) = read({"": path}, MODELS["lumina2"], SHAPES).deltas
+    (delta,) = read({"": path}, MODELS["lumina2"], SHAPES, same_name).deltas
     assert torch.equal(delta.change.weight(), torch.full((16, 16), 2.0))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError, loading
-from lora_drift.pipelines.settings import Request, Settings, resolve, spec_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Request, Settings, resolve
 from lora_drift.pipelines.spec import TOOLKITS
 
 CORE = ("sd15", "sdxl", "flux", "zimage_turbo", "wan21_1b")
@@ -202,7 +203,7 @@ STEPWISE = {
     (spec.scheduler.cls, repr(spec.scheduler.config)): spec
     for model in MODELS.values()
     for spec in map(model.at, TOOLKITS)
-    if spec.scheduler.cls.startswith("DDPM") or "UniPC" in spec.scheduler.cls
+    if spec.scheduler.name.startswith("DDPM") or "UniPC" in spec.scheduler.name
 }
 """A row for each scheduler that rounds its timesteps."""
 

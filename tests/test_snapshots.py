@@ -16,7 +16,8 @@ from lora_drift.harness.cli.main import app as command_line
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.jobs import folder, plan, reader
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
-from lora_drift.pipelines.settings import Request, Settings, resolve, spec_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Request, Settings, resolve
 from lora_drift.pipelines.spec import TOOLKITS
 
 CONTROL = str(ASSETS / "wide.png")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import transformers
+from lora_drift.pipelines.table import MODELS
 
 from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
-from lora_drift.pipelines.table import MODELS
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_tokens.py")))

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import GUIDED_ABOVE
 
 
 def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
     """Does this model read the negative prompt at this guidance?"""
-    return settings.guidance_scale > GUIDED_ABOVE[pipeline.spec.guidance]
+    return pipeline.spec.guides(settings.guidance_scale)
 
 
 def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
@@ -23,7 +22,7 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
     if settings.steps > 1:
         yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
-    if pipeline.spec.guidance == "embedded" or settings.guidance_scale + 0.5 > GUIDED_ABOVE[pipeline.spec.guidance]:
+    if pipeline.spec.guidance == "embedded" or pipeline.spec.guides(settings.guidance_scale + 0.5):
         yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
     if settings.control:
         flipped = (*settings.control[1:], settings.control[0])

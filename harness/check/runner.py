@@ -182,7 +182,8 @@ class Bench:
 
     def settings(self, case: Case) -> Any:
         """The case's resolved settings, by our rules."""
-        from lora_drift.pipelines.settings import resolve, spec_of
+        from lora_drift.pipelines.registry import spec_of
+        from lora_drift.pipelines.settings import resolve
 
         return resolve(spec_of(case.model, self.toolkit), self.request(case))
 

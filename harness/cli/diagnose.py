@@ -180,7 +180,8 @@ def _subject(model: str, request: Request, lora: list[str], tag: str | None, min
     from lora_drift.harness import tags
     from lora_drift.harness.check import runner
     from lora_drift.harness.hf_logging import quiet
-    from lora_drift.pipelines.settings import resolve, spec_of
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import resolve
 
     toolkit = tags.row(tag or tags.newest()).version
     if request.seed == -1:

@@ -74,7 +74,8 @@ def sample(
         from lora_drift.harness.hf_logging import quiet
         from lora_drift.pipelines.output import check_path
         from lora_drift.pipelines.quantize import Quantization
-        from lora_drift.pipelines.settings import Request, resolve, spec_of
+        from lora_drift.pipelines.registry import spec_of
+        from lora_drift.pipelines.settings import Request, resolve
 
         toolkit = tags.row(tag or tags.newest()).version
         spec = spec_of(model, toolkit)

@@ -38,7 +38,7 @@ def models(
         return
     if model is not None:
         with user_errors():
-            from lora_drift.pipelines.settings import spec_of
+            from lora_drift.pipelines.registry import spec_of
 
             spec_of(model)
         show_model(model, as_json)

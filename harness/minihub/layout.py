@@ -16,7 +16,7 @@ from lora_drift.harness.minihub.repo import Weights
 LAYOUTS = Path(__file__).parent / "layouts"
 
 
-OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.models.omnigen2"}
+OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.families.omnigen2_transformer"}
 """Classes that Diffusers does not have. (That the trainer's class has the same tensors shows when a golden matches.)"""
 
 

@@ -27,6 +27,7 @@ from lora_drift.pipelines.spec import ModelSpec
 REPORTS = ROOT / "reports"
 GUIDANCE = {
     "cfg": "two passes above 1",
+    "cfg_always": "two passes",
     "cfg_above_zero": "two passes above 0, `pos + g (pos - neg)`",
     "embedded": "one pass; the scale is an input of the model",
 }

@@ -10,7 +10,7 @@ import torch
 from lora_drift.harness.check.divergence import DENOISER, LORA
 from lora_drift.harness.deviations.library.base import Subject, patched, variation
 from lora_drift.pipelines import adapter
-from lora_drift.pipelines.lora import Delta, Kron, LowRank
+from lora_drift.pipelines.lora import Delta, LoKr, LowRank
 
 
 def _has(s: Subject) -> bool:
@@ -25,7 +25,7 @@ def _low_rank(s: Subject) -> bool:
     return s.lora is not None and any(isinstance(d.change, LowRank) for d in s.lora.deltas)
 
 
-def _rescaled(s: Subject, scale: Callable[[LowRank | Kron], float]) -> Iterator[Subject]:
+def _rescaled(s: Subject, scale: Callable[[LowRank | LoKr], float]) -> Iterator[Subject]:
     yield s.with_deltas(lambda d: replace(d, change=replace(d.change, scale=scale(d.change))))
 
 
@@ -119,7 +119,7 @@ def fused_in_bfloat16(s: Subject) -> Iterator[Subject]:
     """The product of the LoRA's halves is rounded to bfloat16 before it is merged."""
     scaled = adapter.scaled
 
-    def rounded(change: LowRank | Kron, multiplier: float) -> torch.Tensor:
+    def rounded(change: LowRank | LoKr, multiplier: float) -> torch.Tensor:
         return scaled(change, multiplier).to(torch.bfloat16).float()
 
     with patched(adapter, "scaled", rounded):
@@ -138,11 +138,11 @@ def live_for_merged(s: Subject) -> Iterator[Subject]:
     yield s.with_deltas(lambda delta: delta, mode="live" if s.pipeline.mode == "merged" else "merged")
 
 
-def _rounded(change: LowRank | Kron, dtype: torch.dtype) -> LowRank | Kron:
+def _rounded(change: LowRank | LoKr, dtype: torch.dtype) -> LowRank | LoKr:
     def to(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype).float()
 
-    if isinstance(change, Kron):
+    if isinstance(change, LoKr):
         return replace(change, w1=to(change.w1), w2=to(change.w2))
     return replace(change, down=to(change.down), up=to(change.up))
 

@@ -57,8 +57,7 @@ class Subject:
     @property
     def guided(self) -> bool:
         """Does a second pass read the negative prompt?"""
-        threshold = {"cfg": 1.0, "cfg_above_zero": 0.0, "embedded": float("inf")}[self.spec.guidance]
-        return self.settings.guidance_scale > threshold
+        return self.spec.guides(self.settings.guidance_scale)
 
     def but(self, **settings: Any) -> Subject:
         """With other settings."""
@@ -94,10 +93,17 @@ class Subject:
         return self.around_render(lambda render, pipe, settings, call: render(pipe, settings, **call, **arguments))
 
     def around_render(self, wrapper: Callable[[Callable[..., Any], Any, Settings, dict[str, Any]], Any]) -> Subject:
-        """With `wrapper(render, pipe, settings, call)` in place of the family's `render(pipe, settings, **call)`."""
+        """With `wrapper(render, pipe, settings, call)` in place of the family's `render`, which it is handed."""
         base = self._shared()
-        render = base.family.render
-        wrapped: Any = SimpleNamespace(render=lambda pipe, settings, **call: wrapper(render, pipe, settings, call))
+        family = base.family
+
+        def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Any:
+            def own(pipe: Any, settings: Settings, **call: Any) -> Any:
+                return family.render(pipe, spec, settings, **call)
+
+            return wrapper(own, pipe, settings, call)
+
+        wrapped: Any = SimpleNamespace(render=render, check=family.check)
         base.family = wrapped
         return replace(self, pipeline=replace(self.pipeline, base=base))
 
@@ -176,8 +182,8 @@ def config(s: Subject, name: str) -> Any:
 
 def flow_euler(s: Subject) -> bool:
     """Diffusers' flow-matching Euler scheduler, or ours that only lay it out or round otherwise."""
-    ours = ("FlowMatchEulerToZero", "FlowMatchEulerInOwnDtype")
-    return s.spec.scheduler.cls in ("FlowMatchEulerDiscreteScheduler", *ours)
+    ours = ("ours.FlowMatchEulerToZero", "ours.FlowMatchEulerInModelDtype")
+    return s.spec.scheduler.cls in ("diffusers.FlowMatchEulerDiscreteScheduler", *ours)
 
 
 # ------------------------------------------------------------------------------------------------------------- tools

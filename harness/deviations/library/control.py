@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import math
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from lora_drift.harness.check.divergence import CONTROL, NEGATIVE, NOISE, POSITIVE
 from lora_drift.harness.deviations.library.base import Subject, called_with, hooked, patched, variation, wrapped
@@ -191,14 +189,14 @@ def transparency_blended_with_white(s: Subject) -> Iterator[Subject]:
     "control",
     shows=CONTROL,
     source="inpainting masks: white means 'paint here' in Diffusers and ComfyUI, alpha 0 means it in the trainer",
-    applies=lambda s: _has(s) and s.spec.family == "flex2" and ".inpaint." in s.settings.control[0],
+    applies=lambda s: _has(s) and s.spec.id == "flex2" and ".inpaint." in s.settings.control[0],
 )
 def inpainting_mask_inverted(s: Subject) -> Iterator[Subject]:
     """What should be painted is kept, and the other way round."""
-    from lora_drift.pipelines.families import flex2
+    from lora_drift.pipelines.families import flux
 
-    alpha = flex2.inpaint_alpha
-    with patched(flex2, "inpaint_alpha", lambda path: 1 - alpha(path)):
+    alpha = flux.inpaint_alpha
+    with patched(flux, "inpaint_alpha", lambda path: 1 - alpha(path)):
         yield s
 
 
@@ -238,7 +236,7 @@ def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
 @variation(
     "control",
     # Where the control image's posterior is drawn before the noise, the noise becomes another without it.
-    shows=lambda s: NOISE if s.spec.family == "flex2" else _encoded(s),
+    shows=lambda s: NOISE if s.spec.id == "flex2" else _encoded(s),
     source="runcomfy ai-toolkit-inference flex2.py lines 63-77, flux2_diffusers.py line 56: control images ignored",
     applies=lambda s: _has(s) and s.spec.controls[0] == 0,
 )
@@ -275,8 +273,8 @@ def control_image_through_h264(s: Subject) -> Iterator[Subject]:
 
     conditioned = ltx2._image_to_video
 
-    def call(pipe: Any, settings: Any) -> Any:
-        runner, arguments = conditioned(pipe, settings)
+    def call(pipe: Any, spec: Any, settings: Any) -> Any:
+        runner, arguments = conditioned(pipe, spec, settings)
         return runner, {**arguments, "image": _h264(arguments["image"])}
 
     with patched(ltx2, "_image_to_video", call):
@@ -299,7 +297,7 @@ def _h264(picture: Picture) -> Picture:
     "control",
     shows=CONTROL,
     source="stock FluxKontextPipeline's _auto_resize picks one of Kontext's resolutions; the trainer turns it off",
-    applies=lambda s: s.spec.family == "flux_kontext",
+    applies=lambda s: s.spec.id == "flux_kontext",
 )
 def control_image_at_a_preferred_size(s: Subject) -> Iterator[Subject]:
     """The control image is resized to a resolution that Kontext was trained on."""
@@ -373,16 +371,7 @@ def _sees(s: Subject) -> bool:
 )
 def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images with width and height as they are."""
-    from lora_drift.pipelines.families import qwen
-
-    def upright(image: torch.Tensor, area: int) -> torch.Tensor:
-        ratio = image.shape[3] / image.shape[2]
-        width = math.sqrt(area * ratio)
-        size = (round(width / ratio / 32) * 32, round(width / 32) * 32)
-        return functional.interpolate(image, size=size, mode="bilinear")
-
-    with patched(qwen, "_sides_swapped", upright):
-        yield s
+    yield s.with_spec(seen_sides_swapped=False)
 
 
 @variation(
@@ -393,11 +382,7 @@ def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
 )
 def picture_divided_by_255_once(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images as bright as they are."""
-    from lora_drift.pipelines.families import qwen
-
-    tensor = qwen._tensor
-    with patched(qwen, "_tensor", lambda image, pipe: tensor(image, pipe) * 255):
-        yield s
+    yield s.with_spec(seen_white=255.0)
 
 
 @variation(
@@ -408,16 +393,7 @@ def picture_divided_by_255_once(s: Subject) -> Iterator[Subject]:
 )
 def negative_prompt_sees_the_same_picture(s: Subject) -> Iterator[Subject]:
     """The negative prompt's pictures are resized once."""
-    from lora_drift.pipelines.families import qwen
-
-    embeds, seen_first = qwen._embeds, []
-
-    def call(pipe: Any, name: str, text: str, seen: Any) -> Any:
-        seen_first.append(seen)
-        return embeds(pipe, name, text, seen_first[0])
-
-    with patched(qwen, "_embeds", call):
-        yield s
+    yield s.with_spec(seen_again_by_negative=False)
 
 
 @variation(

@@ -24,7 +24,7 @@ from lora_drift.harness.deviations.library.base import (
     wrapped,
 )
 
-FLUX1 = ("flux", "flux_kontext", "flex2")
+FLUX1 = ("flux",)
 DEV = ("flux2", "flux2_diffusers")
 
 
@@ -159,13 +159,11 @@ def template_tokens_not_dropped(s: Subject) -> Iterator[Subject]:
     "encode",
     shows=POSITIVE,
     source="wrappers that pass `prompt` only to the first encoder (prompt_2 = ''); trainer: the same prompt for all",
-    applies=lambda s: (
-        s.spec.family in ("flux", "flux_kontext", "flex2", "hidream", "hidream_e1") or s.spec.id == "sdxl"
-    ),
+    applies=lambda s: s.spec.family in ("flux", "hidream") or s.spec.id == "sdxl",
 )
 def second_encoder_gets_no_prompt(s: Subject) -> Iterator[Subject]:
     """The second text encoder (HiDream's T5) encodes an empty prompt."""
-    with _encoding(s, **{"prompt_3" if s.spec.family.startswith("hidream") else "prompt_2": [""]}):
+    with _encoding(s, **{"prompt_3" if s.spec.family == "hidream" else "prompt_2": [""]}):
         yield s
 
 
@@ -292,7 +290,7 @@ def max_sequence_length_of_the_model_card(s: Subject) -> Iterator[Subject]:
     "encode",
     shows=POSITIVE,
     source="the tokenizer's saved padding side is not what its pipeline was written for (transformers 4 and 5 differ)",
-    applies=families(*FLUX1, "chroma", "wan", "lumina2", "flux2", "hidream", "hidream_e1"),
+    applies=families(*FLUX1, "chroma", "wan", "lumina2", "flux2", "hidream"),
 )
 def padding_on_the_other_side(s: Subject) -> Iterator[Subject]:
     """Prompts are padded in front in place of behind, or the other way round."""
@@ -338,7 +336,7 @@ def t5_masked(s: Subject) -> Iterator[Subject]:
     "encode",
     shows=POSITIVE,
     source="ComfyUI's Wan encoder masks, GGUF and other text encoders do not; FLUX.2's padding stays in the sequence",
-    applies=families("wan", "flux2", "hidream", "hidream_e1"),
+    applies=families("wan", "flux2", "hidream"),
 )
 def text_encoder_mask_dropped(s: Subject) -> Iterator[Subject]:
     """The text encoder reads its padding like words."""
@@ -374,8 +372,8 @@ def _chroma_mask(change: Callable[[torch.Tensor], torch.Tensor]) -> AbstractCont
 
     encode = chroma.encode
 
-    def masked(pipe: Any, text: str) -> Any:
-        embeds, mask = encode(pipe, text)
+    def masked(pipe: Any, spec: Any, text: str) -> Any:
+        embeds, mask = encode(pipe, spec, text)
         return embeds, change(mask)
 
     return patched(chroma, "encode", masked)
@@ -419,9 +417,13 @@ def padded_before_the_text_encoder(s: Subject) -> Iterator[Subject]:
     """LTX-2's prompt is padded to 1024 tokens before Gemma reads it."""
     from lora_drift.pipelines.families import ltx2
 
-    def embeddings(pipe: Any, text: str) -> tuple[Any, Any]:
+    def embeddings(pipe: Any, spec: Any, text: str) -> tuple[Any, Any]:
         tokens = pipe.tokenizer(
-            [text.strip()], max_length=ltx2.TOKENS, padding="max_length", truncation=True, return_tensors="pt"
+            [text.strip()],
+            max_length=spec.max_sequence_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
         )
         output = pipe.text_encoder(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True

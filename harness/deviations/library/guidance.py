@@ -40,7 +40,7 @@ def guidance_one_more(s: Subject) -> Iterator[Subject]:
     "guidance",
     shows=GUIDANCE,
     source="Diffusers issue 13377: guidance was silently off because the negative mask was None; turbo workflows use 1",
-    applies=lambda s: s.guided and not s.spec.extra.get("audio_guidance_scale"),
+    applies=lambda s: s.guided and s.spec.guidance != "cfg_always",
 )
 def guidance_off(s: Subject) -> Iterator[Subject]:
     """There is one pass, with the prompt alone."""
@@ -62,7 +62,7 @@ def guidance_only_above_one(s: Subject) -> Iterator[Subject]:
     "guidance",
     shows=GUIDANCE,
     source="bghira/SimpleTuner issue 748: real guidance in place of the distilled one",
-    applies=lambda s: s.spec.family in ("flux", "flux_kontext", "flex2") and s.settings.guidance_scale > 1,
+    applies=lambda s: s.spec.family == "flux" and s.settings.guidance_scale > 1,
 )
 def true_guidance_for_embedded(s: Subject) -> Iterator[Subject]:
     """Two passes are made and guided, beside the scale that is an input."""
@@ -157,33 +157,22 @@ def guided_prediction_clipped(s: Subject) -> Iterator[Subject]:
     "guidance",
     shows=GUIDANCE,
     source="runcomfy ai-toolkit-inference hidream.py: image guidance 4; trainer: 2, the default of its pipeline",
-    applies=lambda s: s.guided and s.spec.family == "hidream_e1",
+    applies=lambda s: s.guided and s.spec.id == "hidream_e1",
 )
 def image_guidance_of_another_stack(s: Subject) -> Iterator[Subject]:
     """HiDream-E1's image guidance is 4."""
-    from lora_drift.pipelines.families import hidream_e1
-
-    with patched(hidream_e1, "IMAGE_GUIDANCE", 4.0):
-        yield s
+    yield s.with_spec(image_guidance_scale=4.0)
 
 
 @variation(
     "guidance",
     shows=GUIDANCE,
     source="HiDream-E1's clip_cfg_norm is an option of its pipeline (pipeline_hidream_image_editing.py line 806)",
-    applies=lambda s: s.guided and s.spec.family == "hidream_e1",
+    applies=lambda s: s.guided and s.spec.id == "hidream_e1",
 )
 def text_guidance_not_clipped(s: Subject) -> Iterator[Subject]:
     """HiDream-E1's text-guided prediction may grow longer than the plain one."""
-    from lora_drift.pipelines.families import hidream_e1
-
-    def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
-        without_image, negative, positive = prediction.chunk(3)
-        text = negative + scale * (positive - negative)
-        return without_image + hidream_e1.IMAGE_GUIDANCE * (text - without_image)
-
-    with patched(hidream_e1, "_guide", guide):
-        yield s
+    yield s.with_spec(text_guidance_clipped=False)
 
 
 @variation(
@@ -206,12 +195,7 @@ def reference_left_out_of_the_negative_pass(s: Subject) -> Iterator[Subject]:
 
 def _ltx(name: str, off: Any) -> Any:
     """Applies where LTX's guidance option `name` has another value than `off`."""
-    return lambda s: s.spec.family == "ltx2" and s.spec.extra[name] != off
-
-
-def _options(s: Subject, **options: Any) -> Iterator[Subject]:
-    with patched(s.pipe, "guidance_options", {**s.pipe.guidance_options, **options}):
-        yield s
+    return lambda s: s.spec.family == "ltx2" and s.spec.own[name] != off
 
 
 @variation(
@@ -222,7 +206,7 @@ def _options(s: Subject, **options: Any) -> Iterator[Subject]:
 )
 def spatio_temporal_guidance_off(s: Subject) -> Iterator[Subject]:
     """LTX-2.3 is sampled without its perturbed pass."""
-    yield from _options(s, stg_scale=0.0, audio_stg_scale=0.0)
+    yield s.with_spec(stg_scale=0.0, audio_stg_scale=0.0)
 
 
 @variation(
@@ -233,7 +217,7 @@ def spatio_temporal_guidance_off(s: Subject) -> Iterator[Subject]:
 )
 def modality_guidance_off(s: Subject) -> Iterator[Subject]:
     """LTX-2.3 is sampled without the pass in which sound and picture do not see each other."""
-    yield from _options(s, modality_scale=1.0, audio_modality_scale=1.0)
+    yield s.with_spec(modality_scale=1.0, audio_modality_scale=1.0)
 
 
 @variation(
@@ -244,7 +228,7 @@ def modality_guidance_off(s: Subject) -> Iterator[Subject]:
 )
 def ltx_guidance_not_rescaled(s: Subject) -> Iterator[Subject]:
     """LTX-2.3's guided prediction keeps its own spread."""
-    yield from _options(s, guidance_rescale=0.0, audio_guidance_rescale=0.0)
+    yield s.with_spec(guidance_rescale=0.0, audio_guidance_rescale=0.0)
 
 
 @variation(
@@ -256,18 +240,18 @@ def ltx_guidance_not_rescaled(s: Subject) -> Iterator[Subject]:
 )
 def sound_guided_like_the_picture(s: Subject) -> Iterator[Subject]:
     """The sound takes the video's guidance scale."""
-    yield from _options(s, audio_guidance_scale=None)
+    yield s.with_spec(audio_guidance_scale=None)
 
 
 @variation(
     "guidance",
     shows=GUIDANCE,
-    source="Diffusers 0.42 LTX2Pipeline: defaults of LTX-2.3, also for LTX-2 (pipelines/table/ltx2.py)",
+    source="Diffusers 0.42 LTX2Pipeline: defaults of LTX-2.3, also for LTX-2 (pipelines/families/ltx2.py)",
     applies=_ltx("stg_scale", 1.0),
 )
 def guidance_of_the_other_ltx(s: Subject) -> Iterator[Subject]:
     """LTX-2 is guided by LTX-2.3's defaults."""
-    yield from _options(s, modality_scale=3.0, guidance_rescale=0.7, audio_guidance_scale=7.0)
+    yield s.with_spec(modality_scale=3.0, guidance_rescale=0.7, audio_guidance_scale=7.0)
 
 
 @variation(
@@ -278,7 +262,7 @@ def guidance_of_the_other_ltx(s: Subject) -> Iterator[Subject]:
 )
 def cross_timestep_of_the_other_ltx(s: Subject) -> Iterator[Subject]:
     """The sound's and the picture's attention see the other's timestep, or do not."""
-    yield from _options(s, use_cross_timestep=not s.spec.extra["use_cross_timestep"])
+    yield s.with_spec(use_cross_timestep=not s.spec.own["use_cross_timestep"])
 
 
 @variation(

@@ -23,7 +23,7 @@ def _drawing(change: Change) -> AbstractContextManager[None]:
 
 
 def _spatial(s: Subject) -> bool:
-    return s.spec.family not in ("flex2", "ltx2")  # these draw what is packed already
+    return s.spec.id != "flex2" and s.spec.family != "ltx2"  # these draw what is packed already
 
 
 @variation(
@@ -46,7 +46,7 @@ def noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
 def _posterior_first(s: Subject) -> bool:
     """Is a control image's posterior sampled, so that another draw is another control image too?"""
-    return bool(s.settings.control) and s.spec.family in ("flex2", "omnigen2")
+    return bool(s.settings.control) and s.spec.id in ("flex2", "omnigen2")
 
 
 def _in_bfloat16(stream: NoiseStream) -> AbstractContextManager[None]:
@@ -141,7 +141,7 @@ def noise_drawn_frame_by_frame(s: Subject) -> Iterator[Subject]:
     "noise",
     shows=STEP,
     source="the DDPM step without a generator draws from torch's global state (trainer seeds that; others do not)",
-    applies=lambda s: s.spec.scheduler.cls == "DDPMScheduler" and s.settings.steps > 1,
+    applies=lambda s: s.spec.scheduler.name == "DDPMScheduler" and s.settings.steps > 1,
 )
 def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
     """The noise of the steps comes from a generator of its own, the first noise does not."""
@@ -157,7 +157,7 @@ def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
 
 def _samples_posterior(s: Subject) -> bool:
-    sampling = s.spec.family in ("flex2", "omnigen2") or s.spec.id in ("wan22_14b_i2v", "wan22_5b")
+    sampling = s.spec.id in ("flex2", "omnigen2", "wan22_14b_i2v", "wan22_5b")
     return sampling and bool(s.settings.control)
 
 

@@ -113,8 +113,8 @@ def _size_shows(size: Callable[[Subject], tuple[int, int]]) -> Callable[[Subject
     source="runcomfy ai-toolkit-inference: 16 in place of Qwen-Image's 32, 32 for Wan 2.2 and Flex.2",
     applies=lambda s: (
         _unsnapped(s, _other_divisor(s)) != (s.settings.width, s.settings.height)
-        and s.spec.family not in ("hidream", "hidream_e1")
-        and not (s.spec.family in ("flux_kontext", "flex2", "flux", "chroma", "flux2", "wan", "lumina2", "ltx2")
+        and s.spec.family != "hidream"
+        and not (s.spec.family in ("flux", "chroma", "flux2", "wan", "lumina2", "ltx2")
                  and _other_divisor(s) < s.spec.size_divisor)
     ),
 )  # fmt: skip
@@ -134,7 +134,7 @@ def _rounded_up(s: Subject) -> tuple[int, int]:
     shows=_size_shows(_rounded_up),
     source="ComfyUI's empty latent nodes and Diffusers' VaeImageProcessor examples round sizes up or to the nearest",
     # hidream_e1 refuses what its transformer has no room for.
-    applies=lambda s: _rounded_up(s) != (s.settings.width, s.settings.height) and s.spec.family != "hidream_e1",
+    applies=lambda s: _rounded_up(s) != (s.settings.width, s.settings.height) and s.spec.id != "hidream_e1",
 )
 def size_rounded_up(s: Subject) -> Iterator[Subject]:
     """Width and height go up to the next multiple, where the trainer floors them."""
@@ -145,7 +145,7 @@ def size_rounded_up(s: Subject) -> Iterator[Subject]:
 @variation(
     "request",
     shows=SIZE,
-    source="pipelines/table/wan.py: 8 frames become 5 or 9; newer Diffusers rounds LTX-2's otherwise than the trainer",
+    source="families/wan.py: 8 frames become 5 or 9; newer Diffusers rounds LTX-2's otherwise than the trainer",
     applies=lambda s: (
         s.request.num_frames is not None and s.spec.frame_step > 1 and s.request.num_frames % s.spec.frame_step != 1
     ),

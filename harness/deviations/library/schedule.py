@@ -29,11 +29,11 @@ def _dynamic(s: Subject) -> bool:
 
 def _flow_shift(s: Subject) -> bool:
     # hidream sets its own while it renders
-    return s.spec.family != "hidream" and config(s, "flow_shift") is not None
+    return s.spec.id != "hidream" and config(s, "flow_shift") is not None
 
 
 def _ddpm(s: Subject) -> bool:
-    return s.spec.scheduler.cls == "DDPMScheduler"
+    return s.spec.scheduler.name == "DDPMScheduler"
 
 
 def _unipc(s: Subject) -> bool:
@@ -102,7 +102,7 @@ def shift_of_a_megapixel(s: Subject) -> Iterator[Subject]:
 @variation(
     "schedule",
     shows=SCHEDULE,
-    source="pipelines/table/ltx2.py: the pinned Diffusers counts no tokens, newer ones do",
+    source="pipelines/families/ltx2.py: the pinned Diffusers counts no tokens, newer ones do",
     applies=families("ltx2"),
 )
 def shift_by_the_number_of_tokens(s: Subject) -> Iterator[Subject]:
@@ -136,11 +136,11 @@ def terminal_shift_missing(s: Subject) -> Iterator[Subject]:
     "schedule",
     shows=SCHEDULE,
     source="stock Diffusers' HiDreamImagePipeline: one shift; trainer hidream/src/schedulers/fm_solvers_unipc.py: two",
-    applies=families("hidream", "hidream_e1"),
+    applies=families("hidream"),
 )
 def shifted_once(s: Subject) -> Iterator[Subject]:
     """HiDream's sigmas are shifted once."""
-    yield s.with_scheduler("UniPCMultistepScheduler")
+    yield s.with_scheduler("ours.UniPCWithSigmasOnCPU")
 
 
 @variation(
@@ -155,7 +155,7 @@ def mu_of_stock_diffusers(s: Subject) -> Iterator[Subject]:
 
     from lora_drift.pipelines.families import flux2
 
-    def schedule(steps: int, tokens: int) -> list[float]:
+    def schedule(_spec: Any, steps: int, tokens: int) -> list[float]:
         shift = np.exp(compute_empirical_mu(tokens, steps))
         even = np.linspace(1.0, 1 / steps, steps)
         return (shift / (shift + (1 / even - 1))).tolist()
@@ -187,11 +187,11 @@ def shift_by_patches(s: Subject) -> Iterator[Subject]:
     "schedule",
     shows=SCHEDULE,
     source="Diffusers 0.42 ZImagePipeline: linspace(1, 1/n, n); the pinned commit: 1 to 0 (pipelines/schedulers.py)",
-    applies=lambda s: s.spec.scheduler.cls == "FlowMatchEulerToZero",
+    applies=lambda s: s.spec.scheduler.name == "FlowMatchEulerToZero",
 )
 def sigmas_of_newer_diffusers(s: Subject) -> Iterator[Subject]:
     """Z-Image's n steps are n real ones: the sigmas end at 1/n."""
-    yield s.with_scheduler("FlowMatchEulerDiscreteScheduler")
+    yield s.with_scheduler("diffusers.FlowMatchEulerDiscreteScheduler")
 
 
 @variation(
@@ -309,7 +309,7 @@ def trailing_timesteps(s: Subject) -> Iterator[Subject]:
 def _sd_scheduler(s: Subject, cls: str, **options: Any) -> Subject:
     shared = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "steps_offset",
               "timestep_spacing")  # fmt: skip
-    return s.with_spec(scheduler=Scheduler(cls, {name: config(s, name) for name in shared} | options))
+    return s.with_spec(scheduler=Scheduler(f"diffusers.{cls}", {name: config(s, name) for name in shared} | options))
 
 
 @variation(
@@ -376,7 +376,7 @@ def zero_terminal_snr(s: Subject) -> Iterator[Subject]:
 def euler_instead_of_unipc(s: Subject) -> Iterator[Subject]:
     """UniPC is replaced by Euler with the same shift."""
     settings = {"num_train_timesteps": 1000, "shift": config(s, "flow_shift")}
-    yield s.with_spec(scheduler=Scheduler("FlowMatchEulerDiscreteScheduler", settings))
+    yield s.with_spec(scheduler=Scheduler("diffusers.FlowMatchEulerDiscreteScheduler", settings))
 
 
 @variation(

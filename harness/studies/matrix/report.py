@@ -153,7 +153,7 @@ def _because(finding: Finding) -> str:
         name, _, place = change.partition(" (")
         folder = (place or name).split("/")[0]
         known = ["pipelines", "schedulers", "models"]
-        return 0 if name in (row.pipeline, row.scheduler.cls) else 1 + (known.index(folder) if folder in known else 3)
+        return 0 if name in (row.pipeline, row.scheduler.name) else 1 + (known.index(folder) if folder in known else 3)
 
     changed = sorted(bisection.changed, key=nearness)
     shown = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")

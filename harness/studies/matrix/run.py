@@ -1,6 +1,5 @@
 """`lora-drift matrix`: every combination, every case, once; what was measured before is not measured again."""
 
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from lora_drift.harness.studies.matrix.environment import FROM_GIT, Combination,
 from lora_drift.harness.studies.matrix.run_cases import Mode, Outcome
 from lora_drift.pipelines import MODELS
 
-MATTERS = ("pipelines/*.py", "pipelines/models/*.py", "harness/*.py", "harness/check/*.py",
+MATTERS = ("pipelines/*.py", "harness/*.py", "harness/check/*.py",
            "harness/check/*.json", "harness/minihub/**/*.py",
            "cases/known.yaml")  # fmt: skip
 """Files of the project that every result depends on, besides the model's row, family, cases and goldens."""
@@ -72,12 +71,10 @@ def _source(mode: Mode) -> str:
 
 @cache
 def _family(model: str) -> str:
-    """Hash of the model's row and of its family's modules."""
+    """Hash of the model's row and of its family's file and those beside it."""
     home, family = ROOT / "pipelines" / "families", MODELS[model].family
-    text = (home / f"{family}.py").read_text(encoding="utf-8")
-    others = re.findall(r"^from lora_drift\.pipelines\.families import (.+)$", text, re.MULTILINE)
-    names = {family, *(name.strip() for line in others for name in line.split(","))}
-    return sha256(repr(MODELS[model]).encode()).hexdigest() + _hash({home / f"{name}.py" for name in names})
+    files = {home / f"{family}.py", *home.glob(f"{family}_*.py")}
+    return sha256(repr(MODELS[model]).encode()).hexdigest() + _hash(files)
 
 
 def _hash(paths: set[Path]) -> str:

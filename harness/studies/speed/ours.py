@@ -130,8 +130,8 @@ def load_plain(plan: Plan, watch: Stopwatch, lora: Path) -> tuple[Runner, dict[s
 def nothing_of_ours() -> Iterator[None]:
     """`plain.stock` borrows our loading of the trainer's single files: without what it then rounds as the trainer."""
     with (
-        mock.patch("lora_drift.pipelines.families.flux2.round_as_the_trainer"),
-        mock.patch("lora_drift.pipelines.loading.keep_attention"),
+        mock.patch("lora_drift.pipelines.families.flux2_rounding.round_like_the_trainers_network"),
+        mock.patch("lora_drift.pipelines.loading.pin_attention_backends"),
     ):
         yield
 

@@ -10,7 +10,8 @@ from typing import Any
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.minihub import full
 from lora_drift.pipelines.files import whole
-from lora_drift.pipelines.settings import Settings, resolve, spec_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Settings, resolve
 
 PROMPT = "a photograph of a red fox in deep snow, first light over the hills behind it, a narrow river"
 SMALLER = {

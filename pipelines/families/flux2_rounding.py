@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 
-def round_as_the_trainer(pipe: Any) -> None:
-    """Change a freshly loaded FLUX.2 pipeline in place."""
+def round_like_the_trainers_network(pipe: Any, reference_dtype: str) -> None:
+    """Change a freshly loaded FLUX.2 pipeline in place. Latents of reference pictures are rounded to that dtype."""
     _replace(pipe.transformer, nn.RMSNorm, _norm)
     pipe.transformer.pos_embed.forward = _rotations(pipe.transformer.pos_embed)
     pipe.transformer.register_forward_pre_hook(_time(pipe), with_kwargs=True)
     _replace(pipe.vae, nn.SiLU, lambda _: Swish())
     for half in (pipe.vae.encoder, pipe.vae.decoder):
         half.mid_block.attentions[0].set_processor(OverPixels())
-    pipe._encode_vae_image = _reference(pipe)
+    pipe._encode_vae_image = _reference(pipe, getattr(torch, reference_dtype))
     finish = pipe.image_processor.postprocess
     pipe.image_processor.postprocess = lambda image, **options: finish(image.float(), **options)
 
@@ -88,15 +88,15 @@ def _rotations(embed: Any) -> Any:
     return forward
 
 
-def _reference(pipe: Any) -> Any:
-    """Latents of a reference picture, normalised in one operation and rounded to bfloat16 whatever the model's dtype
+def _reference(pipe: Any, dtype: torch.dtype) -> Any:
+    """Latents of a reference picture, normalised in one operation and rounded to `dtype`, bfloat16 in the trainer
     (src/sampling.py `encode_image_refs`). Contiguous pixels: on channels-last ones, as Diffusers hands them over,
     PyTorch's group norm rounds otherwise (2e-5 of the latents)."""
 
     def encode(image: torch.Tensor, **_: Any) -> torch.Tensor:
         latents = pipe._patchify_latents(pipe.vae.encode(image.contiguous()).latent_dist.mode())
         normal: torch.Tensor = pipe.vae.bn(latents)
-        return normal.bfloat16().to(latents.dtype)
+        return normal.to(dtype).to(latents.dtype)
 
     return encode
 

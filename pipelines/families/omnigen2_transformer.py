@@ -132,7 +132,7 @@ class RoundedOnce(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda and TRITON and not torch.compiler.is_compiling():  # the fast profile leaves it to the compiler
-            from lora_drift.pipelines.models.omnigen2_norm import rms_norm
+            from lora_drift.pipelines.families.omnigen2_triton_norm import rms_norm
 
             return rms_norm(x, self.weight, self.eps)
         return super().forward(x)
