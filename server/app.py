@@ -177,7 +177,7 @@ async def healthz() -> dict[str, str]:
 @operation.get("/readyz", responses={503: {"description": "It would not be rendered now"}})
 async def readyz(service: Serving) -> JSONResponse:
     """A request would be rendered now."""
-    problem = service.dispatcher.problem
+    problem = service.problem
     return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
 
 

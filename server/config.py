@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     base_url: str = ""
     """Front of the URLs in answers; empty: `http://localhost:PORT`."""
     device: str = "cuda"
+    devices: str = ""
+    """Comma-separated, a worker each (`cuda:0,cuda:1`), or `auto`: every GPU; empty: the one of DEVICE."""
     enable_cpu_offload: bool = False
     """The same as OFFLOAD_MODE=model."""
     offload_mode: Annotated[Literal["none", "model"], BeforeValidator(_offered)] = "none"

@@ -18,12 +18,14 @@ def _base_of_each_model(connection: Connection) -> None:
     connection.exec_driver_sql("UPDATE requests SET base = model || ' ' || ?", (str(Quantization()),))
 
 
-def _clock(connection: Connection) -> None:
-    """2 -> 3: the last moment at which the server ran."""
-    _run(connection, "CREATE TABLE clock (id INTEGER NOT NULL PRIMARY KEY, seen FLOAT NOT NULL)")
+def _clock_and_owners(connection: Connection) -> None:
+    """2 -> 3: the last moment at which the server ran; who renders a request, and until when he has it."""
+    _run(connection, "CREATE TABLE clock (id INTEGER NOT NULL PRIMARY KEY, seen FLOAT NOT NULL)",
+         "ALTER TABLE requests ADD COLUMN owner VARCHAR",
+         "ALTER TABLE requests ADD COLUMN lease FLOAT")  # fmt: skip
 
 
-STEPS: Sequence[Callable[[Connection], None]] = (_base_of_each_model, _clock)
+STEPS: Sequence[Callable[[Connection], None]] = (_base_of_each_model, _clock_and_owners)
 NEWEST = 1 + len(STEPS)
 
 

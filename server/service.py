@@ -24,7 +24,7 @@ from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
 from lora_drift.server.schemas import Outputs as OutputLists
 from lora_drift.server.store import Row, Store, StoreError
-from lora_drift.server.supervisor import Dispatcher, WorkerProcess
+from lora_drift.server.supervisor import Dispatcher, NoDevice, WorkerProcess, devices_of, note_end
 from lora_drift.server.telemetry import Metrics
 from lora_drift.server.times import iso
 
@@ -86,8 +86,7 @@ class Service:
         self.store = Store(settings.state / "queue.sqlite", settings.synchronous)
         self.downloads = Downloads(settings, self.store)
         self.loop = asyncio.get_running_loop()
-        self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread,
-                                     self.storage_problem)  # fmt: skip
+        self.dispatchers = [self._dispatcher(n, device) for n, device in enumerate(devices_of(settings))]
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._feeds: dict[str, Feed] = {}
         self._noted = 0.0
@@ -104,17 +103,37 @@ class Service:
         self._tasks: set[asyncio.Future[None]] = set()
         self._fetching: dict[str, asyncio.Future[None]] = {}
 
-    def _worker(self) -> WorkerProcess:
+    def _dispatcher(self, number: int, device: str) -> Dispatcher:
+        def others() -> list[str]:
+            return [base for n, other in enumerate(self.dispatchers) if n != number for base in other.bases]
+
+        return Dispatcher(
+            self.store, lambda: self._worker(device), self.settings, self.metrics, self._changed_in_thread,
+            self.storage_problem, f"{number}:{device}", others,
+        )  # fmt: skip
+
+    def _worker(self, device: str) -> WorkerProcess:
         settings = self.settings
         return WorkerProcess(
             WorkerSettings(
-                device=settings.device,
+                device=device,
                 offload=settings.offload,
                 memory_budget=settings.memory_budget_gb and settings.memory_budget_gb * 1024 * MEGABYTE,
                 hub_cache=None if settings.model_cache_dir is None else str(settings.model_cache_dir),
                 hf_token=settings.token,
             )
         )
+
+    def wake(self) -> None:
+        """Something was queued or is to be cancelled."""
+        for dispatcher in self.dispatchers:
+            dispatcher.wake()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be rendered right now, on no device."""
+        problems = [dispatcher.problem for dispatcher in self.dispatchers]
+        return None if None in problems else problems[0]
 
     def storage_problem(self) -> str | None:
         """Why outputs or the queue could not be written right now."""
@@ -134,7 +153,8 @@ class Service:
     def start(self) -> None:
         for row in self.store.recover(self.settings.max_tries):
             self.metrics.note_end(row)
-        self.dispatcher.start()
+        for dispatcher in self.dispatchers:
+            dispatcher.start()
         for row in self.store.unready():
             self.prepare(row)
         self.spawn(self._measure_delay())
@@ -142,7 +162,7 @@ class Service:
         self.spawn(self._repeat(self._deliver_webhooks))
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self.dispatcher.stop)
+        await asyncio.gather(*(asyncio.to_thread(dispatcher.stop) for dispatcher in self.dispatchers))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -166,7 +186,7 @@ class Service:
         """See `Store.cancel`."""
         row = await asyncio.to_thread(self.store.cancel, request_id)
         if row is not None:
-            self.dispatcher.wake()
+            self.wake()
             self._ended_before_its_start(row)
             self.changed(request_id)
         return row
@@ -253,7 +273,7 @@ class Service:
         `client` is the address that asked; unknown after a restart.
         """
         if row.ready:
-            self.dispatcher.wake()
+            self.wake()
         else:
             self._fetching[row.id] = task = self.spawn(self._fetch(row, client))
             task.add_done_callback(lambda _: self._fetching.pop(row.id, None))
@@ -269,7 +289,7 @@ class Service:
                         digest = await self.downloads.get(url, job.loras[i].sha256, token)
                         job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
                 await asyncio.to_thread(self.store.make_ready, row.id, job)
-                return self.dispatcher.wake()
+                return self.wake()
             except (FetchError, LoraFileError) as error:
                 label = job.loras[i].label
                 message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
@@ -284,10 +304,13 @@ class Service:
             pause = min(2 * pause, 60)
 
     async def _download_failed(self, request_id: str, error: str) -> None:
-        def finish() -> None:
-            self.dispatcher.finish(request_id, "failed", code="LORA_DOWNLOAD_FAILED", error=error)
+        def finish() -> Row | None:
+            return self.store.finish(request_id, "failed", code="LORA_DOWNLOAD_FAILED", error=error)
 
-        await asyncio.to_thread(finish)
+        row = await asyncio.to_thread(finish)
+        if row is not None:
+            note_end(row, self.metrics)
+            self.changed(request_id)
 
     # ------------------------------------------------------------------------------------------- webhooks and time
 
@@ -319,6 +342,8 @@ class Service:
         if now - self._noted > NOTE_EVERY:
             self.store.note_time()
             self._noted = now
+            for row in self.store.recover(self.settings.max_tries, expired_only=True):
+                self.metrics.note_end(row)
         old = self.store.finished(now - self.settings.result_ttl) if now > self._removes_from else set()
         if old:
             self._remove_files(old)
@@ -346,7 +371,8 @@ class Service:
         return f"{self.settings.url}/v1/requests/{request_id}{what}"
 
     def status(self, row: Row) -> Status:
-        seen = self.dispatcher.progress.get(row.id) if row.state == "in_progress" else None
+        known = (dispatcher.progress.get(row.id) for dispatcher in self.dispatchers)
+        seen = next(filter(None, known), None) if row.state == "in_progress" else None
         fraction = (seen["prompt"] + seen["step"] / seen["steps"]) / seen["prompts"] if seen else 0.0
         return Status(
             request_id=row.id,
@@ -412,7 +438,7 @@ def _alone(settings: Settings) -> Iterator[None]:
                          "(the queue is one process's)") from error  # fmt: skip
     try:
         yield
-    except (StoreError, OperationalError) as error:
+    except (StoreError, NoDevice, OperationalError) as error:
         raise StateError(str(error.orig) if isinstance(error, OperationalError) else str(error)) from error
     finally:
         lock.release()
@@ -426,6 +452,7 @@ def check_state(settings: Settings) -> None:
     """
     with _alone(settings):
         Store(settings.state / "queue.sqlite", settings.synchronous).close()
+        devices_of(settings)
 
 
 @asynccontextmanager

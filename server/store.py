@@ -16,6 +16,11 @@ from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import FINISHED, State
 from lora_drift.server.times import Clock
 
+LEASE = 120.0
+"""Seconds for which a worker has a request that it does not ask for again."""
+PATIENCE = 20.0
+"""Seconds for which a request waits for the worker that has its base loaded while others have nothing to do."""
+
 
 class Base(DeclarativeBase):
     pass
@@ -54,6 +59,10 @@ class Row(Base):
     webhook_url: Mapped[str | None]
     webhook_tries: Mapped[int] = mapped_column(default=0)
     webhook_due: Mapped[float | None] = mapped_column(index=True)
+    owner: Mapped[str | None]
+    """The worker that renders it."""
+    lease: Mapped[float | None]
+    """Until when the owner has it, unless he asks for longer."""
 
     @property
     def finished(self) -> bool:
@@ -243,60 +252,88 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- for the renderer
 
-    def claim(self, loaded: Collection[str], fairness_bound: int) -> Row | None:
-        """The next request, now in progress: the oldest, or the oldest whose base is loaded, as long as that
-        overtakes nobody for more than the bound's time.
+    def claim(
+        self, loaded: Collection[str], fairness_bound: int, *, owner: str = "", elsewhere: Collection[str] = ()
+    ) -> Row | None:
+        """The next request, now in progress: the oldest, or the oldest whose base is loaded, or else the oldest whose
+        base no other worker has either, as long as that overtakes nobody for more than the bound's time.
+
+        `elsewhere` are the bases of the other workers. A request for one of them is left to its worker for PATIENCE
+        seconds, unless more wait for that base than there are workers who have it. None: nothing to do right now.
         """
-        queued = select(Row).where(Row.state == "in_queue", Row.ready).order_by(Row.seq).limit(1)
+        waiting = (Row.state == "in_queue", Row.ready)
+        queued = select(Row).where(*waiting).order_by(Row.seq).limit(1)
         with self._writing() as session:
             row = session.scalar(queued)
             if row is None:
                 return None
             if row.base not in loaded:
                 other = session.scalar(queued.where(Row.base.in_(loaded)))
+                if other is None and row.base in elsewhere:
+                    other = session.scalar(queued.where(Row.base.not_in(elsewhere)))
+                    same = select(func.count()).where(*waiting, Row.base == row.base)
+                    enough = (session.scalar(same) or 0) <= list(elsewhere).count(row.base)
+                    if other is None and enough and self.now() - row.created_at < PATIENCE:
+                        return None
                 if other is not None:
-                    older = (Row.state == "in_queue", Row.ready, Row.seq < other.seq)
+                    older = (*waiting, Row.seq < other.seq)
                     if not session.scalar(select(exists().where(*older, Row.overtaken >= fairness_bound))):
                         session.execute(update(Row).where(*older).values(overtaken=Row.overtaken + 1))
                         row = other
             row.state, row.started_at, row.tries = "in_progress", row.started_at or self.now(), row.tries + 1
+            row.owner, row.lease = owner, self.now() + LEASE
             return row
+
+    def renew(self, request_id: str, owner: str) -> bool:
+        """Keep what one renders; False if it is somebody else's by now, or nobody's."""
+        mine = update(Row).where(Row.id == request_id, Row.state == "in_progress", Row.owner == owner)
+        with self._writing() as session:
+            done: Any = session.execute(mine.values(lease=self.now() + LEASE))
+            return bool(done.rowcount)
 
     def finish(
         self,
         request_id: str,
         state: State,
         *,
+        owner: str | None = None,
         code: str | None = None,
         error: str | None = None,
         outputs: list[dict[str, Any]] | None = None,
         timings: dict[str, Any] | None = None,
     ) -> Row | None:
-        """Note how a request ended, and forget its secrets. None if it had ended before."""
+        """Note how a request ended, and forget its secrets. None if it had ended before, or is not the owner's now."""
         with self._writing() as session:
             row = session.scalar(select(Row).where(Row.id == request_id))
-            if row is None or row.finished:
+            if row is None or row.finished or (owner is not None and row.owner != owner):
                 return None
             self._finish(row, state, code, error)
             row.outputs, row.timings = outputs, timings
             return row
 
-    def requeue(self, request_id: str, *, count_try: bool = True) -> None:
-        """Back to its place in the queue."""
+    def requeue(self, request_id: str, *, owner: str = "", count_try: bool = True) -> None:
+        """Back to its place in the queue, if it is the owner's."""
+        mine = (Row.id == request_id, Row.state == "in_progress", Row.owner == owner)
         with self._writing() as session:
-            row = session.scalar(select(Row).where(Row.id == request_id, Row.state == "in_progress"))
+            row = session.scalar(select(Row).where(*mine))
             if row is not None:
                 row.state, row.tries = "in_queue", row.tries - (not count_try)
+                row.owner = row.lease = None
 
     def cancel_wanted(self, request_id: str) -> bool:
         with self._reading() as session:
             return bool(session.scalar(select(Row.cancel).where(Row.id == request_id)))
 
-    def recover(self, max_tries: int) -> list[Row]:
-        """After a start: what was in flight when the server died goes back, or fails; returns what failed."""
+    def recover(self, max_tries: int, *, expired_only: bool = False) -> list[Row]:
+        """What was in flight when the server died (or of which the lease has run out) goes back, or fails; returns
+        what failed."""
         failed = []
+        lost = select(Row).where(Row.state == "in_progress")
+        if expired_only:
+            lost = lost.where(Row.lease < self.now())
         with self._writing() as session:
-            for row in session.scalars(select(Row).where(Row.state == "in_progress")):
+            for row in session.scalars(lost):
+                row.owner = row.lease = None
                 if row.cancel:
                     self._finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
                 elif row.tries >= max_tries:

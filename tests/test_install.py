@@ -287,7 +287,7 @@ def theirs(tmp_path: Path, golden_of: Callable[[str], Golden]) -> Path:
 
 
 def test_others_check_cases_of_their_own(whole: Installed, theirs: Path) -> None:
-    named = ("--drift-cases", "drift", "--drift-goldens", "recorded")
+    named = ("--drift-cases", "drift", "--drift-goldens", "recorded", "--drift-no-controls")
     done = whole.run("python", "-m", "pytest", "drift", *named, "-p", "no:cacheprovider", cwd=theirs)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
     said = whole.ours("check", "--cases", "drift", "--goldens", "recorded", cwd=theirs)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from lora_drift.harness.check import tolerances
 from lora_drift.harness.check.cases import load as load_case
+from lora_drift.harness.check.goldens import CPU
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -162,7 +163,7 @@ def test_an_encoder_that_makes_much_of_one_level_is_no_difference(tmp_path: Path
     assert lora_drift("sample", "--mini", "--job", job, "--step", 0, *size).exit_code == 0
     with Image.open(tmp_path / "ours.png") as image:
         ours = np.asarray(image)[None]
-    read, share = sample_codec.read(sample), tolerances.load("mini", "cpu", "float32")["pixel_mean"].spread
+    read, share = sample_codec.read(sample), tolerances.load("mini", CPU)["pixel_mean"].spread
     before = sample_codec.encoded(ours, read).astype(int)
     copies = [sample_codec.nudged(ours, share, seed) for seed in range(sample_codec.COPIES)]
     worst = max(copies, key=lambda copy: np.abs(sample_codec.encoded(copy, read) - before).max())

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_drift.harness.check import tolerances
+from lora_drift.harness.check.goldens import CPU
 from lora_drift.harness.check.results import Metric
 from lora_drift.harness.check.runner import JUDGED
 from lora_drift.harness.check.tolerances import FACTORS, Tolerance, ToleranceError
@@ -15,17 +16,37 @@ from lora_drift.harness.studies import spread as measure
 
 
 def test_the_committed_tolerances_cover_what_a_verdict_needs() -> None:
-    found = tolerances.load("mini", "cpu", "float32")
+    found = tolerances.load("mini", CPU)
     assert set(found) == {*JUDGED, "audio_rel_l2", "trace"} == set(FACTORS)
     assert all(tolerance.factor == FACTORS[name] and "/" in tolerance.seen_in for name, tolerance in found.items())
 
 
-@pytest.mark.parametrize("key", [("full", "cpu", "float32"), ("mini", "tpu", "float32"), ("mini", "cpu", "float64")])
-def test_a_run_without_measured_tolerances_is_an_error(key: tuple[str, str, str]) -> None:
-    with pytest.raises(
-        ToleranceError, match=f"no tolerances were measured for {'/'.join(key)}.*known: mini/cpu/float32"
-    ):
-        tolerances.load(*key)
+CUDA = {"device": "cuda", "gpu": "a GPU", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("tier", "changed", "key"),
+    [
+        ("full", {}, "full/cpu/float32"),
+        ("mini", {"dtype": "float64"}, "mini/cpu/float64"),
+        (
+            "mini",
+            {"device": "cuda", "gpu": "X", "compute_capability": "5.2", "dtype": "bfloat16"},
+            "mini/sm52/bfloat16",
+        ),
+    ],
+)
+def test_a_run_without_measured_tolerances_is_an_error(tier: str, changed: dict[str, str], key: str) -> None:
+    with pytest.raises(ToleranceError, match=f"no tolerances were measured for {key}.*known: mini/cpu/float32"):
+        tolerances.load(tier, CPU | changed)
+
+
+def test_another_processor_than_that_of_the_golden_has_tolerances_of_its_own() -> None:
+    here = CPU | {"cpu": "Intel(R) Xeon(R) Processor"}
+    same, other = (tolerances.load("mini", here, {"cpu": cpu}) for cpu in (here["cpu"], "AMD EPYC"))
+    assert same == tolerances.load("mini", CPU)
+    assert all(other[name].spread >= tolerance.spread for name, tolerance in same.items())
+    assert "the trainer on" in other["latents_rel_l2"].seen_in
 
 
 def test_tolerances_are_filled_in_and_other_metrics_left_alone() -> None:

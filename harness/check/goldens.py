@@ -14,12 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_drift.harness.check import golden_file, golden_store
 from lora_drift.harness.check.cases import Case
-from lora_drift.harness.environment import device_kind
+from lora_drift.harness.environment import architecture
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines.spec import NoiseStream, ResizeOrder, noise_stream_of, resize_order_of
@@ -98,11 +97,6 @@ class Golden(BaseModel):
         """How the Pillow that recorded it resizes control images."""
         return resize_order_of(self.environment["pillow"])
 
-    def same_torch(self, environment: Mapping[str, Any]) -> bool:
-        """Was it recorded with the torch of `environment` (patch releases and builds aside)?"""
-        ours, its = (Version(e["torch"]).release[:2] for e in (environment, self.environment))
-        return ours == its
-
     def stored(self, name: str) -> Path:
         """The file under goldens/ that holds an artefact."""
         return golden_store.stored(self.root, self.artefacts[name].file)
@@ -162,10 +156,10 @@ def content(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") 
 
 def variant(environment: Mapping[str, Any]) -> str:
     """Which set of a tag's goldens belongs to an environment: "" for float32, whatever the device, since there devices
-    differ by rounding only; else the kind of device and the dtype, "h100-bfloat16"."""
+    differ by rounding only; else the architecture and the dtype, "sm90-bfloat16"."""
     if environment["dtype"] == "float32":
         return ""
-    return f"{device_kind(environment)}-{environment['dtype']}"
+    return f"{architecture(environment)}-{environment['dtype']}"
 
 
 def golden_path(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") -> Path:

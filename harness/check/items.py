@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from lora_drift.harness import extras, tags
-from lora_drift.harness.check import cases, plugin
+from lora_drift.harness.check import cases, plugin_options
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.pipelines.profiles import PROFILES
 
-BENCH = pytest.StashKey[Any]()
+BENCHES = pytest.StashKey[dict[str, Any]]()
+"""dtype -> what renders in it."""
 NAME = "lora-drift-items"
 MARKERS = {"gpu": "needs a CUDA device", "full": "needs the real weights"}
 
@@ -27,7 +28,7 @@ def set_up(config: pytest.Config) -> None:
     registered = {line.partition(":")[0].partition("(")[0].strip() for line in config.getini("markers")}
     for marker in MARKERS.keys() - registered:
         config.addinivalue_line("markers", f"{marker}: {MARKERS[marker]}")
-    if hasattr(config, "workerinput") and plugin.device(config) == "cuda":
+    if hasattr(config, "workerinput") and plugin_options.device(config) == "cuda":
         _take_gpu(config.workerinput["workerid"])
 
 
@@ -49,7 +50,7 @@ class _Hooks:
         does not know yet."""
         tag = config.getoption("--drift-tag")
         lacking = tags.row(tag).lacks if tag else ()
-        with_full = plugin.device(config) != "cpu" or plugin.asked(config, "full")
+        with_full = plugin_options.device(config) != "cpu" or plugin_options.asked(config, "full")
         found = [i for i in items if isinstance(i, CaseItem)]
         out = {i for i in found if i.case.model in lacking or (i.case.tier == "full" and not with_full)}
         if out:
@@ -74,7 +75,7 @@ class CaseFile(pytest.File):
         if lacking := extras.lacking("check"):
             raise CaseError(f"checking a case {lacking}")
         case = cases.load(self.path)
-        device, dtype = plugin.device(self.config), self.config.getoption("--drift-dtype")
+        device, dtype = plugin_options.device(self.config), self.config.getoption("--drift-dtype")
         parts = (device if device != "cpu" else "", dtype, profile if profile != "reference" else "")
         where = "-".join(part for part in parts if part)
         name = f"{case.id}[{where}]" if where else case.id
@@ -131,13 +132,16 @@ class CaseItem(pytest.Item):
         from lora_drift.harness.check import runner
 
         home = self.path.resolve().parents[1]
-        goldens = plugin.folder(self.config, "goldens") or home.parent / "goldens"
-        bench = self.config.stash.get(BENCH, None)
+        goldens = plugin_options.folder(self.config, "goldens") or home.parent / "goldens"
+        tag = self.config.getoption("--drift-tag") or tags.newest()
+        dtype = self.config.getoption("--drift-dtype") or runner.dtype_of(self.device, tag, self.case, goldens)
+        benches = self.config.stash.setdefault(BENCHES, {})
+        bench = benches.get(dtype)
         if bench is None or (bench.goldens, bench.known) != (goldens, home / "known.yaml"):
-            bench = self.config.stash[BENCH] = runner.Bench(
+            bench = benches[dtype] = runner.Bench(
                 self.device,
-                self.config.getoption("--drift-dtype"),
-                tag=self.config.getoption("--drift-tag"),
+                dtype,
+                tag=tag,
                 controls=not self.config.getoption("--drift-no-controls"),
                 floor=self.config.getoption("--drift-floor"),
                 profile=self.config.getoption("--drift-profile"),

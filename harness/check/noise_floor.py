@@ -53,13 +53,17 @@ def distances(a: Rendered, b: Rendered) -> dict[str, float]:
     }
 
 
-def repeats(render: Render, case: Case, *, device: str, dtype: str) -> Iterator[tuple[str, Rendered, Rendered]]:
-    """(comparison, one render, the other) within this environment."""
+def repeats(
+    render: Render, case: Case, *, device: str, dtype: str, on_cpu: Render | None = None
+) -> Iterator[tuple[str, Rendered, Rendered]]:
+    """(comparison, one render, the other) within this environment. `on_cpu`: the same on the CPU beside a GPU."""
     first = render(None)
     yield "same code again", first, render(None)
     if device != "cpu":
         with deterministic_kernels():
             yield DETERMINISTIC, render(None), first
+    if on_cpu is not None:
+        yield "this GPU against the CPU", first, on_cpu(None)
     if dtype != "float32":  # in half precision the order of operations makes another picture, in the trainer too
         return
     if case.lora is not None and not (case.quantization and case.quantization.quantize):
@@ -69,6 +73,9 @@ def repeats(render: Render, case: Case, *, device: str, dtype: str) -> Iterator[
             yield "one thread against two", first, render(None)
 
 
-def measure(render: Render, case: Case, *, device: str, dtype: str) -> dict[str, dict[str, float]]:
+def measure(
+    render: Render, case: Case, *, device: str, dtype: str, on_cpu: Render | None = None
+) -> dict[str, dict[str, float]]:
     """Comparison -> metric name -> distance: the noise floor of one case on this device."""
-    return {name: distances(a, b) for name, a, b in repeats(render, case, device=device, dtype=dtype)}
+    pairs = repeats(render, case, device=device, dtype=dtype, on_cpu=on_cpu)
+    return {name: distances(a, b) for name, a, b in pairs}

@@ -3,14 +3,15 @@
 pytest cases/                       all mini cases of the newest tag, on the CPU
 pytest cases/flux --drift-tag TAG   one model, one tag
 pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
-pytest cases/ -m gpu                the same on CUDA, and the full tier (cases/full) on the real weights
+pytest cases/ -m gpu                the same on CUDA (any GPU), and the full tier (cases/full) on the real weights
 pytest cases/ -m full               the full tier alone
 
 A case file is a YAML file in a model's folder of the folder that `--drift-cases` or `drift_cases` (pytest.ini) names,
 or of any folder `cases`, where it must have the keys of a case.
 
 pytest loads this module at every start, in every project beside which this package is installed. So it imports nothing
-of ours and changes nothing (markers, devices, scheduling) before a case is collected; items.py does that.
+of ours but plugin_options.py, and changes nothing (markers, devices, scheduling) before a case is collected; items.py
+does that.
 """
 
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+
+from lora_drift.harness.check.plugin_options import device, folder
 
 STREAM = pytest.StashKey[TextIO]()
 KEYS = ("schema", "model", "sample")
@@ -38,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
-                    help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
+                    help="default: bfloat16 where a GPU has goldens of it, else float32")  # fmt: skip
     group.addoption("--drift-profile", metavar="PROFILE", default="reference",
                     help="compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
@@ -67,6 +70,15 @@ def pytest_configure(config: pytest.Config) -> None:
         from lora_drift.harness.paths import elsewhere
 
         raise pytest.UsageError(elsewhere("cases", ours, "--drift-cases DIR --drift-goldens DIR"))
+    if device(config) != "cpu" and not config.getoption("collectonly") and _hold_a_case(config):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                f"cases were asked for on {device(config)}, and torch {torch.__version__} sees no CUDA device: leave "
+                "`-m gpu` (`-m full`, `--drift-device`) out to check on the CPU, or install a torch for your GPU"
+            )
+    config.pluginmanager.register(_Tally(), "lora-drift-tally")
     path: Path | None = config.getoption("--drift-json")
     if path is not None:
         try:
@@ -82,6 +94,34 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[STREAM].close()
 
 
+class _Tally:
+    """A run in which no case could be compared has verified nothing, and is not green."""
+
+    def __init__(self) -> None:
+        self.compared, self.skipped = 0, 0
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "drift", None) is not None:
+            self.skipped += report.skipped
+            self.compared += not report.skipped
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.skipped and not self.compared and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.skipped and not self.compared:
+            terminalreporter.write_line(
+                f"lora-drift: nothing was verified. None of {self.skipped} cases has a golden (or weights) for what "
+                "was asked for; the reason of each is above. On a GPU, leave --drift-dtype out: in float32 the CPU's "
+                "goldens serve every GPU.",
+                red=True,
+            )
+
+
 class _Writer:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -95,15 +135,6 @@ class _Writer:
 
 
 # -------------------------------------------------------------------------------------------------------- collection
-
-
-def folder(config: pytest.Config, what: str) -> Path | None:
-    """The folder of "cases" or "goldens" that the command line names, or else pytest.ini."""
-    given: Path | None = config.getoption(f"--drift-{what}")
-    if given is not None:
-        return (config.invocation_params.dir / given).resolve()
-    said: str = config.getini(f"drift_{what}")
-    return ((config.inipath or config.rootpath / "x").parent / said).resolve() if said else None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -125,20 +156,6 @@ def _is_case(config: pytest.Config, file: Path) -> bool:
         return False
     text = file.read_text(encoding="utf-8", errors="replace")
     return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in KEYS)
-
-
-def device(config: pytest.Config) -> str:
-    """Where cases run."""
-    chosen: str | None = config.getoption("--drift-device")
-    if chosen:
-        return chosen
-    return "cuda" if asked(config, "gpu") or asked(config, "full") else "cpu"
-
-
-def asked(config: pytest.Config, marker: str) -> bool:
-    """Does `-m` name the marker, and not after a `not`?"""
-    words = str(config.getoption("markexpr", "")).replace("(", " ").replace(")", " ").split()
-    return marker in words and words[max(0, words.index(marker) - 1)] != "not"
 
 
 # ------------------------------------------------------------------------------------------------------------- xdist

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -31,7 +31,7 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result
 from lora_drift.harness.check.trace import Rendered, Trace, Tracer
-from lora_drift.harness.environment import device_kind, facts
+from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 
@@ -87,6 +87,7 @@ class Bench:
         self.tag = tag or newest_tag()
         self._loaded: Any = None
         self._loaded_as: Any = None
+        self._on_cpu: Bench | None = None
 
     @property
     def toolkit(self) -> str:
@@ -110,8 +111,7 @@ class Bench:
         return goldens.load(self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment)
 
     def tolerances(self, case: Case, golden: Golden) -> dict[str, tolerances.Tolerance]:
-        kind, same = device_kind(self.environment), golden.same_torch(self.environment)
-        return tolerances.load(case.tier, kind, self.dtype, same_torch=same)
+        return tolerances.load(case.tier, self.environment, golden.environment)
 
     def pipeline(self, case: Case, golden: Golden) -> Any:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
@@ -138,6 +138,12 @@ class Bench:
             return self._loaded
         files = {LORA_FILES[a]: golden.path(a) for a in golden.artefacts if a in LORA_FILES}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
+
+    def on_cpu(self) -> "Bench":
+        """The same on the CPU, in float32; kept, so that a model is loaded once there too."""
+        if self._on_cpu is None:
+            self._on_cpu = Bench("cpu", "float32", tag=self.tag, goldens=self.goldens, known=self.known)
+        return self._on_cpu
 
     def forget(self) -> None:
         """Let the loaded model go: after an error (a full GPU, say) the next case starts from nothing."""
@@ -187,11 +193,26 @@ class Bench:
         if pipeline.lora is not None:
             for name, change in _lora_changes(pipeline):
                 tracer.trace.add(f"lora/{name}", change)
-        output = pipeline.render(settings, watch=tracer.watching)
+        with no_tf32() if pipeline.base.dtype == "float32" else nullcontext():
+            output = pipeline.render(settings, watch=tracer.watching)
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
         settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
         return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """float32 means float32: by default torch lets a GPU's convolutions round to TF32 (10 bits of mantissa), which is
+    another picture than the CPU's goldens by up to 1 of 255, mean 0.07."""
+    import torch
+
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -273,8 +294,10 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     from PIL import Image
 
     if bench.floor:  # first, because tolerances are derived from it
-        render = partial(legal_repeat, bench, case, golden)
-        result.noise_floor = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype)
+        render, on_cpu = partial(legal_repeat, bench, case, golden), None
+        if bench.device != "cpu" and bench.dtype == "float32":  # where the goldens are from
+            on_cpu = partial(legal_repeat, bench.on_cpu(), case, golden)
+        result.noise_floor = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype, on_cpu=on_cpu)
     limits = bench.tolerances(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):
@@ -418,6 +441,18 @@ def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, tolera
         latents_rel_l2=measured["latents_rel_l2"].value or 0.0,
         caught=any(not measured[m].within for m in JUDGED),
     )
+
+
+def dtype_of(device: str, tag: str, case: Case, root: Path) -> str:
+    """What a case is checked in, unless the user says: in the trainer's own dtype where the device has goldens for that
+    (on a GPU bfloat16), else in float32, for which the CPU's serve every device."""
+    if device != "cpu" and case.tier == "full":
+        return "bfloat16"  # there are no others
+    if device != "cpu":
+        where = goldens.variant(facts(device, "bfloat16"))
+        if goldens.content(tag, case.id, root, variant=where) is not None:
+            return "bfloat16"
+    return "float32"
 
 
 def newest_tag() -> str:

@@ -45,8 +45,8 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def wanted() -> str:
-    """What verified.json should hold: of every model the first mini case with each LoRA mode, on a quantised base and
-    without, and its verdict at each tag; a line a case."""
+    """What verified.json should hold: of every model the first mini case that was checked with each LoRA mode, on a
+    quantised base and without, and its verdict at each tag; a line a case."""
     from lora_drift.harness.check import cases
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
@@ -55,7 +55,8 @@ def wanted() -> str:
         key = (case.model, case.lora.mode if case.lora else None, case.quantization is not None)
         told = {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
         row = {"case": case.id, "model": key[0], "lora": key[1], "quantized": key[2], "verdicts": told}
-        found.setdefault(key, row)
+        if key not in found or (told and not found[key]["verdicts"]):  # rather one that was checked
+            found[key] = row
     return "[\n" + ",\n".join(json.dumps(row) for row in found.values()) + "\n]\n"
 
 

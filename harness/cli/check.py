@@ -129,6 +129,11 @@ def tolerances(
     results: Annotated[
         Path | None, typer.Option(help="take the spread from a file of `pytest --drift-floor` instead")
     ] = None,
+    recorded: Annotated[
+        Path | None,
+        typer.Option(help="compare with the goldens that the recorder wrote to this folder on another processor"),
+    ] = None,
+    tag: options.Tag = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     tier: Annotated[
@@ -142,13 +147,15 @@ def tolerances(
     """Measure how far equally correct renders are apart (the spread), and derive the tolerances from it.
 
     Compared are: two renders by the same code; on a GPU, deterministic and default kernels; in float32, merged and
-    live LoRA, and one and two threads; with --against, another torch.
+    live LoRA, and one and two threads; with --against, another torch; with --recorded, the trainer on two processors.
     """
     with user_errors(needs="check"):
         from lora_drift.harness.check import cases, runner
         from lora_drift.harness.check import results as files
+        from lora_drift.harness.check import tolerances as limits
         from lora_drift.harness.paths import IN_CHECKOUT
         from lora_drift.harness.studies import spread as measure
+        from lora_drift.harness.tags import newest
 
         if write and not IN_CHECKOUT:
             fail("--write: works in a checkout of lora-drift only, whose file it changes; leave it out")
@@ -157,6 +164,13 @@ def tolerances(
             spreads = measure.of_results(files.read(results))
             if not spreads:
                 fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
+            _finish(spreads, write, as_json)
+            raise typer.Exit
+        if recorded is not None:
+            runner.use_minihub()
+            spreads = measure.of_recordings(recorded.resolve(), tag or newest())
+            if not spreads:
+                fail(f"--recorded {recorded}: holds no golden of another processor than this checkout's")
             _finish(spreads, write, as_json)
             raise typer.Exit
         if save is not None and tier == "full":
@@ -175,7 +189,7 @@ def tolerances(
             spread = measure.measure(device, dtype, against, note, tier)
         if not spread:
             fail(f"tolerances: no case of the tier {tier} has weights and a golden here; record one (docs/goldens.md)")
-        _finish({measure.key(runner.Bench(device, dtype).environment, tier): spread}, write, as_json)
+        _finish({limits.key(tier, runner.Bench(device, dtype).environment): spread}, write, as_json)
 
 
 def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:

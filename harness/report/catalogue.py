@@ -18,7 +18,7 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.report import history
+from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.profiles import PROFILES
@@ -199,8 +199,8 @@ def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every page to `folder`, and remove pages of models that there are no more; and verified.json, which is made
-    from the same results. Returns what changed."""
+    """Write every page to `folder`, and remove pages of models that there are no more; beside docs/models also
+    verified.json, which is made from the same results. Returns what changed."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = pages()
     changed = [path for path in folder.glob("*.md") if path.name not in wanted]
@@ -211,7 +211,8 @@ def write(folder: Path) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             changed.append(path)
-    if verified_by.VERIFIED.read_text(encoding="utf-8") != verified_by.wanted():
+    ours = folder.resolve() == PAGES.resolve()
+    if ours and verified_by.VERIFIED.read_text(encoding="utf-8") != verified_by.wanted():
         verified_by.VERIFIED.write_text(verified_by.wanted(), encoding="utf-8")
         changed.append(verified_by.VERIFIED)
     return changed

@@ -14,7 +14,7 @@ from lora_drift.harness.check.results import Result
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.tolerances import FACTORS
 from lora_drift.harness.check.trace import Rendered, Trace
-from lora_drift.harness.environment import device_kind
+from lora_drift.harness.minihub import factory
 
 Spread = dict[str, tuple[float, str]]
 """Metric name -> (largest distance, "case: comparison")."""
@@ -42,7 +42,11 @@ def of_results(results: Iterable[Result]) -> dict[str, Spread]:
     spreads: dict[str, Spread] = {}
     for result in results:
         if result.noise_floor:
-            _widen(spreads.setdefault(key(result.environment, result.tier), {}), result.case, result.noise_floor)
+            _widen(
+                spreads.setdefault(tolerances.key(result.tier, result.environment), {}),
+                result.case,
+                result.noise_floor,
+            )
     return spreads
 
 
@@ -85,9 +89,30 @@ def _loaded(folder: Path, case: Case) -> Rendered:
         return Rendered(arrays["frames"], arrays["latents"], trace, {}, arrays.get("audio"))
 
 
-def key(environment: Mapping[str, Any], tier: str = "mini") -> str:
-    """What the tolerances of a tier's cases are filed under: "mini/h100/bfloat16"."""
-    return f"{tier}/{device_kind(environment)}/{environment['dtype']}"
+def of_recordings(there: Path, tag: str) -> dict[str, Spread]:
+    """How far the trainer on another processor is from itself: `there` is a goldens folder that the recorder wrote on
+    that processor, compared with this checkout's case by case, as far as both have it.
+
+    Trainings are left out: on another processor they end in another LoRA.
+    """
+    spread: Spread = {}
+    for case in cases.load_all():
+        manifest = factory.manifest_sha256(case.model, case.extras)
+        try:
+            pair = [goldens.load(tag, case, manifest, root) for root in (goldens.GOLDENS, there)]
+        except goldens.Missing:
+            continue
+        ours, theirs = (golden.environment["cpu"] for golden in pair)
+        if case.training is None and ours != theirs:
+            one, other = (_recorded(golden) for golden in pair)
+            _widen(spread, case.id, {f"the trainer on {theirs} and on {ours}": noise_floor.distances(one, other)})
+    return {tolerances.key("mini", goldens.CPU | {"cpu": "there"}, {"cpu": "here"}): spread} if spread else {}
+
+
+def _recorded(golden: goldens.Golden) -> Rendered:
+    trace = Trace.load(golden.path("trace"))
+    audio = golden.audio() if "audio" in golden.artefacts else None
+    return Rendered(golden.frames(), golden.latents(), trace, golden.settings, audio)
 
 
 def write(spread: Spread, key: str) -> None:

@@ -149,7 +149,7 @@ def difference(before: tuple[np.ndarray, Trace], after: tuple[np.ndarray, Trace]
     from lora_drift.harness.check import metrics, tolerances
     from lora_drift.harness.check.trace import errors
 
-    limits = tolerances.load("mini", "cpu", "float32")
+    limits = tolerances.load("mini", goldens.CPU)
     found = errors(before[1], after[1])
     parted = next(((n, e) for n, e in found.items() if not e <= limits["trace"].limit), (None, None))
     if before[0].shape != after[0].shape:

@@ -21,6 +21,7 @@ from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
 from lora_drift.harness.deviations.library.base import Kind
+from lora_drift.harness.environment import facts
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
@@ -272,7 +273,7 @@ class Search:
     def _tolerances(self, tier: str) -> dict[str, tolerances.Tolerance] | None:
         base = self.subject.pipeline.base
         try:
-            return tolerances.load(tier, base.device.partition(":")[0], base.dtype)
+            return tolerances.load(tier, facts(base.device, base.dtype), {"cpu": "theirs, whatever it was"})
         except tolerances.ToleranceError:
             return None
 
