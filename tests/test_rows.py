@@ -31,8 +31,9 @@ from lora_drift.pipelines.spec import INFORMS, RESIZE_ORDER, Quantizes, Schedule
 
 VIDEO_ONLY = ("frame_step", "frames_floored")
 """Of rows that make one picture they change nothing: it has one frame."""
-OF_TOKENIZERS = ("tokenization", "slow_tokenizers")
-"""Few texts show them; tests/test_text.py has those."""
+ELSEWHERE = ("tokenization", "slow_tokenizers", "layout")
+"""Few texts show the first two; tests/test_text.py has those. Either layout holds the same weights, where there are
+both; tests/test_flux2.py loads them."""
 TOLD = "quantizes.by_default"
 """What the trainer's UI writes: for the catalogue, and for jobs that are made, not rendered."""
 ALWAYS = ("sd15", "flux_kontext", "chroma", "qwen_image_edit_plus")
@@ -90,7 +91,7 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
     """(what is changed, the row with it): each field, and each entry of those that have entries."""
     for f in fields(spec):
         value = getattr(spec, f.name)
-        if f.name in (*INFORMS, *OF_TOKENIZERS) or (f.name in VIDEO_ONLY and spec.kind != "video"):
+        if f.name in (*INFORMS, *ELSEWHERE) or (f.name in VIDEO_ONLY and spec.kind != "video"):
             continue
         if f.name == "size_rule" and spec.size_divisor == spec.asked_divisor:
             continue  # there is nothing left to floor, or to refuse
@@ -122,7 +123,7 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
 def test_every_field_is_walked_or_declared() -> None:
     walked = {name.partition(".")[0].partition(" ")[0] for row in MODELS.values() for name, _ in changes(row)}
     every = {f.name for row in MODELS.values() for f in fields(row)}
-    assert walked | {*INFORMS, *OF_TOKENIZERS} == every
+    assert walked | {*INFORMS, *ELSEWHERE} == every
     assert not walked & set(INFORMS)
     assert all(is_dataclass(row) and row.__dataclass_params__.frozen for row in MODELS.values())  # type: ignore[attr-defined]
     assert {f.name for f in fields(Quantizes)} == {"encoders", "encoder_qtype", "reads", TOLD.partition(".")[2]}

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import transformers
-from lora_drift.pipelines.table import MODELS
 
-from lora_drift.pipelines import text
+from lora_drift.pipelines import MODELS, text
 from lora_drift.pipelines.errors import RequestError
 
 HERE = Path(__file__).parent
