@@ -139,6 +139,7 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
         toolkit=content["reproduces"].rpartition(" ")[2],
         noise_stream=content.get("noise_stream"),
         resize_order=content.get("resize_order"),
+        vae_noise=content.get("vae_noise", "device"),
         quantization=_quantization(content),
         profile=content.get("profile", "reference"),
     )

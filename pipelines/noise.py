@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lora_drift.pipelines.shared_patch import SharedPatch
-from lora_drift.pipelines.spec import NoiseStream, Posterior
+from lora_drift.pipelines.spec import NoiseStream, Posterior, VaeNoise
 
 BLOCK = 16
 """torch turns uniform numbers into normal ones 16 at a time: 8 radii, then 8 angles. Fewer are drawn one by one, in
@@ -32,6 +32,7 @@ class Generator(torch.Generator):
     """A CPU generator that knows which stream its draws in half precision are to be of."""
 
     stream: NoiseStream
+    vae_noise: VaeNoise
     on_device: torch.Generator | None = None
     """The device's own generator with the same seed, once something was drawn there."""
 
@@ -42,10 +43,10 @@ class Generator(torch.Generator):
         return self.on_device
 
 
-def seeded(seed: int, stream: NoiseStream) -> Generator:
+def seeded(seed: int, stream: NoiseStream, vae_noise: VaeNoise = "device") -> Generator:
     """The generator of one render."""
     generator = Generator("cpu")
-    generator.stream = stream
+    generator.stream, generator.vae_noise = stream, vae_noise
     generator.manual_seed(seed)
     return generator
 
@@ -106,11 +107,11 @@ def posterior_sample(distribution: Any, generator: Generator) -> torch.Tensor:
     """A sample of a VAE's posterior (`encode(x).latent_dist`), drawn from the render's own generator.
 
     The trainer calls `.sample()` without a generator: on the CPU that continues the same stream, on a GPU it begins
-    that GPU's.
+    that GPU's (unless the CPU's were asked for: `spec.VaeNoise`).
     """
     shape, dtype, device = tuple(distribution.mean.shape), distribution.parameters.dtype, distribution.mean.device
-    if device.type == "cpu":
-        noise = normal(shape, generator, dtype)
+    if device.type == "cpu" or generator.vae_noise == "cpu":
+        noise = draw(shape, generator, dtype, device)
     else:
         noise = torch.randn(shape, generator=generator.of(device), dtype=dtype, device=device)
     return distribution.mean + distribution.std * noise

@@ -32,9 +32,11 @@ from lora_drift.pipelines.spec import (
     RESIZE_ORDER,
     RESIZE_ORDERS,
     TOOLKITS,
+    VAE_NOISES,
     ModelSpec,
     NoiseStream,
     ResizeOrder,
+    VaeNoise,
 )
 
 Watch = Callable[[Any], AbstractContextManager[Any]]
@@ -57,10 +59,11 @@ class Base:
         *,
         offload: bool = False,
         profile: Profile = "reference",
+        vae_noise: VaeNoise = "device",
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
         self.noise_stream, self.resize_order = noise_stream, resize_order
-        self.quantization, self.profile = quantization, profile
+        self.quantization, self.profile, self.vae_noise = quantization, profile, vae_noise
         self.family: Family[Any] = FAMILIES[spec.family]
 
     @cached_property
@@ -183,7 +186,7 @@ class Pipeline:
                 raise Cancelled(f"cancelled after step {step + 1} of {settings.steps}")
             return kwargs
 
-        generator = noise.seeded(settings.seed, self.base.noise_stream)
+        generator = noise.seeded(settings.seed, self.base.noise_stream, self.base.vae_noise)
         with torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order), watch(pipe):
             media = self.base.family.render(
                 pipe, self.spec, settings, generator=generator, callback_on_step_end=after_step
@@ -222,7 +225,7 @@ class Pipeline:
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
-            **({"resize_order": self.base.resize_order} if settings.control else {}),
+            **({"resize_order": self.base.resize_order, "vae_noise": self.base.vae_noise} if settings.control else {}),
             **({"profile": self.base.profile} if self.base.profile != "reference" else {}),
             "versions": dict(_versions()),
         }
@@ -242,6 +245,7 @@ def load(
     toolkit: str = TOOLKITS[-1],
     noise_stream: str | None = None,
     resize_order: str | None = None,
+    vae_noise: str = "device",
     quantization: Quantization | None = None,
     offload: bool = False,
     profile: str = "reference",
@@ -257,6 +261,8 @@ def load(
             float32 the noise is the same on every torch.
         resize_order: which Pillow's way to resize control images, a member of
             `lora_drift.pipelines.spec.RESIZE_ORDERS`; None takes the newest.
+        vae_noise: whose generator samples the posterior of a control image, where the trainer's code names none
+            (Wan 2.2 image to video, OmniGen2): "device" as the trainer, or "cpu" as a trainer on a CPU.
         quantization: how the trainer's job quantised the base model; None: it did not.
         offload: keep each component in main memory, except while it computes.
         profile: "reference"; "compiled", faster and not exact; or "fast", which also multiplies in 8 bits where it
@@ -277,6 +283,8 @@ def load(
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
     if resize_order not in (None, *RESIZE_ORDERS):
         raise RequestError(f"resize_order {resize_order!r}: use {' or '.join(RESIZE_ORDERS)}")
+    if vae_noise not in VAE_NOISES:
+        raise RequestError(f"vae_noise {vae_noise!r}: use {' or '.join(VAE_NOISES)}")
     quantization = quantization or Quantization()
     quantization.check(spec)
     chosen = profiles.choose(profile, spec, quantization, device)
@@ -284,7 +292,12 @@ def load(
         _check_installed(spec, profiles.requirement(chosen, spec, device))
     stream, order = noise_stream or NOISE_STREAM, resize_order or RESIZE_ORDER
     repo = base or spec.base
-    return Pipeline(Base(spec, repo, device, dtype, stream, order, quantization, offload=offload, profile=chosen))
+    return Pipeline(
+        Base(
+            spec, repo, device, dtype, stream, order, quantization,
+            offload=offload, profile=chosen, vae_noise=vae_noise,
+        )
+    )  # fmt: skip
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

@@ -22,6 +22,10 @@ ResizeOrder = Literal["pillow-12", "pillow-13"]
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
 RESIZE_ORDER: ResizeOrder = "pillow-13"
 """Default: the newest Pillow, which a trainer that is installed today gets: its requirements name no version."""
+VaeNoise = Literal["device", "cpu"]
+"""Whose generator draws what the trainer's code names none for (samples of a VAE's posterior): that of the device
+on which the VAE is, as the trainer does; or the CPU's, as a trainer on a CPU would have."""
+VAE_NOISES: tuple[VaeNoise, ...] = get_args(VaeNoise)
 Tokenization = Literal["transformers-4.57", "transformers-5.5"]
 """Which transformers a trainer reads prompts with (`lora_drift.pipelines.text`): 4.57.3 up to 0.9.0, 5.5.3 since."""
 Guidance = Literal["cfg", "cfg_always", "cfg_above_zero", "cfg_above_one", "embedded"]

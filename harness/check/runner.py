@@ -131,6 +131,7 @@ class Bench:
                 toolkit=self.toolkit,
                 noise_stream=golden.noise_stream,
                 resize_order=golden.resize_order,
+                vae_noise="cpu" if golden.environment["device"] == "cpu" else "device",
                 quantization=quantization,
                 profile=self.profile,
             )

@@ -32,6 +32,12 @@ ResizeOrder = Annotated[
     str | None,
     typer.Option(help="control images resized as in Pillow >= 13 (pillow-13, the default) or <= 12 (pillow-12)"),
 ]
+VaeNoise = Annotated[
+    str,
+    typer.Option(
+        help="posterior of a control image sampled with the generator of the device, as the trainer does, or of the cpu"
+    ),
+]
 Mini = Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")]
 Cases = Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")]
 Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]

@@ -42,6 +42,7 @@ def sample(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
+    vae_noise: options.VaeNoise = "device",
     resize_order: options.ResizeOrder = None,
     quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
     quantize_te: Annotated[
@@ -100,6 +101,7 @@ def sample(
             dtype=dtype,
             toolkit=toolkit,
             noise_stream=noise_stream,
+            vae_noise=vae_noise,
             resize_order=resize_order,
             quantization=Quantization(quantize, quantize_te, qtype, qtype_te, recovery),
             profile=profile,

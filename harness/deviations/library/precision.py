@@ -57,7 +57,7 @@ def base_not_quantised(s: Subject) -> Iterator[Subject]:
     """The base model is as it was released, where the trainer had quantised it; the LoRA stays live."""
     base = s.pipeline.base
     plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, base.resize_order, Quantization(),
-                 offload=base.offload)  # fmt: skip
+                 offload=base.offload, vae_noise=base.vae_noise)  # fmt: skip
     yield replace(s, pipeline=replace(s.pipeline, base=plain))
 
 
