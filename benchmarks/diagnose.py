@@ -50,6 +50,7 @@ from lora_drift.harness.minihub import factory
 from lora_drift.harness.studies.spread import threads
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import lines_of
 from lora_drift.pipelines.settings import Request
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -271,9 +272,9 @@ def main() -> None:
     given = parser.parse_args()
     runner.use_minihub()
     quiet()
-    rows = [json.loads(line) for path in given.summary or () for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for path in given.summary or () for line in lines_of(path)]
     if given.json and given.json.is_file():  # go on with what is there
-        rows = [json.loads(line) for line in given.json.read_text().splitlines()]
+        rows = [json.loads(line) for line in lines_of(given.json)]
     done = {row["scene"] for row in rows}
     for number in range(0 if given.summary else -(-given.draws // A_SCENE)):
         if number in done:

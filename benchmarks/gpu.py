@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from lora_drift.harness.minihub import full  # noqa: E402
 from lora_drift.harness.studies.speed import table  # noqa: E402
 from lora_drift.harness.studies.speed.plan import Plan  # noqa: E402
+from lora_drift.pipelines.files import lines_of  # noqa: E402
 from lora_drift.pipelines.profiles import PROFILES  # noqa: E402
 
 
@@ -137,7 +138,7 @@ def measure(model: str, args: argparse.Namespace, folder: Path, until: float) ->
 def main() -> None:
     args = parse()
     if args.markdown is not None:
-        print(table.render([json.loads(line) for line in args.markdown.read_text().splitlines()]))
+        print(table.render([json.loads(line) for line in lines_of(args.markdown)]))
         return
     until = time.time() + args.limit_s
     args.json.parent.mkdir(parents=True, exist_ok=True)

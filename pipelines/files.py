@@ -20,6 +20,12 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of JSON lines. Only a line feed ends one: `str.splitlines` also cuts at characters that JSON
+    leaves as they are and a prompt may hold (U+0085, U+2028)."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
+
+
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Tensor name -> shape, from the head of a safetensors file.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_drift.pipelines.files import whole
+from lora_drift.pipelines.files import lines_of, whole
 
 Verdict = Literal["match", "drift", "known", "missing", "stale", "corrupt", "error"]
 PASSING: frozenset[str] = frozenset({"match", "known"})
@@ -158,7 +158,7 @@ def write(path: Path, results: list[Result]) -> None:
 def read(path: Path) -> list[Result]:
     """Read a results file; a last line cut short by a killed run is left out."""
     results = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(path)
     for number, line in enumerate(lines, 1):
         try:
             results.append(Result.model_validate_json(line))

@@ -26,6 +26,7 @@ from lora_drift.harness.check.runner import Bench, encodings_kept
 from lora_drift.harness.check.trace import Rendered, Trace
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
+from lora_drift.pipelines.files import lines_of
 
 Verdict = Literal["caught", "survived", "equivalent", "error"]
 
@@ -186,8 +187,7 @@ def read(path: Path) -> list[Outcome]:
     """Outcomes that an earlier run left behind; a last line cut short is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]
+    whole = [line for line in lines_of(path) if line.endswith("}")]
     return [Outcome.model_validate(json.loads(line)) for line in whole]
 
 

@@ -21,6 +21,7 @@ from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
 from lora_drift.pipelines import MODELS
+from lora_drift.pipelines.files import lines_of
 from lora_drift.pipelines.profiles import PROFILES
 from lora_drift.pipelines.spec import ModelSpec
 
@@ -125,7 +126,7 @@ class Catalogue:
     def speeds(self) -> dict[str, Speed]:
         """Model -> what `benchmarks/gpu.py` measured last, rather with profiles. Of what broke off nothing is told."""
         file = self.reports / "performance.jsonl"
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        lines = [json.loads(line) for line in lines_of(file)] if file.is_file() else []
         whole = [line for line in lines if "ours_seconds" in line.get("ours", {})]
         apart = {line["model"]: line["ours"].get("against_trainer", {}) for line in whole if "trainer" in line}
         found = [_speed(line, apart.get(line["model"], {})) for line in whole]

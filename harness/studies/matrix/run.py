@@ -21,6 +21,7 @@ from lora_drift.harness.studies.matrix import MatrixError, checkouts, environmen
 from lora_drift.harness.studies.matrix.environment import FROM_GIT, Combination, NotInstallable
 from lora_drift.harness.studies.matrix.run_cases import Mode, Outcome
 from lora_drift.pipelines import MODELS
+from lora_drift.pipelines.files import lines_of
 
 MATTERS = ("pipelines/*.py", "harness/*.py", "harness/check/*.py",
            "harness/check/*.json", "harness/minihub/**/*.py",
@@ -48,7 +49,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = lines_of(path) if path.is_file() else []
         if lines and not path.read_text(encoding="utf-8").endswith("\n"):  # a killed run's last line
             lines.pop()
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -129,7 +129,7 @@ class _Process:
             while running:
                 running = process.poll() is None  # asked before reading, so that nothing is written after the last look
                 text = self.file.read_text(encoding="utf-8") if self.file.is_file() else ""
-                complete = text[: text.rfind("\n") + 1].splitlines()
+                complete = text.split("\n")[:-1]  # only a line feed ends a JSON line
                 for line in complete[read:]:
                     yield json.loads(line)
                 latest = time.monotonic() if len(complete) > read else latest
