@@ -15,7 +15,7 @@ from lora_drift.harness.check import cases, results, runner
 from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE
 from lora_drift.harness.check.trace import capture
 from lora_drift.harness.cli import main
-from lora_drift.harness.deviations.diagnosis import pictures, search
+from lora_drift.harness.deviations.diagnosis import pictures, reuse, search
 from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory, _key
 from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
@@ -73,6 +73,13 @@ def saved(frames: np.ndarray, path: Path, **options: Any) -> Path:
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main.app, ["diagnose", *map(str, arguments)])
+
+
+def test_every_kind_of_variation_has_its_place_in_the_search() -> None:
+    # Kinds are the names of the library's modules: renaming one must not end every search.
+    kinds = {v.kind for v in LIBRARY.values()}
+    assert kinds == set(search.ORDER)
+    assert kinds >= reuse.CHANGE_ENCODERS | reuse.CHANGE_DENOISERS | reuse.CHANGE_VAE
 
 
 # ------------------------------------------------------------------------------------------------------------ codecs

@@ -161,7 +161,7 @@ def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContext
     from lora_drift.harness.deviations.library.base import patched
 
     vae = subject.pipe.vae
-    if variation.kind not in ("numbers", "output"):
+    if variation.kind not in ("precision", "output"):
         return nullcontext()
     return patched(vae, "encode", MethodType(type(vae).encode, vae))
 

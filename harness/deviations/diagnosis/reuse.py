@@ -23,9 +23,9 @@ from torch import nn
 from lora_drift.harness.check.runner import encodings_kept
 from lora_drift.harness.deviations.library.base import Subject, Variation, patched
 
-CHANGE_ENCODERS = {"encode", "numbers"}
-CHANGE_DENOISERS = {"numbers"}
-CHANGE_VAE = {"numbers", "output"}
+CHANGE_ENCODERS = {"encode", "precision"}
+CHANGE_DENOISERS = {"precision"}
+CHANGE_VAE = {"precision", "output"}
 """Kinds of variations that change how these compute, not only what they are given."""
 
 

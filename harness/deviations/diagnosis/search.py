@@ -22,7 +22,7 @@ from lora_drift.harness.deviations.library import Subject, Variation, applicable
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
-ORDER = ("output", "guidance", "asked", "noise", "schedule", "adapter", "encode", "control", "numbers")
+ORDER = ("output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision")
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
 """Of how many variations, the best by themselves, pairs with all others are tried."""
@@ -366,4 +366,4 @@ def _of_their_size(subject: Subject, theirs: Picture | None) -> Variation:
         yield replace(s, settings=replace(s.settings, width=width, height=height, num_frames=frames))
 
     about = f"It was rendered at {_words(theirs.size)}, for whatever reason."
-    return Variation("another size", about, "your picture", "asked", lambda _s: True, change, SIZE)
+    return Variation("another size", about, "your picture", "request", lambda _s: True, change, SIZE)
