@@ -1,5 +1,7 @@
 """Errors that a user can mend. Each message is one paragraph that names the field and the remedy."""
 
+from typing import Any
+
 
 class RequestError(ValueError):
     """The request cannot be rendered as asked (raised before any weight loads)."""
@@ -15,3 +17,12 @@ class LoraError(RequestError):
 
 class Cancelled(Exception):
     """The step callback asked to stop."""
+
+
+class NotFinite(RequestError):
+    """A render holds NaN or infinity. Raised at its end; the message names the stage at which they began."""
+
+    def __init__(self, message: str, output: Any) -> None:
+        """`output` is what was rendered, for those who look into it (the harness): no picture."""
+        super().__init__(message)
+        self.output = output

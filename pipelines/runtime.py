@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
-from lora_drift.pipelines.errors import Cancelled, RequestError, Unsupported
+from lora_drift.pipelines.errors import Cancelled, NotFinite, RequestError, Unsupported
 from lora_drift.pipelines.lora import Lora, Shapes, read
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.profiles import Profile
@@ -178,6 +178,7 @@ class Pipeline:
         Raises:
             RequestError: a field is wrong (before weights load).
             Cancelled: `on_step` returned False.
+            NotFinite: what came out is no picture.
         """
         try:
             request = Request(prompt, **fields)
@@ -188,9 +189,10 @@ class Pipeline:
 
     def render(self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext) -> Output:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
+        import numpy as np
         import torch
 
-        from lora_drift.pipelines import noise, resizing
+        from lora_drift.pipelines import finite, noise, resizing
 
         if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
             self.base.family.check(self.spec, self.base.repo, settings)
@@ -204,9 +206,17 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream)
-        with torch.no_grad(), noise.through_diffusers(), resizing.in_order(self.base.resize_order), watch(pipe):
+        denoisers = self.base.adapter.denoisers
+        with (
+            torch.no_grad(), noise.through_diffusers(), resizing.in_order(self.base.resize_order),
+            finite.watched(pipe.components, denoisers) as stages, np.errstate(invalid="ignore"), watch(pipe),
+        ):  # fmt: skip
             media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
-        return Output(media, settings, self._receipt(settings, media))
+        output = Output(media, settings, self._receipt(settings, media))
+        if stages.first:
+            said = finite.words(stages.first, denoisers, self.lora, settings.multiplier, self.base.dtype)
+            raise NotFinite(said, output)
+        return output
 
     def _receipt(self, settings: Settings, media: Media) -> dict[str, Any]:
         scheduler = self.base.pipe.scheduler

@@ -34,6 +34,7 @@ from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.environment import device_kind, facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines.errors import NotFinite
 
 LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
 """Artefact -> the argument of `Pipeline.with_lora` that takes it."""
@@ -197,7 +198,10 @@ class Bench:
         if pipeline.lora is not None:
             for name, change in _lora_changes(pipeline):
                 tracer.trace.add(f"lora/{name}", change)
-        output = pipeline.render(settings, watch=tracer.watching)
+        try:
+            output = pipeline.render(settings, watch=tracer.watching)
+        except NotFinite as error:  # measured all the same: the trace says where it left the golden
+            output = error.output
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
         settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}

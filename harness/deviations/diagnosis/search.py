@@ -19,6 +19,7 @@ from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.pipelines.errors import NotFinite
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
@@ -243,7 +244,12 @@ class Search:
     def _render(self, subject: Subject) -> tuple[Frames, Trace]:
         tracer = Tracer()
         watch: dict[str, Any] = {"watch": tracer.watching} if self.trace is not None else {}
-        output = subject.pipeline.render(subject.settings, **watch)
+        try:
+            output = subject.pipeline.render(subject.settings, **watch)
+        except NotFinite as error:
+            if subject is self.subject:
+                raise
+            output = error.output  # another stack may well have saved it
         return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames]), tracer.trace
 
     def _of_another_size(self, varied: Subject, variations: tuple[Variation, ...]) -> bool:
