@@ -211,9 +211,8 @@ def _read_one(
         raise LoraError(
             f"{path}: {len(tensors) - len(unmatched)} of {len(tensors)} keys belong to {spec.id} ({spec.title}); "
             f"unmatched, for example: {', '.join(unmatched[:3])}. Is it a LoRA for another model? "
-            f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}"
-            + (", and to apply the matching part only pass --allow-partial." if groups else ".")
-            + (" Give the file of one expert as high=FILE or low=FILE." if len(shapes) > 1 and not component else "")
+            f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}.",
+            "allow_partial" if groups else "experts" if len(shapes) > 1 and not component else "",
         )
     deltas = [
         Delta(target.component or "", target.module, _change(path, name, parts, target, shapes), name)
@@ -264,9 +263,11 @@ def metadata(path: Path) -> dict[str, Any]:
 def _parsed(value: str) -> Any:
     """Values are strings, most of them JSON."""
     try:
-        return json.loads(value)
-    except ValueError:
+        parsed = json.loads(value)
+        json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except (ValueError, RecursionError):
         return value
+    return parsed
 
 
 def _broken(path: Path, error: Exception) -> str:

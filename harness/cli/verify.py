@@ -26,6 +26,7 @@ def verify(
     tag: Annotated[str | None, typer.Option(help="trainer version (default: the LoRA files')")] = None,
     html: Annotated[Path | None, typer.Option(help="folder for a report with the training's timeline")] = None,
     results: Annotated[Path | None, typer.Option("--json", help="file for the results, written as they come")] = None,
+    base: Annotated[str | None, typer.Option(help="hub id or folder of the base model (default: the job's)")] = None,
     device: options.Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: the job's)")] = None,
     quantize: Annotated[bool, typer.Option(help="quantise the base model as the job did")] = True,
@@ -41,7 +42,7 @@ def verify(
         match      equal, or as near as its encoding can tell
         rounding   apart by what an unavoidable rounding makes, which is named
         differs    apart by more; the likely cause is searched for
-        unpaired   its LoRA is not there any more
+        unpaired   its LoRA is not there any more (or half of it), or its seed was drawn
         error      it cannot be read or rendered
 
         lora-drift verify output/my_lora --device cuda --html report
@@ -51,19 +52,21 @@ def verify(
     Exits with 0 when all samples that have their LoRA match (or are apart by rounding), 1 when one does not, 2 when the
     folder or an option is wrong, 130 when interrupted: Ctrl-C keeps what is known by then.
     """
-    with user_errors():
+    from lora_drift.harness.trainer.jobs import verify as verifying
+
+    with user_errors(verifying.REMEDIES):
         from lora_drift.harness.cli.sample import check_device
         from lora_drift.harness.trainer.jobs import folder, plan, reader, verify_page, verify_text
-        from lora_drift.harness.trainer.jobs import verify as verifying
 
         if diagnose not in ("first", "all", "none"):
             fail(f"--diagnose {diagnose}: use first, all or none")
         if not budget > 0:
             fail(f"--budget {budget:g}: give a number of seconds above 0")
-        read = reader.read(job)
+        read = reader.read(job, {} if dtype is None else {"train.dtype": dtype})
         place = job if job.is_dir() else job.parent
         found = folder.scan(place, read)
-        planned = plan.plan(read, found, tag, dtype)
+        folder.check_network(read)
+        planned = plan.plan(read, found, tag, base, quantized=quantize)
         samples = verifying.chosen(read, found, step, prompt)
         asked = verifying.ask(read, found, planned, samples, place)
         verified = verifying.Verified(read, planned, found)
