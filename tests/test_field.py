@@ -395,7 +395,7 @@ NOTED: dict[str, tuple[Callable[[dict[str, Any]], object], str, Callable[[dict[s
     "no sampling": (
         lambda p: p.pop("sample"),
         "guidance are those that sd15 has",
-        lambda r: r["settings"]["guidance_scale"] == 7.0,
+        lambda r: r["settings"]["guidance_scale"] == 6.0,
     ),
     "a newer trainer": (
         lambda p: p["model"].update(block_compile=True),
