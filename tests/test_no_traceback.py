@@ -35,8 +35,9 @@ JOBS = ROOT / "jobs"
 REAL = [yaml.safe_load((path / "config.yaml").read_text()) for path in sorted(JOBS.iterdir()) if path.is_dir()
         and (path / "config.yaml").is_file()]  # fmt: skip
 
-TEXT = st.text(max_size=8) | st.sampled_from(["", "[name]", "[trigger]", "a --w 64", "x --seed -1", "\ud800", "\0", "~",
-    "a --ctrl_img C:\\a\\b.png", "--ctrl_idx one", "1e999", "qint8", "uint3|x", "fp16", "C:\\x", "a/b/c", "/"])  # fmt: skip
+TEXTS = ["", "[name]", "[trigger]", "a --w 64", "x --seed -1", "\ud800", "\0", "~", "C:\\x",
+         "a --ctrl_idx one", "a --ctrl_idx 1", "1e999", "qint8", "uint3|x", "fp16", "a/b/c", "/"]  # fmt: skip
+TEXT = st.text(max_size=8) | st.sampled_from(TEXTS)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([-1, 0, 10**30, 2**64, float("nan"), float("inf")])
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXT,
@@ -174,11 +175,8 @@ def headers(draw: st.DrawFn) -> dict[str, Any]:
             header[draw(st.text(max_size=6)) + "." + draw(st.sampled_from(PARTS))] = draw(SHAPES)
         else:
             names = ["software", "training_info", "ss_output_name", "lora_adapter_metadata", "name", "x"]
-            metadata[draw(st.sampled_from(names))] = draw(
-                st.text(max_size=6)
-                | VALUES.map(json.dumps)
-                | VALUES.map(lambda v: json.dumps({"step": v, "version": v, "r": v}))
-            )
+            inside = VALUES.map(lambda v: json.dumps({"step": v, "version": v, "r": v, "lora_alpha": v}))
+            metadata[draw(st.sampled_from(names))] = draw(st.text(max_size=6) | VALUES.map(json.dumps) | inside)
     return {"__metadata__": metadata, **header}
 
 

@@ -249,10 +249,17 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         trigger_word=None if job.process.caches_prompts else job.process.trigger_word,
         control=paths,
         ctrl_img=_located(given, folder) if given else None,
-        ctrl_idx=int(flags.get("ctrl_idx", item.ctrl_idx)),
+        ctrl_idx=_index(job, flags.get("ctrl_idx", item.ctrl_idx)),
         do_cfg_norm=sampling.do_cfg_norm,
         **values,  # type: ignore[arg-type]
     )
+
+
+def _index(job: Job, said: str | int) -> int:
+    try:
+        return int(said)
+    except ValueError:
+        raise JobError(f"{job.path}: `--ctrl_idx {said}` in a prompt is no number; write 0 or 1") from None
 
 
 def sets_seed(prompt: str) -> bool:
