@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.sample import check_device, lora_files
+from lora_drift.harness.cli.sample import REMEDIES, check_device, lora_files
 from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def diagnose(
     from lora_drift.harness.check import runner
     from lora_drift.pipelines.settings import Request
 
-    with user_errors():
+    with user_errors(REMEDIES):
         if budget is not None and not budget > 0:
             fail(f"--budget {budget:g}: give a number of seconds above 0")
         check_device(device)

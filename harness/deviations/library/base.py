@@ -19,7 +19,7 @@ from lora_drift.pipelines import Pipeline, loading
 from lora_drift.pipelines.lora import Delta, Lora
 from lora_drift.pipelines.runtime import Base
 from lora_drift.pipelines.settings import Request, Settings, resolve
-from lora_drift.pipelines.spec import ModelSpec, Scheduler
+from lora_drift.pipelines.spec import GUIDED_ABOVE, ModelSpec, Scheduler
 
 _MISSING = object()
 _numbers = itertools.count()
@@ -57,7 +57,7 @@ class Subject:
     @property
     def guided(self) -> bool:
         """Does a second pass read the negative prompt?"""
-        threshold = {"cfg": 1.0, "cfg_above_zero": 0.0, "embedded": float("inf")}[self.spec.guidance]
+        threshold = GUIDED_ABOVE[self.spec.guidance]
         return self.settings.guidance_scale > threshold
 
     def but(self, **settings: Any) -> Subject:
