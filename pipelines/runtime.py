@@ -232,7 +232,7 @@ class Pipeline:
             else {
                 "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
                 "experts": {path.name: expert for path, expert in zip(lora.paths, lora.experts, strict=True)},
-                "mode": self.mode,
+                "mode": "live" if lora.coverage.kinds == ("dora",) else self.mode,  # a DoRA is never merged
                 **({"strengths": dict(lora.strengths)} if lora.strengths else {}),
                 **lora.coverage.as_dict(),
             },

@@ -160,6 +160,16 @@ def test_a_frame_that_is_repeated_is_one_long_frame_in_the_file(tmp_path: Path, 
     assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
 
 
+def test_a_checks_strip_of_frames_is_a_video_again(pipeline_of: Callable[[str], Pipeline], tmp_path: Path) -> None:
+    # A check keeps the frames of a video one below the other in a PNG.
+    asked = ["-m", "wan21_1b", "--mini", "-p", "a fox", "--frames", 5, "--width", 64, "--height", 48, "--steps", 2]
+    output = pipeline_of("wan21_1b").sample("a fox", num_frames=5, width=64, height=48, steps=2)
+    frames = [np.asarray(frame) for frame in output.frames]
+    Image.fromarray(np.concatenate(frames)).save(tmp_path / "strip.png")
+    done = run(*asked, "--image", tmp_path / "strip.png")
+    assert done.exit_code == 0 and "It is the reference" in done.output, done.output
+
+
 @pytest.mark.parametrize("colours", [256, 64, 16])
 def test_a_palette_is_a_codec(subject: Subject, tmp_path: Path, colours: int) -> None:
     frames = frames_of(subject)

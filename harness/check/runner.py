@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -261,6 +262,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
     except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest
         result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
+        result.traceback = traceback.format_exc()
         bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
     return known.judge(result)

@@ -92,6 +92,17 @@ def read(path: Path) -> Picture:
     return Picture(frames, f"{kind}, lossless", lambda other: other, lossless=True)
 
 
+def unstacked(picture: Picture, count: int, height: int) -> Picture:
+    """Of a strip, in which a check keeps the frames of a video one below the other, the frames.
+
+    Any other picture comes back as it is. `count` frames of `height` pixels are what the video has.
+    """
+    frames = picture.frames
+    if len(frames) != 1 or count < 2 or frames.shape[1] != count * height or not picture.lossless:
+        return picture
+    return Picture.of(frames.reshape(count, height, *frames.shape[2:]), picture.codec)
+
+
 def _is_movie(head: bytes) -> bool:
     """By what is in the file: a name says nothing. (AVIF and HEIC are pictures in a container of films.)"""
     mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") and head[8:12] not in (b"avif", b"avis", b"heic", b"mif1")
