@@ -21,6 +21,8 @@ from typer.testing import CliRunner, Result
 
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.jobs import JobError, plan, reader
+from lora_drift.harness.trainer.recorder.job_config import MODELS
 
 JOBS = ROOT / "jobs"
 OPTIONS = {
@@ -454,3 +456,33 @@ def test_the_process_that_samples_is_found_among_others(job_of: Callable[..., Pa
     (job / "config.yaml").write_text(yaml.safe_dump(config))
     done = verify(job)
     assert done.exit_code == 0 and "only process 1 is read, of type sd_trainer; not to_folder" in done.output
+
+
+EXAMPLES: list[tuple[dict[str, Any], str, str | None]] = [
+    ({"name_or_path": "ostris/Flex.1-alpha", "is_flux": True}, "flex1", None),
+    ({"name_or_path": "black-forest-labs/FLUX.1-dev", "is_flux": True}, "flux", None),
+    ({"name_or_path": "black-forest-labs/FLUX.1-schnell", "is_flux": True}, "flux", "black-forest-labs/FLUX.1-schnell"),
+    ({"name_or_path": "Alpha-VLLM/Lumina-Image-2.0", "is_lumina2": True}, "lumina2", None),
+    ({"name_or_path": "runwayml/stable-diffusion-v1-5"}, "sd15", None),
+    ({"name_or_path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "arch": "wan21"}, "wan21_1b", None),
+    ({"name_or_path": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "arch": "wan21"}, "wan21_14b", None),
+    ({"name_or_path": "lodestones/Chroma", "arch": "chroma"}, "development checkpoint", ""),
+    ({"name_or_path": "lodestones/Chroma/v28", "arch": "chroma"}, "development checkpoint", ""),
+    ({"name_or_path": "stabilityai/stable-diffusion-3.5-large", "is_v3": True}, "says sd3", ""),
+    *(({"name_or_path": row["name_or_path"], "arch": row["arch"]}, model, None)
+      for model, row in MODELS.items() if model != "flux2_diffusers"),
+]  # fmt: skip
+"""`model:` of the trainer's config/examples and of its UI's defaults -> our model and base, or why it is refused."""
+
+
+@pytest.mark.parametrize(("model", "expected", "base"), EXAMPLES, ids=lambda value: str(value)[:60])
+def test_the_trainers_own_examples_are_read_or_refused_for_a_true_reason(
+    job_of: Callable[..., Path], model: dict[str, Any], expected: str, base: str | None
+) -> None:
+    job = reader.read(job_of(edit=lambda p: p.update(model=model)))
+    if base == "":
+        with pytest.raises(JobError, match=expected):
+            plan.plan(job, None)
+        return
+    planned = plan.plan(job, None)
+    assert (planned.model, planned.base) == (expected, base)
