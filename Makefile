@@ -15,10 +15,11 @@ drift: .venv/ready  ## check every case of the newest tag and write the report
 test: .venv/ready lint  ## lint, types, all tests and mini cases
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-lint: .venv/ready  ## ruff and mypy
+lint: .venv/ready  ## ruff, mypy, and which part may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lora_drift tests
+	$(BIN)/lint-imports
 
 clean:  ## remove the environment and everything built
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

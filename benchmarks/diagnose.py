@@ -87,7 +87,7 @@ def scene(model: str, chance: random.Random) -> Subject:
             num_frames=chance.choice((1, 5, 6, 9)) if spec.kind == "video" else None,
             trigger_word=chance.choice(("sks", None)),
             control=[str(f) for f in chance.sample(files, chance.randint(fewest, most))],
-            ctrl_idx=1 if spec.family == "flex2" else 0,
+            ctrl_idx=1 if spec.id == "flex2" else 0,
         )
         try:
             subject = Subject.of(pipeline, request)

@@ -1,4 +1,4 @@
-"""The trainer, ours and plain Diffusers on one device: the same picture? how long, and what memory?
+"""The trainer, ours and stock Diffusers on one device: the same picture? how long, and what memory?
 
     python -m lora_drift.harness.minihub.full --model flux --home DIR     # in the trainer's environment
     python benchmarks/gpu.py --home DIR --model flux --trainer ai-toolkit --json results.jsonl
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="Hugging Face cache: full-size synthetic models, or the mini hub")
     parser.add_argument("--model", action="append", default=[], help=f"repeatable; one of {', '.join(full.FULL)}")
-    parser.add_argument("--trainer", type=Path, help="a checkout of ostris/ai-toolkit; left out: ours and plain only")
+    parser.add_argument("--trainer", type=Path, help="a checkout of ostris/ai-toolkit (default: leave the trainer out)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of a picture (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed pictures of each (%(default)s)")

@@ -26,10 +26,18 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def device_kind(environment: Mapping[str, Any]) -> str:
-    """ "cpu", "h100", "rtx-4090": within a kind of device the same libraries compute the same."""
-    words = environment.get("gpu", environment["device"]).lower().replace("nvidia", "").replace("geforce", "").split()
-    return "-".join(words[: 2 if words[0] == "rtx" else 1])
+def architecture(environment: Mapping[str, Any]) -> str:
+    """ "cpu", or a GPU's compute capability, "sm90": the same libraries compute the same bits on it, whatever the
+    product is called (an H200 renders an H100's goldens).
+
+    Raises:
+        KeyError: an environment of a GPU without its compute capability.
+    """
+    if "gpu" not in environment:
+        return "cpu" if environment["device"] == "cpu" else "cuda"
+    if "compute_capability" not in environment and "H100" in environment["gpu"]:
+        return "sm90"  # goldens from before the capability was noted: all of them of an H100
+    return "sm" + environment["compute_capability"].replace(".", "")
 
 
 @cache
@@ -37,7 +45,10 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
     """Versions, processor, device, dtype and thread count of this process."""
     import torch
 
-    gpu = {"gpu": torch.cuda.get_device_name(0)} if device.startswith("cuda") and torch.cuda.is_available() else {}
+    gpu = {}
+    if device.startswith("cuda") and torch.cuda.is_available():
+        capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
+        gpu = {"gpu": torch.cuda.get_device_name(0), "compute_capability": capability}
     return {
         **{name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -9,9 +9,9 @@ from typing import Any
 
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import metadata
-from lora_drift.pipelines.output import LOSSLESS, RECEIPT_KEY, pixels_sha256
+from lora_drift.pipelines.output import LOSSLESS, RECEIPT_KEY, Output, pixels_sha256
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.runtime import Output, Pipeline, load
+from lora_drift.pipelines.runtime import Pipeline, load
 from lora_drift.pipelines.settings import Settings
 
 QUANTIZATION = {field.name for field in fields(Quantization)}
@@ -139,6 +139,7 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
         toolkit=content["reproduces"].rpartition(" ")[2],
         noise_stream=content.get("noise_stream"),
         resize_order=content.get("resize_order"),
+        vae_noise=content.get("vae_noise", "device"),
         quantization=_quantization(content),
         profile=content.get("profile", "reference"),
     )

@@ -1,15 +1,11 @@
 """The supported trainer versions: the rows of tags.yaml."""
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.paths import HARNESS
-
-if TYPE_CHECKING:
-    from lora_drift.harness.check.cases import Case
 
 TAGS = HARNESS / "tags.yaml"
 
@@ -29,6 +25,8 @@ class Tag(BaseModel):
     diffusers: str
     """The Diffusers commit that the trainer pins."""
     transformers: str
+    lock: str
+    """The environment that its goldens are recorded in: a file in harness/trainer/recorder/locks."""
     lacks: tuple[str, ...] = ()
     """Models that this version does not know yet: nothing to record, nothing to check."""
 
@@ -58,15 +56,3 @@ def names() -> list[str]:
 
 def newest() -> str:
     return rows()[-1].tag
-
-
-def known_at(tag: str, cases: "list[Case]") -> "list[Case]":
-    """Those of `cases` whose model the trainer of `tag` has.
-
-    Raises:
-        TagError: none is left.
-    """
-    found = [case for case in cases if case.model not in row(tag).lacks]
-    if cases and not found:
-        raise TagError(f"the trainer of {tag} does not know {', '.join(sorted({c.model for c in cases}))} yet")
-    return found

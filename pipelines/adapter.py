@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lora_drift.pipelines.lora import Delta, Kron, Lora, LowRank, on_device
-from lora_drift.pipelines.quantize import Packed
+from lora_drift.pipelines.lora import Delta, LoKr, Lora, LowRank, on_device
+from lora_drift.pipelines.quantized_layers import Packed
 from lora_drift.pipelines.settings import LoraMode
 
 if TYPE_CHECKING:
@@ -86,14 +86,14 @@ class Adapter:
             module.weight.data = self._originals.pop(module).to(module.weight.device)
 
 
-def scaled(change: LowRank | Kron, multiplier: float) -> torch.Tensor:
+def scaled(change: LowRank | LoKr, multiplier: float) -> torch.Tensor:
     """What is added to the weight, float32, in the trainer's order of operations."""
-    if isinstance(change, Kron):
+    if isinstance(change, LoKr):
         return change.weight() * change.scale * multiplier
     return multiplier * change.weight() * change.scale
 
 
-def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
+def live(change: LowRank | LoKr, module: Any, multiplier: float) -> Any:
     """A forward hook: (module, inputs, output) -> output with the change, computed in the change's dtype."""
     from torch import nn
     from torch.nn import functional
@@ -108,7 +108,7 @@ def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
         change = on_device(change, x.device)  # with offloading, weights are elsewhere when the hook is made
         return change
 
-    def kron(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
+    def lokr(_module: nn.Module, args: tuple[torch.Tensor, ...], _output: torch.Tensor) -> torch.Tensor:
         # The trainer rounds the change to the weight's dtype first and then runs one operation (lokr.py _call_forward).
         weight, change = module.weight, here(args[0])
         delta = (change.weight() * change.scale).to(weight.dtype)
@@ -128,4 +128,4 @@ def live(change: LowRank | Kron, module: Any, multiplier: float) -> Any:
             result = result + (stretch.view(1, -1) * functional.linear(x, weight)).to(output.dtype)
         return result
 
-    return kron if isinstance(change, Kron) else low_rank
+    return lokr if isinstance(change, LoKr) else low_rank

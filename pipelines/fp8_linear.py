@@ -23,7 +23,7 @@ SMALLEST = 1e-12
 """What a row of zeros is divided by, instead of zero."""
 
 
-class Linear8(nn.Linear):
+class Float8Linear(nn.Linear):
     """A layer that multiplies in 8 bits, by its weight as it was at the last `refresh`."""
 
     weight8: torch.Tensor
@@ -65,12 +65,12 @@ def prepare(block: nn.Module) -> None:
         if type(module) is nn.Linear and not SINGLE_ROW.search(name):
             sizes = (module.in_features, module.out_features)
             if min(sizes) >= LEAST and not any(size % MULTIPLE for size in sizes):
-                module.__class__ = Linear8
+                module.__class__ = Float8Linear
 
 
 def refresh(denoisers: Iterable[nn.Module]) -> None:
     """Take over the weights as they are now."""
     for denoiser in denoisers:
         for module in denoiser.modules():
-            if isinstance(module, Linear8):
+            if isinstance(module, Float8Linear):
                 module.refresh()

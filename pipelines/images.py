@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.spec import Filter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,3 +38,10 @@ def rgb(path: str) -> Image.Image:
 
     with Image.open(path) as image:
         return image.convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int], by: Filter) -> Image.Image:
+    """The picture stretched to (width, height), aspect not kept."""
+    from PIL import Image
+
+    return image.resize(size, Image.Resampling[by.upper()])

@@ -1,15 +1,17 @@
-"""Base models: hub ids to Diffusers pipelines with the table's scheduler, in the trainer's dtypes."""
+"""Base models: hub ids to Diffusers pipelines with the row's scheduler, in the trainer's dtypes."""
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import Shapes, module_shapes
-from lora_drift.pipelines.spec import ModelSpec, Scheduler
+from lora_drift.pipelines.spec import Attention, ModelSpec, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,8 @@ def scheduler(row: Scheduler) -> Any:
 
     from lora_drift.pipelines import schedulers
 
-    return getattr(schedulers if hasattr(schedulers, row.cls) else diffusers, row.cls)(**row.config)
+    where = {"diffusers": diffusers, "ours": schedulers}[row.cls.partition(".")[0]]
+    return getattr(where, row.name)(**row.config)
 
 
 def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -33,7 +36,6 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     """
     import diffusers
     from packaging.version import Version
-    from torch import nn
 
     # Diffusers renamed the argument in 0.40.
     name_of_dtype = "dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype"
@@ -44,33 +46,41 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
     pipe = getattr(diffusers, spec.pipeline).from_pretrained(
         base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
     )
-    verbosity = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()  # it warns of the very cast that the trainer makes
+    for name in TOKENIZERS & pipe.components.keys() - options.keys():  # all others come from `tokenizer`
+        if getattr(pipe, name) is not None:
+            slow = name in spec.slow_tokenizers
+            text.as_the_trainer(getattr(pipe, name), spec, elsewhere.get(name, base), name, slow=slow)
+    normalize_in_model_dtype(pipe.vae)
+    return finished(pipe, spec, dtype)
+
+
+TOKENIZERS = {"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor"}
+"""Components that read text."""
+
+
+def finished(pipe: Any, spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """What every pipeline gets that was put together, however its family does that: dtype and attention."""
+    from torch import nn
+
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
-            module.to(dtype).eval().requires_grad_(False)
-    diffusers.utils.logging.set_verbosity(verbosity)
+            # Past Diffusers' own `to`, which warns of the very cast that the trainer makes.
+            nn.Module.to(module, dtype).eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-    keep_attention(pipe)
-    round_norms(pipe.vae)
+    pin_attention_backends(pipe, spec.encoder_attention)
     return pipe
 
 
-MASKED = "sdpa, mask given"
-ATTENTION = {
-    "T5EncoderModel": "eager",
-    "UMT5EncoderModel": "eager",
-    "Gemma2Model": "sdpa",
-    "CLIPTextModel": MASKED,
-    "CLIPTextModelWithProjection": MASKED,
-}
-"""Class of text encoder -> the attention that the trainer's transformers (4.57) runs it on. In 5 these are "sdpa",
-"sdpa", "eager", and "sdpa" told that it is causal, for which GPUs have another kernel. They round otherwise: 0.6 % of
-T5's embeddings in bfloat16."""
+def tokenizer(spec: ModelSpec, name: str, cls: str, repo: str, folder: str = "") -> Any:
+    """Component `name`, a tokenizer (or processor) of this class of transformers, from a hub id or folder."""
+    import transformers
+
+    made = getattr(transformers, cls).from_pretrained(repo, **({"subfolder": folder} if folder else {}))
+    return text.as_the_trainer(made, spec, repo, folder, slow=name in spec.slow_tokenizers)
 
 
-def keep_attention(pipe: Any) -> None:
-    """Run the text encoders of `pipe` on the attention that the trainer has."""
+def pin_attention_backends(pipe: Any, row: Mapping[str, Attention]) -> None:
+    """Run the text encoders on the attention of the row; transformers 4 chooses it by itself."""
     import transformers
 
     if transformers.__version__.startswith("4."):
@@ -78,17 +88,17 @@ def keep_attention(pipe: Any) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-    transformers.AttentionInterface.register(MASKED, sdpa_attention_forward)
-    AttentionMaskInterface.register(MASKED, eager_mask)
-    for encoder in pipe.components.values():
-        wanted = ATTENTION.get(type(encoder).__name__)
+    with_mask: Attention = "sdpa_with_mask"
+    transformers.AttentionInterface.register(with_mask, sdpa_attention_forward)
+    AttentionMaskInterface.register(with_mask, eager_mask)
+    for name, attention in row.items():
         # Not `set_attn_implementation`: up to 5.17 it passes over UMT5's stack, and it refuses Gemma 2 on SDPA.
-        for part in encoder.modules() if wanted else ():
+        for part in getattr(pipe, name).modules():
             if hasattr(part, "config"):
-                part.config._attn_implementation = wanted
+                part.config._attn_implementation = attention
 
 
-def round_norms(vae: Any) -> None:
+def normalize_in_model_dtype(vae: Any) -> None:
     """Normalise in the dtype of the model, as the pinned Diffusers does in the autoencoders of Wan and Qwen-Image; from
     0.39 on half precision goes through float32 there."""
     from torch.nn import functional

@@ -6,7 +6,6 @@ Formats are those that the trainer saves: LoRA (`lora_A`/`lora_B`, or `lora_down
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +56,10 @@ class Target(NamedTuple):
     """None: the model's one denoiser, or the one whose file this is."""
 
 
+Targets = Callable[[str], list[Target]]
+"""Name of a module in a file -> where its change goes."""
+
+
 @dataclass(frozen=True)
 class LowRank:
     """`scale * up @ down`, float32; with a `magnitude` it is a DoRA.
@@ -84,7 +87,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Kron:
+class LoKr:
     """`scale * kron(w1, w2)`, float32, reshaped to the weight. A factored w1 or w2 is multiplied out."""
 
     w1: torch.Tensor
@@ -102,7 +105,7 @@ class Kron:
         return (whole if self.rows is None else whole[self.rows]).reshape(self.shape)
 
 
-def on_device(change: LowRank | Kron, device: Any) -> LowRank | Kron:
+def on_device(change: LowRank | LoKr, device: Any) -> LowRank | LoKr:
     """The change with its tensors there."""
     import torch
 
@@ -117,7 +120,7 @@ class Delta:
 
     component: str
     module: str
-    change: LowRank | Kron
+    change: LowRank | LoKr
     name: str = ""
     """In the file. Several modules share one where the file's matrix is fused."""
 
@@ -152,8 +155,12 @@ class Lora:
     """For which expert each of `paths` was given; "" for a file by itself."""
 
 
-def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_partial: bool = False) -> Lora:
+def read(
+    files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, targets: Targets, *, allow_partial: bool = False
+) -> Lora:
     """Read LoRA files ({"": path}, or expert -> path) and match their keys to the model's modules.
+
+    `targets`: the family's `lora_targets`.
 
     Raises:
         LoraError: missing, truncated or foreign file; keys that match nothing; wrong shapes; unknown expert.
@@ -165,7 +172,7 @@ def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_pa
         if expert not in spec.denoisers and not (expert == "" and len(files) == 1):
             wanted = " and ".join(f"{name}=FILE" for name in spec.denoisers) if len(spec.denoisers) > 1 else "one file"
             raise LoraError(f"{path}: {spec.id} has no expert {expert!r}; give {wanted}")
-        found, left, count = _read_one(path, spec, shapes, spec.denoisers.get(expert), allow_partial)
+        found, left, count = _read_one(path, spec, shapes, targets, spec.denoisers.get(expert), allow_partial)
         deltas += found
         unmatched += left
         total += count
@@ -183,12 +190,12 @@ def read(files: Mapping[str, Path], spec: ModelSpec, shapes: Shapes, *, allow_pa
     return Lora(paths, digests, tuple(deltas), coverage, experts=tuple(files))
 
 
-def _kind(change: LowRank | Kron) -> str:
-    return "lokr" if isinstance(change, Kron) else "lora" if change.magnitude is None else "dora"
+def _kind(change: LowRank | LoKr) -> str:
+    return "lokr" if isinstance(change, LoKr) else "lora" if change.magnitude is None else "dora"
 
 
 def _read_one(
-    path: Path, spec: ModelSpec, shapes: Shapes, component: str | None, allow_partial: bool
+    path: Path, spec: ModelSpec, shapes: Shapes, targets: Targets, component: str | None, allow_partial: bool
 ) -> tuple[list[Delta], list[str], int]:
     tensors = _tensors(path)
     groups: dict[str, dict[str, torch.Tensor]] = {}
@@ -196,7 +203,7 @@ def _read_one(
     changed: dict[str, str] = {}
     unmatched, unread = [], dict[str, list[str]]()
     # A file for a model with two experts names them in its keys, unless it was given as the file of one.
-    resolve = _resolver(spec, shapes, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
+    resolve = _resolver(spec, shapes, targets, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
     taken = {key: lora_formats.split(key, PARTS) for key in tensors}
     # Half of a change is none: where one part is not read, the module is not.
     halved = {part.name: part.unread for part in taken.values() if part.unread}
@@ -320,14 +327,11 @@ def _diverged(path: Path, what: str) -> str:
     return f"{path}: {what} holds NaN or infinity; the training diverged: take an earlier checkpoint"
 
 
-def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], list[Target]]:
+def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -> Targets:
     """Function from a key's name (with prefix) to targets that exist; none when it belongs to no module.
 
-    A family whose files name modules otherwise than Diffusers has a function `lora_targets(name) -> list[Target]`. What
-    is in none of the trainer's spellings is looked up in those of other programs.
+    What is in none of the trainer's spellings is looked up in those of other programs.
     """
-    family = importlib.import_module(f"lora_drift.pipelines.families.{spec.family}")
-    convert = getattr(family, "lora_targets", lambda name: [Target(name)])
     underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
 
     @cache
@@ -344,7 +348,7 @@ def _resolver(spec: ModelSpec, shapes: Shapes, default: str) -> Callable[[str], 
         if prefix is None:
             return []
         rest = name[len(prefix) :]
-        found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else convert(rest)
+        found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else targets(rest)
         found = [t._replace(component=t.component or default) for t in found]
         known = all(t.module in shapes.get(t.component or "", {}) for t in found)
         return _stacked(found, shapes) if known else []
@@ -362,21 +366,25 @@ def _stacked(targets: list[Target], shapes: Shapes) -> list[Target]:
 
 def _change(
     path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes, usual: float
-) -> LowRank | Kron:
-    parts = {part: tensor.float() for part, tensor in parts.items()}
+) -> LowRank | LoKr:
     shape = shapes[target.component or ""][target.module]
-    change = _kron(path, name, parts, target, shape) if any(p.startswith("w") for p in parts) else _low_rank(
-        path, name, parts, target, usual)  # fmt: skip
+
+    def made(parts: Mapping[str, torch.Tensor]) -> LowRank | LoKr:
+        lokr = any(p.startswith("w") for p in parts)
+        return _lokr(path, name, parts, target, shape) if lokr else _low_rank(path, name, parts, target, usual)
+
+    # First without the numbers: factors of a few kB may multiply out to more than there is memory.
+    sizes_only = {part: tensor if part == "alpha" else tensor.to("meta").float() for part, tensor in parts.items()}
     try:
-        found = tuple(on_device(change, "meta").weight().shape)  # its size without the product
-    except RuntimeError as error:  # factors that do not multiply, or not to the weight's size
+        found = tuple(on_device(made(sizes_only), "meta").weight().shape)
+    except (RuntimeError, IndexError) as error:  # factors that do not multiply, or not to the weight's size
         sizes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
         raise LoraError(f"{path}: {name} has parts of sizes {sizes}, but {target.module} has {shape}: "
                         "a LoRA for a model of another size") from error  # fmt: skip
     if found != shape:
         raise LoraError(f"{path}: {name} changes a weight of shape {found}, but {target.module} has {shape}: "
                         "a LoRA for a model of another size")  # fmt: skip
-    return change
+    return made({part: tensor.float() for part, tensor in parts.items()})
 
 
 def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, usual: float) -> LowRank:
@@ -404,7 +412,7 @@ def _alpha(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> float:
     return float(numbers[0])
 
 
-def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shape: tuple[int, ...]) -> Kron:
+def _lokr(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shape: tuple[int, ...]) -> LoKr:
     def factor(which: str) -> torch.Tensor:
         if which in parts:
             return parts[which]
@@ -418,7 +426,7 @@ def _kron(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Targ
         w2 = w2.reshape(w2.shape[0], -1, *shape[2:])
     rank = next((parts[p].shape[1] for p in ("w1_a", "w2_a") if p in parts), 1)
     scale = 1.0 if whole or "alpha" not in parts else _alpha(path, name, parts) / rank
-    return Kron(w1, w2, scale, shape, target.rows)
+    return LoKr(w1, w2, scale, shape, target.rows)
 
 
 def module_shapes(denoiser: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:

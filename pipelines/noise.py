@@ -13,14 +13,14 @@ DistributionTemplates.h; tests/noise_streams.json holds what the real ones drew)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 
-from lora_drift.pipelines.spec import NoiseStream
+from lora_drift.pipelines.shared_patch import SharedPatch
+from lora_drift.pipelines.spec import NoiseStream, Posterior, VaeNoise
 
 BLOCK = 16
 """torch turns uniform numbers into normal ones 16 at a time: 8 radii, then 8 angles. Fewer are drawn one by one, in
@@ -32,6 +32,7 @@ class Generator(torch.Generator):
     """A CPU generator that knows which stream its draws in half precision are to be of."""
 
     stream: NoiseStream
+    vae_noise: VaeNoise
     on_device: torch.Generator | None = None
     """The device's own generator with the same seed, once something was drawn there."""
 
@@ -42,10 +43,10 @@ class Generator(torch.Generator):
         return self.on_device
 
 
-def seeded(seed: int, stream: NoiseStream) -> Generator:
+def seeded(seed: int, stream: NoiseStream, vae_noise: VaeNoise = "device") -> Generator:
     """The generator of one render."""
     generator = Generator("cpu")
-    generator.stream = stream
+    generator.stream, generator.vae_noise = stream, vae_noise
     generator.manual_seed(seed)
     return generator
 
@@ -97,40 +98,49 @@ def draw(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype, devic
     return normal(shape, generator, dtype).to(device)
 
 
+def posterior(distribution: Any, taken: Posterior, generator: Generator) -> torch.Tensor:
+    """What a row takes of a VAE's posterior (`encode(x).latent_dist`)."""
+    return distribution.mode() if taken == "mode" else posterior_sample(distribution, generator)
+
+
 def posterior_sample(distribution: Any, generator: Generator) -> torch.Tensor:
     """A sample of a VAE's posterior (`encode(x).latent_dist`), drawn from the render's own generator.
 
     The trainer calls `.sample()` without a generator: on the CPU that continues the same stream, on a GPU it begins
-    that GPU's.
+    that GPU's (unless the CPU's were asked for: `spec.VaeNoise`).
     """
     shape, dtype, device = tuple(distribution.mean.shape), distribution.parameters.dtype, distribution.mean.device
-    if device.type == "cpu":
-        noise = normal(shape, generator, dtype)
+    if device.type == "cpu" or generator.vae_noise == "cpu":
+        noise = draw(shape, generator, dtype, device)
     else:
         noise = torch.randn(shape, generator=generator.of(device), dtype=dtype, device=device)
     return distribution.mean + distribution.std * noise
 
 
-@contextmanager
-def through_diffusers() -> Iterator[None]:
-    """While the block runs, what Diffusers draws from a `Generator` (initial noise, the noise of a scheduler's steps,
-    posteriors) comes from `normal`. It draws all of that in one place, `randn_tensor`, whose torch is wrapped."""
-    from diffusers.utils import torch_utils
+def _torch_that_draws_ours(original: Any) -> Any:
+    """A stand-in for torch whose `randn` draws for our generators; for any other it is torch's own."""
 
     class Torch:
         def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
+            return getattr(original, name)
 
         @staticmethod
         def randn(shape: Any, **options: Any) -> torch.Tensor:
             generator = options.get("generator")
             if not isinstance(generator, Generator):
-                return torch.randn(shape, **options)
+                return original.randn(shape, **options)
             return draw(tuple(shape), generator, options["dtype"] or torch.get_default_dtype(), options["device"])
 
-    before = torch_utils.torch
-    torch_utils.torch = Torch()
-    try:
-        yield
-    finally:
-        torch_utils.torch = before
+    return Torch()
+
+
+_PATCH = SharedPatch("torch", _torch_that_draws_ours)
+
+
+def diffusers_draws_ours() -> AbstractContextManager[None]:
+    """While the block runs, what Diffusers draws from a `Generator` (initial noise, the noise of a scheduler's steps,
+    posteriors) comes from `normal`. It draws all of that in one place, `randn_tensor`, whose torch is replaced; what
+    draws from another generator, in this thread or another, does not notice."""
+    from diffusers.utils import torch_utils
+
+    return _PATCH.on(torch_utils)

@@ -8,15 +8,17 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import whole
+from lora_drift.pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from lora_drift.pipelines.runtime import Output
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 VIDEOS = {".mkv": "ffv1", ".mp4": "libx264"}
@@ -33,6 +35,23 @@ class Media(NamedTuple):
     audio: Any = None
     """float32 array [channels, samples], for models that make sound."""
     sample_rate: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rendered frames (one for a picture) and the receipt that says how they came to be."""
+
+    media: Media
+    settings: Settings
+    receipt: dict[str, Any]
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        return self.media.frames
+
+    def save(self, path: str | Path, *, quality: int | None = None) -> Path:
+        """Write the picture or video and `<path>.json`, the receipt, next to it. See the function `save`."""
+        return save(self, Path(path), quality=quality)
 
 
 def check_path(path: Path, frames: int) -> None:
@@ -83,19 +102,14 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
 
 
 def _atomically(files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write all files beside their places, then move them there: all or none."""
-    parts = {path: path.with_name(f".{path.stem}.part{path.suffix}") for path in files}
+    """Write all files beside their places, then move them there, the first one first: all or none."""
     try:
-        for path, part in parts.items():
-            files[path](part)
-        for path, part in parts.items():
-            part.replace(path)
+        with ExitStack() as stack:
+            for path, write in reversed(list(files.items())):
+                write(stack.enter_context(whole(path)))
     except OSError as error:
         raise RequestError(f"output {next(iter(files))}: could not be written ({error.strerror or error}); nothing was "
                            "left behind") from error  # fmt: skip
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _text_chunk(receipt: Mapping[str, Any]) -> Any:

@@ -30,7 +30,7 @@ Profile = Literal["reference", "compiled", "fast"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 REQUIRES, REQUIRES_ON_CPU = "torch>=2.6", "torch>=2.13"
 """The second for products in 8 bits."""
-EIGHT_SINCE = (8, 9)
+FLOAT8_SINCE = (8, 9)
 """The compute capability of the first GPUs that multiply in 8 bits."""
 ROUNDING: dict[str, Any] = {"emulate_precision_casts": True}
 """Round after each operation, as uncompiled code does: a compiler keeps float32 within a kernel. In bfloat16 that is
@@ -48,26 +48,23 @@ class Fast:
     """Classes of the modules that repeat, each of which is compiled once. Without, the whole denoiser is."""
     dynamic: bool = False
     """For any number of tokens at once: where prompts differ in it, one would compile after the other."""
-    eight: bool = False
+    float8: bool = False
     """In the profile fast, large products of the blocks are in 8 bits."""
 
 
-FLUX = Fast(("FluxTransformerBlock", "FluxSingleTransformerBlock"), eight=True)
 LUMINA2 = Fast(("Lumina2TransformerBlock",), dynamic=True)
 FAST: Mapping[str, Fast] = {
     # All of it: half of the work is in convolutions, and no two of their blocks need be of one width.
     "sd": Fast(),
-    "flux": FLUX,
-    "flux_kontext": FLUX,
-    "flex2": FLUX,
-    "chroma": Fast(("ChromaTransformerBlock", "ChromaSingleTransformerBlock"), eight=True),
-    "flux2": Fast(("Flux2TransformerBlock", "Flux2SingleTransformerBlock"), eight=True),
-    "qwen": Fast(("QwenImageTransformerBlock",), dynamic=True, eight=True),
-    "zimage": Fast(("ZImageTransformerBlock",), dynamic=True, eight=True),
+    "flux": Fast(("FluxTransformerBlock", "FluxSingleTransformerBlock"), float8=True),
+    "chroma": Fast(("ChromaTransformerBlock", "ChromaSingleTransformerBlock"), float8=True),
+    "flux2": Fast(("Flux2TransformerBlock", "Flux2SingleTransformerBlock"), float8=True),
+    "qwen": Fast(("QwenImageTransformerBlock",), dynamic=True, float8=True),
+    "zimage": Fast(("ZImageTransformerBlock",), dynamic=True, float8=True),
     "lumina2": LUMINA2,
     "omnigen2": LUMINA2,
-    "wan": Fast(("WanTransformerBlock",), eight=True),
-    "ltx2": Fast(("LTX2VideoTransformerBlock",), eight=True),
+    "wan": Fast(("WanTransformerBlock",), float8=True),
+    "ltx2": Fast(("LTX2VideoTransformerBlock",), float8=True),
 }
 """Family -> what pays. HiDream is not here: which of its experts computes is decided by the numbers themselves, and a
 compiler stops there."""
@@ -90,16 +87,16 @@ def choose(name: str, spec: ModelSpec, quantization: Quantization, device: str) 
     if quantization != Quantization():
         raise RequestError(f"profile {name}: it takes unquantised bases only; leave out the quantisation or the "
                            "profile")  # fmt: skip
-    if _in_eight(profile, spec) and (lacking := _without_eight(device)):
+    if _in_float8(profile, spec) and (lacking := _without_float8(device)):
         raise RequestError(f"profile fast: {spec.id} multiplies in 8 bits there, which {lacking}; use compiled")
     return profile
 
 
-def _in_eight(profile: Profile, spec: ModelSpec) -> bool:
-    return profile == "fast" and FAST[spec.family].eight
+def _in_float8(profile: Profile, spec: ModelSpec) -> bool:
+    return profile == "fast" and FAST[spec.family].float8
 
 
-def _without_eight(device: str) -> str:
+def _without_float8(device: str) -> str:
     """Why that device does not multiply in 8 bits; empty if it does."""
     if device == "cpu":
         return ""
@@ -110,15 +107,15 @@ def _without_eight(device: str) -> str:
     if not torch.cuda.is_available():
         return ""  # which has a message of its own
     capability = torch.cuda.get_device_capability(device)
-    if capability >= EIGHT_SINCE:
+    if capability >= FLOAT8_SINCE:
         return ""
     return (f"{torch.cuda.get_device_name(device)} does not (compute capability {'.'.join(map(str, capability))}, "
-            f"and {'.'.join(map(str, EIGHT_SINCE))} is needed)")  # fmt: skip
+            f"and {'.'.join(map(str, FLOAT8_SINCE))} is needed)")  # fmt: skip
 
 
 def requirement(profile: Profile, spec: ModelSpec, device: str) -> str:
     """The torch that a profile needs."""
-    return REQUIRES_ON_CPU if _in_eight(profile, spec) and device == "cpu" else REQUIRES
+    return REQUIRES_ON_CPU if _in_float8(profile, spec) and device == "cpu" else REQUIRES
 
 
 def check_lora(lora: Lora, mode: str, profile: Profile) -> None:
@@ -138,16 +135,16 @@ def check_lora(lora: Lora, mode: str, profile: Profile) -> None:
 def weights_changed(denoisers: Iterable[nn.Module], profile: Profile) -> None:
     """To be told whenever a LoRA was merged or taken out, and before the first render."""
     if profile == "fast":
-        from lora_drift.pipelines import fp8_linear as eight
+        from lora_drift.pipelines import fp8_linear
 
-        eight.refresh(denoisers)
+        fp8_linear.refresh(denoisers)
 
 
 def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
     """Prepare a loaded pipeline; the compiler runs when the first picture does."""
     import torch
 
-    from lora_drift.pipelines import fp8_linear as eight
+    from lora_drift.pipelines import fp8_linear
 
     row = FAST[spec.family]
     for name in spec.denoisers.values():
@@ -157,8 +154,8 @@ def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
             raise Unsupported(f"profile {profile}: {type(denoiser).__name__} of this Diffusers is not made of "
                               f"{' and '.join(row.blocks)}; leave the profile out")  # fmt: skip
         for module in repeated:
-            if _in_eight(profile, spec):
-                eight.prepare(module)
+            if _in_float8(profile, spec):
+                fp8_linear.prepare(module)
             module.compile(dynamic=row.dynamic, options=ROUNDING)
         if not row.blocks:
             denoiser.to(memory_format=torch.channels_last)  # as convolutions want their weights

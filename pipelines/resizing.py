@@ -8,12 +8,16 @@ orders are written out here, so that any Pillow gives either, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-from unittest import mock
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
+from lora_drift.pipelines.shared_patch import SharedPatch
 from lora_drift.pipelines.spec import ResizeOrder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Size = tuple[int, int]
 
@@ -24,16 +28,19 @@ def vertical_first(size: Size, wanted: Size) -> bool:
     return height > wanted_height and height - wanted_height > 2 * (width - wanted_width)
 
 
-@contextmanager
-def in_order(order: ResizeOrder) -> Iterator[None]:
-    """Let `PIL.Image.Image.resize`, whoever calls it, resize whole images in the order of that Pillow."""
-    from PIL import Image
+_order: ContextVar[ResizeOrder | None] = ContextVar("resize_order", default=None)
+"""Of the render that runs in this thread; None where none does."""
 
-    whole = Image.Image.resize
 
+def _resize_in_order(whole: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
     def resize(
         image: Image.Image, size: Any, resample: int | None = None, box: Any = None, reducing_gap: float | None = None
     ) -> Image.Image:
+        from PIL import Image
+
+        order = _order.get()
+        if order is None:
+            return whole(image, size, resample, box, reducing_gap)
         wanted = (size[0], size[1])
         one_pass = wanted[0] == image.width or wanted[1] == image.height or resample == Image.Resampling.NEAREST
         part = box is not None and tuple(box) != (0, 0, *image.size)
@@ -44,5 +51,21 @@ def in_order(order: ResizeOrder) -> Iterator[None]:
         between = (image.width, wanted[1]) if vertical else (wanted[0], image.height)
         return whole(whole(image, between, resample), wanted, resample)
 
-    with mock.patch.object(Image.Image, "resize", resize):
-        yield
+    return resize
+
+
+_PATCH = SharedPatch("resize", _resize_in_order)
+
+
+@contextmanager
+def in_order(order: ResizeOrder) -> Iterator[None]:
+    """While the block runs, `PIL.Image.Image.resize`, whoever calls it in this thread, resizes whole images in the
+    order of that Pillow; other threads resize as ever."""
+    from PIL import Image
+
+    before = _order.set(order)
+    try:
+        with _PATCH.on(Image.Image):
+            yield
+    finally:
+        _order.reset(before)

@@ -1,64 +1,47 @@
 """The pipeline object: a base model, perhaps with a LoRA, that renders requests.
 
-import pipelines
-picture = pipelines.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
+import lora_drift
+picture = lora_drift.load("flux").with_lora("my.safetensors").sample("a photo of sks", multiplier=0.8)
 picture.save("out.png")
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_drift.pipelines import loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
 from lora_drift.pipelines.errors import Cancelled, NotFinite, RequestError, Unsupported
+from lora_drift.pipelines.family import Family
 from lora_drift.pipelines.lora import Lora, Shapes, read
-from lora_drift.pipelines.output import Media
+from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.profiles import Profile
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from lora_drift.pipelines.registry import FAMILIES, spec_of
+from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import (
     NOISE_STREAM,
     NOISE_STREAMS,
     RESIZE_ORDER,
     RESIZE_ORDERS,
     TOOLKITS,
+    VAE_NOISES,
     ModelSpec,
     NoiseStream,
     ResizeOrder,
+    VaeNoise,
 )
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Watch = Callable[[Any], AbstractContextManager[Any]]
 StepCallback = Callable[[int, int], bool | None]
 """Called as (step done, steps in all) after each denoising step; returning False cancels the render."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """Rendered frames (one for a picture) and the receipt that says how they came to be."""
-
-    media: Media
-    settings: Settings
-    receipt: dict[str, Any]
-
-    @property
-    def frames(self) -> list[Image.Image]:
-        return self.media.frames
-
-    def save(self, path: str | Path, *, quality: int | None = None) -> Path:
-        """Write the picture or video and `<path>.json`, the receipt, next to it. See `output.save`."""
-        return output.save(self, Path(path), quality=quality)
 
 
 class Base:
@@ -76,22 +59,22 @@ class Base:
         *,
         offload: bool = False,
         profile: Profile = "reference",
+        vae_noise: VaeNoise = "device",
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
         self.noise_stream, self.resize_order = noise_stream, resize_order
-        self.quantization, self.profile = quantization, profile
-        self.family = importlib.import_module(f"lora_drift.pipelines.families.{spec.family}")
+        self.quantization, self.profile, self.vae_noise = quantization, profile, vae_noise
+        self.family: Family[Any] = FAMILIES[spec.family]
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Layout of the denoisers, from their configs alone. A family may know better (`denoiser_shapes`)."""
-        find = getattr(self.family, "denoiser_shapes", loading.denoiser_shapes)
-        return find(self.spec, self.repo)
+        """Layout of the denoisers, without their weights."""
+        return self.family.denoiser_shapes(self.spec, self.repo)
 
     @cached_property
     def recovery(self) -> Lora | None:
         """The accuracy-recovery adapter of a quantised base."""
-        return quantize.recovery_adapter(self.quantization, self.spec, self.shapes)
+        return quantize.recovery_adapter(self.quantization, self.spec, self.shapes, self.family.lora_targets)
 
     @cached_property
     def pipe(self) -> Any:
@@ -168,7 +151,8 @@ class Pipeline:
             raise RequestError("with_lora() needs a file: path, or high and low")
         if mode == "merged" and self.base.quantization.quantize:
             raise RequestError("mode merged: a LoRA cannot be merged into a quantised base; leave it out, or take live")
-        lora = read(files, self.spec, self.base.shapes, allow_partial=allow_partial)
+        base = self.base
+        lora = read(files, self.spec, base.shapes, base.family.lora_targets, allow_partial=allow_partial)
         lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
         return replace(self, lora=lora, mode=mode or self.usual_mode)
 
@@ -194,8 +178,7 @@ class Pipeline:
 
         from lora_drift.pipelines import finite, noise, resizing
 
-        if hasattr(self.base.family, "check"):  # what only this family refuses, said before weights load
-            self.base.family.check(self.spec, self.base.repo, settings)
+        self.base.family.check(self.spec, self.base.repo, settings)  # before weights load
         pipe = self.base.pipe
         self.base.adapter.set(self.lora, settings.multiplier, self.mode)
         pipe.scheduler = loading.scheduler(self.spec.scheduler)
@@ -205,13 +188,15 @@ class Pipeline:
                 raise Cancelled(f"cancelled after step {step + 1} of {settings.steps}")
             return kwargs
 
-        generator = noise.seeded(settings.seed, self.base.noise_stream)
+        generator = noise.seeded(settings.seed, self.base.noise_stream, self.base.vae_noise)
         denoisers = self.base.adapter.denoisers
         with (
-            torch.no_grad(), noise.through_diffusers(), resizing.in_order(self.base.resize_order),
+            torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order),
             finite.watched(pipe.components, denoisers) as stages, np.errstate(invalid="ignore"), watch(pipe),
         ):  # fmt: skip
-            media = self.base.family.render(pipe, settings, generator=generator, callback_on_step_end=after_step)
+            media = self.base.family.render(
+                pipe, self.spec, settings, generator=generator, callback_on_step_end=after_step
+            )
         output = Output(media, settings, self._receipt(settings, media))
         if stages.first:
             said = finite.words(stages.first, denoisers, self.lora, settings.multiplier, self.base.dtype)
@@ -250,7 +235,7 @@ class Pipeline:
             "device": self.base.device,
             "dtype": self.base.dtype,
             "noise_stream": self.base.noise_stream,
-            **({"resize_order": self.base.resize_order} if settings.control else {}),
+            **({"resize_order": self.base.resize_order, "vae_noise": self.base.vae_noise} if settings.control else {}),
             **({"profile": self.base.profile} if self.base.profile != "reference" else {}),
             "versions": dict(_versions()),
         }
@@ -270,6 +255,7 @@ def load(
     toolkit: str = TOOLKITS[-1],
     noise_stream: str | None = None,
     resize_order: str | None = None,
+    vae_noise: str = "device",
     quantization: Quantization | None = None,
     offload: bool = False,
     profile: str = "reference",
@@ -280,15 +266,17 @@ def load(
         toolkit: version of the trainer whose samples to reproduce, a member of `lora_drift.pipelines.spec.TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
-        noise_stream: the torch whose random numbers in half precision to draw, a member of
-            `spec.NOISE_STREAMS`; None takes the torch that the trainer's README installs. In float32 all
-            draw the same.
-        resize_order: the Pillow whose way to resize control images to take, a member of
+        noise_stream: which torch's noise a seed gives in bfloat16, a member of
+            `spec.NOISE_STREAMS`; None takes that of the torch that the trainer's README installs. In
+            float32 the noise is the same on every torch.
+        resize_order: which Pillow's way to resize control images, a member of
             `lora_drift.pipelines.spec.RESIZE_ORDERS`; None takes the newest.
-        quantization: how the trainer's job quantised the base model; None for not at all.
-        offload: keep each component in main memory but while it computes.
-        profile: "reference"; "compiled", no longer to the byte; or "fast", where it pays with 8-bit matrix products,
-            too (`lora_drift.pipelines.profiles`).
+        vae_noise: whose generator samples the posterior of a control image, where the trainer's code names none
+            (Wan 2.2 image to video, OmniGen2): "device" as the trainer, or "cpu" as a trainer on a CPU.
+        quantization: how the trainer's job quantised the base model; None: it did not.
+        offload: keep each component in main memory, except while it computes.
+        profile: "reference"; "compiled", faster and not exact; or "fast", which also multiplies in 8 bits where it
+            pays (`lora_drift.pipelines.profiles`).
 
     Raises:
         RequestError: unknown model, dtype, noise stream, resize order, trainer version or profile, or a profile that is
@@ -305,6 +293,8 @@ def load(
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
     if resize_order not in (None, *RESIZE_ORDERS):
         raise RequestError(f"resize_order {resize_order!r}: use {' or '.join(RESIZE_ORDERS)}")
+    if vae_noise not in VAE_NOISES:
+        raise RequestError(f"vae_noise {vae_noise!r}: use {' or '.join(VAE_NOISES)}")
     quantization = quantization or Quantization()
     quantization.check(spec)
     chosen = profiles.choose(profile, spec, quantization, device)
@@ -312,7 +302,12 @@ def load(
         _check_installed(spec, profiles.requirement(chosen, spec, device))
     stream, order = noise_stream or NOISE_STREAM, resize_order or RESIZE_ORDER
     repo = base or spec.base
-    return Pipeline(Base(spec, repo, device, dtype, stream, order, quantization, offload=offload, profile=chosen))
+    return Pipeline(
+        Base(
+            spec, repo, device, dtype, stream, order, quantization,
+            offload=offload, profile=chosen, vae_noise=vae_noise,
+        )
+    )  # fmt: skip
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

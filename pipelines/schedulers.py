@@ -1,6 +1,6 @@
-"""Schedulers that lay out their steps as the pinned Diffusers does, whatever the installed release does.
+"""Schedulers that lay out their steps as the trainer's do, whatever the installed Diffusers does.
 
-A row of the table may name a class from here instead of one from Diffusers. Imported lazily by `loading.scheduler`.
+A row names a class from here as "ours.NAME". Imported lazily by `loading.scheduler`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers import UniPCMultistepScheduler as StockUniPC
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch.overrides import TorchFunctionMode
 
 
@@ -33,7 +32,7 @@ class FlowMatchEulerToZero(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(num_inference_steps or len(sigmas or timesteps or ()), device=device, mu=mu)
 
 
-class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
+class FlowMatchEulerInModelDtype(FlowMatchEulerDiscreteScheduler):
     """Euler's step in the dtype of the latents, as FLUX.2's own sampling has it; the stock scheduler goes through
     float32 and rounds once. Timesteps are exact (float64), so that the model may round them once."""
 
@@ -52,7 +51,7 @@ class FlowMatchEulerInOwnDtype(FlowMatchEulerDiscreteScheduler):
         return (sample + (then - now) * model_output,)
 
 
-class NumbersOnHost(TorchFunctionMode):
+class ScalarsStayOnCPU(TorchFunctionMode):
     """While it is active, single numbers that are on the CPU stay there; lists of them become tensors on `device`."""
 
     def __init__(self, device: torch.device) -> None:
@@ -69,7 +68,7 @@ class NumbersOnHost(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class UniPCMultistepScheduler(StockUniPC):
+class UniPCWithSigmasOnCPU(UniPCMultistepScheduler):
     """Steps with sigmas from the CPU, as the pinned Diffusers has it.
 
     From 0.38 on (#13489) they are moved to the sample's device first. A GPU rounds a number of its own to the sample's
@@ -77,11 +76,11 @@ class UniPCMultistepScheduler(StockUniPC):
     """
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
-        with NumbersOnHost(sample.device):
+        with ScalarsStayOnCPU(sample.device):
             return super().step(model_output, timestep, sample, **options)
 
 
-class FlowUniPCFromBelowOne(UniPCMultistepScheduler):
+class FlowUniPCFromBelowOne(UniPCWithSigmasOnCPU):
     """UniPC over even steps that begin at 0.999 and end at 0, as Diffusers laid them out before #12109 (0.37): now they
     begin at 1 and end at 0.001."""
 
@@ -97,7 +96,7 @@ class FlowUniPCFromBelowOne(UniPCMultistepScheduler):
         super().set_timesteps(device=device, sigmas=even[:-1].copy())
 
 
-class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
+class FlowUniPCShiftedTwice(UniPCWithSigmasOnCPU):
     """UniPC over even steps between the ends of a schedule that is already shifted by 3, shifted again by `flow_shift`.
 
     So does the scheduler that the trainer brings for HiDream (fm_solvers_unipc.py): its constructor shifts the sigmas
@@ -117,7 +116,7 @@ class FlowUniPCBetweenShiftedEnds(UniPCMultistepScheduler):
         super().set_timesteps(device=device, sigmas=np.linspace(highest.item(), 0.0, steps + 1)[:-1])
 
 
-class FlowMatchEulerUpwards(FlowMatchEulerDiscreteScheduler):
+class OmniGen2FlowMatchEuler(FlowMatchEulerDiscreteScheduler):
     """Time from 0 (noise) to 1 (picture), shifted by the size of the picture (OmniGen2's own scheduler).
 
     The stock scheduler could count upwards (`invert_sigmas`), but rounds twice on the way, and this model multiplies

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from lora_drift.pipelines import images
 from lora_drift.pipelines.errors import RequestError
-from lora_drift.pipelines.spec import TOOLKITS, ModelSpec
-from lora_drift.pipelines.table import MODELS
+from lora_drift.pipelines.spec import ModelSpec
 
 LoraMode = Literal["merged", "live"]
 
@@ -93,22 +92,6 @@ class Settings:
         return asdict(self)
 
 
-def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
-    """The table row of `model` as it was at a trainer version.
-
-    Raises:
-        RequestError: no such model or version, or that version does not have the model; lists what there is.
-    """
-    if model not in MODELS:
-        raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
-    if toolkit not in TOOLKITS:
-        raise RequestError(f"unknown trainer version {toolkit!r}; the versions are: {', '.join(TOOLKITS)}")
-    spec = MODELS[model]
-    if TOOLKITS.index(toolkit) < TOOLKITS.index(spec.since):
-        raise RequestError(f"trainer {toolkit} does not know {model} yet; the first that does is {spec.since}")
-    return spec.at(toolkit)
-
-
 def resolve(spec: ModelSpec, request: Request) -> Settings:
     """Apply trigger word, prompt flags, defaults, and the size, frame and seed rules, in the trainer's order.
 
@@ -141,7 +124,7 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
     )
     _check_controls(spec, settings)
     settings = _checked(spec, _with_flags(settings))
-    width, height = (max(64, n - n % 8) for n in (settings.width, settings.height))
+    width, height = (max(spec.smallest_side, n - n % spec.asked_divisor) for n in (settings.width, settings.height))
     divisor = spec.size_divisor
     if spec.size_rule == "refuse" and (width % divisor or height % divisor):
         near = " or ".join(

@@ -1,34 +1,49 @@
-"""What one row of the table of models says: everything that changes a model's picture.
+"""What one row says about a model: everything that changes its picture.
 
-The rows are in `pipelines/table/`, a module per family. A row is read top to bottom in the order of a render; its
-numbers are the trainer's, not the model card's, and those of its newest version; `earlier` says what was otherwise
-before. `lora-drift models` is generated from the rows.
+The rows are at the top of their family's file in `pipelines/families/`. A row is read top to bottom in the order of a
+render; its numbers are the trainer's, not the model card's, and those of its newest version; `earlier` says what was
+otherwise before. What only one family has stands in a subclass of `ModelSpec` in its file. `lora-drift models` is
+generated from the rows; tests/test_rows.py changes every field of every row and looks for what becomes of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
 """Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
 NoiseStream = Literal["torch-2.11", "torch-2.13"]
-"""Numbers that torch draws in half precision: those up to 2.11, and those since (`lora_drift.pipelines.noise`)."""
+"""Which noise a seed gives in bfloat16: that of torch <= 2.11, or of >= 2.12 (`lora_drift.pipelines.noise`)."""
 NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
 NOISE_STREAM: NoiseStream = "torch-2.11"
-"""Of the torch that the README of each of the TOOLKITS installs, 2.7.0 (their Docker image: 2.9.1)."""
+"""Default: the noise of torch 2.7.0, which every supported trainer's README installs (their Docker image: 2.9.1)."""
 ResizeOrder = Literal["pillow-12", "pillow-13"]
-"""Which pass of a resize goes first: as in Pillow up to 12, and since (`lora_drift.pipelines.resizing`)."""
+"""Which pass of a resize goes first: as in Pillow <= 12, or >= 13 (`lora_drift.pipelines.resizing`)."""
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
 RESIZE_ORDER: ResizeOrder = "pillow-13"
-"""Of the Pillow that a trainer gets which is installed now: its requirements name none."""
-Guidance = Literal["cfg", "cfg_above_zero", "cfg_above_one", "embedded"]
+"""Default: the newest Pillow, which a trainer that is installed today gets: its requirements name no version."""
+VaeNoise = Literal["device", "cpu"]
+"""Whose generator draws what the trainer's code names none for (samples of a VAE's posterior): that of the device
+on which the VAE is, as the trainer does; or the CPU's, as a trainer on a CPU would have."""
+VAE_NOISES: tuple[VaeNoise, ...] = get_args(VaeNoise)
+Tokenization = Literal["transformers-4.57", "transformers-5.5"]
+"""Which transformers a trainer reads prompts with (`lora_drift.pipelines.text`): 4.57.3 up to 0.9.0, 5.5.3 since."""
+Guidance = Literal["cfg", "cfg_always", "cfg_above_zero", "cfg_above_one", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,
+    "cfg_always": float("-inf"),
     "cfg_above_zero": 0.0,
     "cfg_above_one": 1.0,
     "embedded": float("inf"),
 }
 """Above which guidance scale the negative prompt is read."""
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+"""How Pillow resizes a picture, or torch a tensor."""
+Posterior = Literal["mode", "sample"]
+"""What is taken of the distribution into which a VAE encodes a control image."""
+Attention = Literal["eager", "sdpa", "sdpa_with_mask"]
+"""Which attention of transformers an encoder runs on. sdpa_with_mask: SDPA that is handed the causal mask, as in
+transformers 4.57; 5 tells it that it is causal, for which GPUs have another kernel."""
 
 
 def noise_stream_of(torch_version: str) -> NoiseStream:
@@ -47,10 +62,16 @@ def resize_order_of(pillow_version: str) -> ResizeOrder:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A class (of `schedulers.py`, else of Diffusers) and the config *in effect* while the trainer samples."""
+    """A class and the config *in effect* while the trainer samples."""
 
     cls: str
+    """ "diffusers.NAME" or "ours.NAME" (`schedulers.py`)."""
     config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The class without where it comes from."""
+        return self.cls.partition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -106,16 +127,27 @@ class ModelSpec:
     guidance_scale: float
     """Width to guidance_scale: defaults, as the trainer's UI writes them."""
     guidance: Guidance
-    """cfg: two passes above 1. cfg_above_zero, cfg_above_one: two passes above that, `pos + g (pos - neg)`. embedded:
-    one pass, the scale is an input and the negative prompt is ignored."""
-    max_sequence_length: int
-    """Text tokens, where the family's code takes it from here."""
+    """cfg: two passes above 1. cfg_always: two passes at any scale. cfg_above_zero, cfg_above_one: two passes above
+    that, `pos + g (pos - neg)`. embedded: one pass, the scale is an input and the negative prompt is ignored."""
+    max_sequence_length: int | None
+    """Text tokens, beyond which a prompt is cut; None where nothing is."""
     components: Mapping[str, str] = field(default_factory=dict)
     """Component -> hub id, for what the trainer takes from elsewhere."""
+    encoder_attention: Mapping[str, Attention] = field(default_factory=dict)
+    """Text encoder -> the attention of the trainer's transformers (4.57), where 5 chooses another. They round
+    otherwise: 0.6 % of T5's embeddings in bfloat16."""
+    tokenization: Tokenization = "transformers-4.57"
+    slow_tokenizers: tuple[str, ...] = ()
+    """T5 or Qwen tokenizers that the trainer loads as transformers 4's Python class, not from `tokenizer.json`
+    (`lora_drift.pipelines.text`). CLIP's always are."""
     lora_mode: Literal["merged", "live"] = "merged"
     """How the trainer applies the LoRA while sampling an unquantised job whose samples share one multiplier."""
     quantizes: Quantizes | None = None
-    """None: a job may ask for it in vain (only, its LoRA is live then)."""
+    """None: the trainer ignores the job's `quantize`, except that the LoRA is then live."""
+    smallest_side: int = 64
+    """Sides below become this (the trainer's rule for every model, as the next)."""
+    asked_divisor: int = 8
+    """Width and height are floored to this first (see `size_divisor`)."""
     size_rule: Literal["floor", "refuse"] = "floor"
     controls: tuple[int, int] = (0, 0)
     """Fewest and most control images."""
@@ -128,16 +160,14 @@ class ModelSpec:
     """... or, if this is set, the next smaller `frame_step * n + 1` (16 -> 9)."""
     fewest_steps: int = 1
     most_steps: int = 1000
-    """The trainer fails beyond: UniPC no longer tells the first two timesteps, which are rounded, apart, say."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers that only this family has; its module says what they mean."""
+    """The trainer fails beyond this: UniPC, for example, no longer tells the first two (rounded) timesteps apart."""
     why_ours: str = ""
     """Why the denoising loop or a model class is written out here."""
     requires: tuple[str, ...] = ()
     """Python packages that this model needs besides those of the project, or newer than the project does
     ("diffusers>=0.38"); checked before weights load."""
     quirks: tuple[str, ...] = ()
-    """What a stranger would take for a mistake of ours: the trainer does it, so we do."""
+    """What looks like a mistake of ours: the trainer does it, so it is reproduced."""
     source: tuple[str, ...] = ()
     """Trainer files that this row and its family module follow."""
     since: str = TOOLKITS[0]
@@ -146,7 +176,24 @@ class ModelSpec:
     toolkit: str = TOOLKITS[-1]
     """The version that this row describes (see `at`)."""
 
-    def at(self, toolkit: str) -> "ModelSpec":
+    @property
+    def own(self) -> dict[str, Any]:
+        """The fields that only this family has."""
+        shared = {f.name for f in fields(ModelSpec)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+
+    def guides(self, scale: float) -> bool:
+        """Does a second pass read the negative prompt at this guidance scale?"""
+        return scale > GUIDED_ABOVE[self.guidance]
+
+    def pipeline_scale(self, scale: float) -> float:
+        """The scale that a Diffusers pipeline is told. Where it must not guide, that is one at which none does:
+        releases differ in their thresholds."""
+        if self.guidance == "embedded" or self.guides(scale):
+            return scale
+        return 1.0 if self.guidance == "cfg" else 0.0
+
+    def at(self: "Spec", toolkit: str) -> "Spec":
         """The row as it was at another trainer version (a member of `TOOLKITS`, not older than `since`)."""
         age = TOOLKITS.index
         spec = replace(self, toolkit=toolkit)
@@ -155,6 +202,12 @@ class ModelSpec:
                 spec = replace(spec, **change.fields)
         return spec
 
+
+Spec = TypeVar("Spec", bound=ModelSpec)
+
+INFORMS = ("id", "title", "since", "why_ours", "requires", "quirks", "source", "earlier", "toolkit")
+"""Fields that change no picture: names, words for the reader, which trainer and packages have the model, and what `at`
+makes other rows from. Of every other field something becomes (tests/test_rows.py)."""
 
 LEGACY = ("toolkit/stable_diffusion_model.py", "toolkit/sampler.py", "toolkit/train_tools.py")
 """The trainer's older model class, which renders sd15, sdxl, flux, flex1 and lumina2."""

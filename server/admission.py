@@ -3,7 +3,9 @@
 import asyncio
 import random
 import shutil
+import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,8 @@ from lora_drift.server.schemas import InferenceRequest, LoraItem, PromptItem, Ve
 
 LARGEST_SIDE = 4096
 MOST_FRAMES = 1000
+LONGEST_PROMPT = 20_000
+"""Characters."""
 PICTURES, VIDEOS = ("jpg", "png", "webp"), ("mp4", "mkv", "webp")
 
 
@@ -30,15 +34,15 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
         ApiError: with a code that says what is wrong, and the remedy.
     """
     spec = _spec(asked.model)
+    _check_not_here(asked)
     _check_experts(spec, asked.loras)
     quantization = Quantization(asked.quantize, asked.quantize_te, asked.qtype, asked.qtype_te)
     if asked.lora_mode == "merged" and asked.quantize:
         raise bad("LORA_MODE_INVALID", "lora_mode merged: a LoRA cannot be merged into a quantised base; leave it out")
     files, secrets = await _loras(asked, settings)
     mode = asked.lora_mode or ("live" if asked.quantize else spec.lora_mode)
-    verified = vouching(
-        spec.id, mode if asked.loras else None, quantized=quantization.quantize or quantization.encoders
-    )
+    quantized = quantization.quantize or quantization.encoders
+    verified = await asyncio.to_thread(vouching, spec.id, mode if asked.loras else None, quantized=quantized)
     dumped = None if verified is None else verified.model_dump()
     if (asked.require_verified or settings.require_verified) and (
         verified is None or verified.verdict not in ("match", "known")
@@ -73,16 +77,25 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
     return job, secrets
 
 
-def warnings_of(asked: InferenceRequest) -> list[str]:
-    return [
+def warnings_of(asked: InferenceRequest, ignored: Sequence[str] = ()) -> list[str]:
+    return [f"{name} is ignored: there is no such field" for name in ignored] + [
         f"prompts[{i}].sampler is ignored: the scheduler is the trainer's"
         for i, item in enumerate(asked.prompts)
         if item.model_fields_set & {"sampler"}
     ]
 
 
-@cache
+_vouching = threading.Lock()
+
+
 def vouching(model: str, lora_mode: str | None, *, quantized: bool = False) -> Verified | None:
+    """The golden case that vouches for a configuration, if one does."""
+    with _vouching:  # the first requests may be many at once, and one look at the summaries is enough
+        return _looked_up(model, lora_mode, quantized)
+
+
+@cache
+def _looked_up(model: str, lora_mode: str | None, quantized: bool) -> Verified | None:
     from lora_drift.harness import tags
     from lora_drift.harness.check.verified_by import covering
 
@@ -94,6 +107,17 @@ def _spec(model: str) -> ModelSpec:
     if model not in MODELS:
         raise bad("MODEL_NOT_FOUND", f"model {model!r} is not supported", supported_models=list(MODELS))
     return MODELS[model]
+
+
+def _check_not_here(asked: InferenceRequest) -> None:
+    """What the public server's newest models read: to ignore it would be to render something else."""
+    for name in ("kv_cache", "match_target_res"):
+        if getattr(asked, name):
+            raise bad("FIELD_NOT_SUPPORTED", f"{name}: {asked.model} does not read it; leave it out", param=name)
+    for i, item in enumerate(asked.prompts):
+        if item.resolution == "High":
+            raise bad("RESOLUTION_NOT_SUPPORTED", f"prompts[{i}].resolution: the trainer has no second stage; give "
+                      "Default, and the size as width and height", prompt_index=i)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------------- LoRA
@@ -165,7 +189,11 @@ def _fields(item: PromptItem, index: int, asked: InferenceRequest, files: list[L
 
 
 def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
-    """The pipelines' own checks, and limits that flags in the prompt would slip past the schema."""
+    """The pipelines' own checks, and limits that flags and trigger words in the prompt would slip past the schema."""
+    length = _length(fields["prompt"], fields["trigger_word"])
+    if length > LONGEST_PROMPT:
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: {length} characters once the trigger word is put in; at most "
+                  f"{LONGEST_PROMPT}", prompt_index=index)  # fmt: skip
     try:
         settings = resolve(replace(spec, controls=(0, 0)), Request(**fields))
     except RequestError as error:
@@ -173,6 +201,17 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: at most {LARGEST_SIDE} pixels a side and {MOST_FRAMES} frames",
                   prompt_index=index)  # fmt: skip
+
+
+def _length(prompt: str, trigger: str | None) -> int:
+    """Characters of the prompt once its trigger word is put in, without putting it in (see `settings.resolve`)."""
+    if trigger is None:
+        return len(prompt)
+    names, marks = (
+        prompt.count("[name]"),
+        prompt.count("[trigger]") + prompt.count("[name]") * trigger.count("[trigger]"),
+    )
+    return len(prompt) + names * (len(trigger) - len("[name]")) + marks * (len(trigger) - len("[trigger]"))
 
 
 def _formats(wanted: str | None, spec: ModelSpec) -> tuple[str, str]:
@@ -224,8 +263,8 @@ async def _keep_controls(job: Job, spec: ModelSpec, items: list[PromptItem], set
         for field, picture in slots.items():
             label = f"prompts[{i}].{field}"
             # Flex.2 knows an inpainting image, whose alpha channel counts, by its name.
-            kind = ".inpaint" if spec.family == "flex2" and item.ctrl_idx == 0 else ""
-            path = await controls.keep(picture, label, folder / f"{i}-{field}{kind}.png", settings)
+            kind = ".inpaint" if spec.id == "flex2" and item.ctrl_idx == 0 else ""
+            path = await controls.keep(picture, label, folder / f"{i}-{field}{kind}.picture", settings)
             prompt.controls[str(path)] = label
             paths[field] = str(path)
         prompt.fields["control"] = [paths[field] for field in _slots(spec, item)]

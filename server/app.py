@@ -1,8 +1,10 @@
 """The ASGI application: `uvicorn lora_drift.server.app:app`, or `lora-drift serve`."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,16 +13,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.server import admission, openai_api
-from lora_drift.server.config import MEGABYTE, Settings
-from lora_drift.server.deps import Named, Serving, authorized, submit
-from lora_drift.server.errors import ApiError, ErrorResponse, bad
+from lora_drift.server.config import Settings
+from lora_drift.server.deps import Named, Serving, Streaming, authorized, submit
+from lora_drift.server.errors import ApiError, ErrorResponse, bad, no_room
+from lora_drift.server.gate import FORM_LIMITS, BoundedRoute, Gate, ignored_in
 from lora_drift.server.schemas import Accepted, ErrorBody, InferenceRequest, ModelInfo, Models, Result, Status
 from lora_drift.server.service import running
 from lora_drift.server.telemetry import log_to_stderr
 from lora_drift.server.times import iso
+
+log = logging.getLogger("lora_drift.server.app")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
@@ -31,15 +38,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "No such request",
         409: "In conflict with an earlier request",
         413: "Body too large",
+        408: "The body took too long",
         429: "The queue is full",
+        503: "The server's own disk is full or cannot be written",
     }.items()
 }
-v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS)
+v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorized)], responses=_ERRORS, route_class=BoundedRoute)
 
 
 @v1.post("/inference", tags=["inference"])
 async def create_inference(
     asked: InferenceRequest,
+    request: Request,
     service: Serving,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
 ) -> Accepted:
@@ -49,7 +59,7 @@ async def create_inference(
     """
     if not asked.loras:
         raise bad("LORA_FILE_REQUIRED", "loras: give at least one", loras=[])
-    row = await submit(service, asked, idempotency_key)
+    row = await submit(service, asked, request, idempotency_key)
     return Accepted(
         request_id=row.id,
         status=row.state,
@@ -59,17 +69,17 @@ async def create_inference(
         cancel_url=service.request_url(row.id),
         created_at=iso(row.created_at),
         verified=row.job["verified"],
-        warnings=admission.warnings_of(asked),
+        warnings=admission.warnings_of(asked, ignored_in(request)),
     )
 
 
 @v1.get("/requests/{request_id}/status", tags=["inference"])
-async def get_status(row: Named, service: Serving) -> Status:
+def get_status(row: Named, service: Serving) -> Status:
     return service.status(row)
 
 
 @v1.get("/requests/{request_id}/result", tags=["inference"])
-async def get_result(row: Named, service: Serving) -> Result:
+def get_result(row: Named, service: Serving) -> Result:
     """The outputs, with a receipt for each; null while the request is not finished."""
     return service.result(row)
 
@@ -77,10 +87,10 @@ async def get_result(row: Named, service: Serving) -> Result:
 @v1.delete("/requests/{request_id}", tags=["inference"])
 async def cancel(row: Named, service: Serving) -> Status:
     """Cancel. What is being rendered ends at its next step, so the answer may still say `in_progress`."""
-    canceled = service.cancel(row.id)
+    canceled = await service.cancel(row.id)
     if canceled is None:
         raise ApiError(409, "ALREADY_FINISHED", "the request has finished", request_id=row.id)
-    return service.status(canceled)
+    return await asyncio.to_thread(service.status, canceled)
 
 
 _AS_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
@@ -91,19 +101,15 @@ _NO_STREAMS: dict[int | str, dict[str, Any]] = {
 
 
 @v1.get("/requests/{request_id}/events", tags=["inference"], response_class=EventSourceResponse, responses=_NO_STREAMS)
-async def get_events(named: Named, service: Serving) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished."""
-    async with service.listening(named.id) as event:
-        while (row := service.store.get(named.id)) is not None:
-            event.clear()
-            yield ServerSentEvent(event="status", data=service.status(row).model_dump())
-            if row.finished:
-                return
-            await event.wait()
+async def get_events(named: Named, service: Serving, _turn: Streaming) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `status` (a Status) at once and at every change and step, until it has finished. Who reads
+    slowly, or is one of many, misses steps in between."""
+    async for status in service.updates(named.id):
+        yield ServerSentEvent(event="status", raw_data=status)
 
 
 @v1.get("/requests/{request_id}/files/{name}", tags=["inference"], response_class=FileResponse)
-async def get_file(row: Named, name: str) -> FileResponse:
+def get_file(row: Named, name: str) -> FileResponse:
     """An output, under the name that the result gives it."""
     paths = {path.name: path for path in (Path(output["file_path"]) for output in row.outputs or ())}
     if name not in paths or not paths[name].is_file():
@@ -116,6 +122,14 @@ async def list_models() -> Models:
     """The models, their defaults, and whether a golden case vouches for them."""
     models = await asyncio.to_thread(lambda: [_model_info(spec) for spec in MODELS.values()])
     return Models(models=models, data=models)
+
+
+@v1.get("/models/{model}", tags=["models"])
+def get_model(model: str) -> ModelInfo:
+    """One of them."""
+    if model not in MODELS:
+        raise ApiError(404, "MODEL_NOT_FOUND", f"model {model!r} is not supported", supported_models=list(MODELS))
+    return _model_info(MODELS[model])
 
 
 def _model_info(spec: ModelSpec) -> ModelInfo:
@@ -147,6 +161,12 @@ def _model_info(spec: ModelSpec) -> ModelInfo:
 operation = APIRouter(tags=["operation"])
 
 
+@operation.get("/")
+async def root() -> dict[str, str]:
+    """What this is."""
+    return {"name": "lora-drift", "documentation": "/docs", "models": "/v1/models", "ready": "/readyz"}
+
+
 @operation.get("/healthz")
 @operation.get("/health", include_in_schema=False)
 async def healthz() -> dict[str, str]:
@@ -157,7 +177,7 @@ async def healthz() -> dict[str, str]:
 @operation.get("/readyz", responses={503: {"description": "It would not be rendered now"}})
 async def readyz(service: Serving) -> JSONResponse:
     """A request would be rendered now."""
-    problem = service.dispatcher.problem
+    problem = service.problem
     return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
 
 
@@ -170,7 +190,7 @@ async def metrics(service: Serving) -> Response:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application; nothing is opened or started before it is served."""
     settings = settings or Settings()
-    log_to_stderr("server", debug=settings.debug)
+    log_to_stderr("lora_drift.server", settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -183,11 +203,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1",
         description="LoRA inference that reproduces the samples of ostris/ai-toolkit.",
         lifespan=lifespan,
-        max_body_size=int(settings.max_body_mb * MEGABYTE),
+        form_limits=FORM_LIMITS,
     )
     app.state.settings = settings
     app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(OperationalError, _answer_storage)
+    app.add_exception_handler(StarletteHTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, openai_api.validation_error)
+    app.add_middleware(Gate, settings=settings)
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"])
     for router in (v1, openai_api.router, operation):
@@ -195,10 +218,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _answer(request: Request, error: Exception) -> ErrorResponse:
+def _answer(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, ApiError)
-    body = openai_api.error_body(error) if openai_api.serves(request) else error.body()
-    return ErrorResponse(body, error.status)
+    return error.response()
+
+
+def _answer_storage(_request: Request, error: Exception) -> ErrorResponse:
+    assert isinstance(error, OperationalError)
+    log.error("the queue cannot be used", extra={"cause": str(error.orig)})
+    return no_room(str(error.orig)).response()
+
+
+def _answer_http(_request: Request, error: Exception) -> ErrorResponse:
+    """Of FastAPI's own refusals (no such path, a body that is too large, ...), and of those in a body's reading."""
+    assert isinstance(error, StarletteHTTPException)
+    told: Any = error.detail
+    told = told["error"] if isinstance(told, dict) else {"code": HTTPStatus(error.status_code).name, "message": told}
+    found = ApiError(error.status_code, told["code"], told["message"], headers=dict(error.headers or {}))
+    return found.response()
 
 
 app = create_app()

@@ -1,17 +1,15 @@
 """What routes need before they begin: the service, the API key, the request that a path names."""
 
+import asyncio
 import hashlib
-import ipaddress
-import secrets as randomness
+from collections.abc import AsyncIterator
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from lora_drift.server import admission
-from lora_drift.server.config import Settings
-from lora_drift.server.errors import ApiError
+from lora_drift.server.errors import ApiError, no_room
 from lora_drift.server.schemas import InferenceRequest
 from lora_drift.server.service import Service
 from lora_drift.server.store import Conflict, New, Row
@@ -25,37 +23,10 @@ Serving = Annotated[Service, Depends(service_of)]
 
 
 async def authorized(
-    request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))] = None,
-    key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))] = None,
+    _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))] = None,
+    _key: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))] = None,
 ) -> None:
-    """Raises ApiError unless the client has the key; where there is none, if somebody's web page may be behind it."""
-    settings: Settings = request.app.state.settings
-    given = bearer.credentials if bearer is not None else key or ""
-    if settings.api_key is None:
-        _refuse_web_pages(request, settings)
-    elif not randomness.compare_digest(given.encode(), settings.api_key.get_secret_value().encode()):
-        raise ApiError(401, "UNAUTHORIZED", "give the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-
-
-def _refuse_web_pages(request: Request, settings: Settings) -> None:
-    """A page that its reader opens on this machine can send forms to localhost, and can let its own name lead here (DNS
-    rebinding). The browser then names the page, as the origin or as the host.
-    """
-    ours, host, origin = urlsplit(settings.url), request.url.hostname or "", request.headers.get("origin")
-    if "." in host and not _is_address(host) and host != ours.hostname:  # nobody can register a name without a dot
-        raise ApiError(403, "HOST_UNKNOWN", f"this server is not known as {host!r}: set BASE_URL, or an API_KEY")
-    same = (f"{parts.scheme}://{parts.netloc}" for parts in (request.url, ours))
-    if origin is not None and origin not in (*settings.origins, *same):
-        raise ApiError(403, "ORIGIN_FORBIDDEN", f"pages of {origin!r} may not ask: set CORS_ORIGINS, or an API_KEY")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    """Says in the OpenAPI document that the key is wanted; `Gate` has looked at it before the body was read."""
 
 
 def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
@@ -68,7 +39,22 @@ def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) ->
 Named = Annotated[Row, Depends(row_of)]
 
 
-async def submit(service: Service, asked: InferenceRequest, key: str | None = None) -> Row:
+async def streaming(service: Serving) -> AsyncIterator[None]:
+    """A place among those who listen to events."""
+    if service.streams >= service.settings.max_event_streams:
+        raise ApiError(429, "TOO_MANY_STREAMS", "enough clients listen already; poll the status, or try again",
+                       headers={"Retry-After": "30"})  # fmt: skip
+    service.streams += 1
+    try:
+        yield
+    finally:
+        service.streams -= 1
+
+
+Streaming = Annotated[None, Depends(streaming)]
+
+
+async def submit(service: Service, asked: InferenceRequest, request: Request, key: str | None = None) -> Row:
     """Admit and queue a request.
 
     Raises:
@@ -80,16 +66,19 @@ async def submit(service: Service, asked: InferenceRequest, key: str | None = No
         if key is not None:
             # The token does not count: its hash would be kept for as long as the request.
             fingerprint = hashlib.sha256(asked.model_dump_json(exclude={"hf_token"}).encode()).hexdigest()
-            if (known := store.with_key(key, fingerprint)) is not None:
+            if (known := await asyncio.to_thread(store.with_key, key, fingerprint)) is not None:
                 return known
-        if store.waiting() >= settings.max_queue:
-            raise ApiError(429, "QUEUE_FULL", f"{settings.max_queue} requests wait already; try again later")
+        if await asyncio.to_thread(store.waiting) >= settings.max_queue:
+            raise ApiError(429, "QUEUE_FULL", f"{settings.max_queue} requests wait already; try again later",
+                           headers={"Retry-After": "30"})  # fmt: skip
         job, secrets = await admission.admit(asked, settings)
-        row = store.add(New(job, secrets, key, fingerprint, asked.ttl, asked.webhook_url))
+        row = await asyncio.to_thread(store.add, New(job, secrets, key, fingerprint, asked.ttl, asked.webhook_url))
+    except OSError as error:  # of the folder of control images; whatever a client can be blamed for is an ApiError
+        raise no_room(error.strerror or type(error).__name__) from error
     except Conflict as error:
         raise ApiError(409, "IDEMPOTENCY_CONFLICT", f"the idempotency key {key!r} came with another body") from error
     if row.id == job.id:
-        service.prepare(row)
+        service.prepare(row, request.client.host if request.client else "")
     else:  # the same key came twice at once
         admission.forget_controls(job.id, settings)
     return row

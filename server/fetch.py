@@ -2,14 +2,24 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
+import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import cache
 from urllib.parse import urljoin, urlsplit
 
 import httpx2 as httpx
 
 REDIRECTS = 5
+SLOW_FOR = 30.0
+"""Seconds that a download may be slow for."""
+LOOKUP_TIMEOUT = 10.0
+_looking_up = ThreadPoolExecutor(64, "look-up")
+"""Threads of their own: slow look-ups would hold up whatever else waits for a thread."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 
 
@@ -55,19 +65,38 @@ def _joined(url: str, location: str) -> str:
         raise FetchError(f"{shown(url)}: redirects to what is no URL") from error
 
 
+def look_up(host: str, port: int) -> list[str]:
+    """The host's addresses. A system whose name server is slow keeps this waiting, and nothing can hurry it."""
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
 async def _address(url: str, *, private: bool) -> str:
     """An address of the URL's host, checked; the connection goes there, so that no second look-up can change it."""
     parts = urlsplit(url)
     port = parts.port or {"https": 443, "http": 80}[parts.scheme]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(LOOKUP_TIMEOUT):
+            loop = asyncio.get_running_loop()
+            addresses = await loop.run_in_executor(_looking_up, look_up, parts.hostname or "", port)
+    except TimeoutError as error:
+        raise FetchError(f"{shown(url)}: its host was not found in {LOOKUP_TIMEOUT:g} s") from error
     except (OSError, UnicodeError) as error:  # the latter where a label is empty or too long
         why = error.strerror if isinstance(error, OSError) else "not a host name"
         raise FetchError(f"{shown(url)}: its host has no address ({why})") from error
-    addresses = [str(entry[4][0]) for entry in found]
     if not private and not all(map(is_public, addresses)):
         raise FetchError(f"{shown(url)}: private and local addresses are not fetched from")
     return addresses[0]
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of SSL_CERT_FILE and SSL_CERT_DIR, where a company has its own; else httpx's."""
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    return _context(file, folder) if file or folder else True
+
+
+@cache
+def _context(file: str | None, folder: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=file, capath=folder)
 
 
 @asynccontextmanager
@@ -90,7 +119,7 @@ async def request(
     """
     home = urlsplit(url)[:2]
     # No environment: a proxy would look the host up again, and .netrc holds other people's passwords.
-    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30)) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30), verify=_trusted()) as client:
         try:
             async with asyncio.timeout(timeout):
                 for _ in range(REDIRECTS + 1):
@@ -120,11 +149,12 @@ async def request(
             raise FetchError(f"{shown(url)}: {type(error).__name__}") from error
 
 
-async def chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
-    """The body, as long as it is within `limit` bytes.
+async def chunks(response: httpx.Response, limit: int, slowest: float = 0) -> AsyncIterator[bytes]:
+    """The body, as long as it is within `limit` bytes, and comes at `slowest` bytes a second or faster (on the whole;
+    not asked in the first SLOW_FOR seconds).
 
     Raises:
-        FetchError: not a 200, compressed, larger than the limit, or shorter than announced.
+        FetchError: not a 200, compressed, larger than the limit, too slow, or shorter than announced.
     """
     url = shown(str(response.request.url.copy_with(host=response.request.extensions["sni_hostname"])))
     if response.status_code != 200:
@@ -134,9 +164,12 @@ async def chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     announced = response.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise FetchError(f"{url}: larger than {limit} bytes")
-    count = 0
+    count, began = 0, time.monotonic()
     async for chunk in response.aiter_raw():
         count += len(chunk)
         if count > limit:
             raise FetchError(f"{url}: larger than {limit} bytes")
+        seconds = time.monotonic() - began
+        if seconds > SLOW_FOR and count < slowest * seconds:
+            raise FetchError(f"{url}: slower than {slowest / 1000:g} kB/s ({count} bytes in {seconds:.0f} s)")
         yield chunk

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import tempfile
+import threading
+import time
+from collections import OrderedDict
 from hashlib import file_digest, sha256
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,9 +52,41 @@ def local(root: Path, path: str) -> tuple[Path, str]:
     if not found.is_file():
         raise refuse("LORA_NOT_FOUND", "is not a file")
     try:
-        return found, inspect(found)
+        return found, _known(found)
     except LoraFileError as error:
         raise refuse("LORA_INVALID", str(error).replace(str(found), path)) from error
+
+
+Identity = tuple[int, ...]
+_hashes: OrderedDict[Path, tuple[Identity, str]] = OrderedDict()
+_hashes_lock = threading.Lock()
+MOST_HASHES = 1000
+SETTLED = 2.0
+"""Seconds since its last change after which a file's times tell whether it is still the same: clocks of files tick."""
+
+
+def _known(file: Path) -> str:
+    """`inspect`, which reads all of it, unless the file is one that was inspected and has not been touched since."""
+    before = _identity(file)
+    with _hashes_lock:
+        known = _hashes.get(file)
+        if known is not None and known[0] == before:
+            _hashes.move_to_end(file)
+            return known[1]
+    digest = inspect(file)
+    changed = max(before[-2:]) / 1e9
+    if _identity(file) == before and changed < time.time() - SETTLED:
+        with _hashes_lock:
+            _hashes[file] = before, digest
+            while len(_hashes) > MOST_HASHES:
+                _hashes.popitem(last=False)
+    return digest
+
+
+def _identity(file: Path) -> Identity:
+    """What changes with a file's content: also its ctime, which nobody can set back."""
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def inspect(file: Path) -> str:
@@ -76,7 +111,8 @@ class Downloads:
     """The folder of downloaded LoRAs, `<sha256>.safetensors`."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self.settings, self.store, self.folder = settings, store, settings.state / "loras"
+        self.settings, self.store = settings, store
+        self.folder = settings.lora_download_cache_dir or settings.state / "loras"
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in self.folder.glob("*.part"):  # of a server that was killed
             part.unlink()
@@ -93,7 +129,7 @@ class Downloads:
         if wanted is not None and self._touch(wanted):
             return wanted
         key = sha256(url.encode()).hexdigest()
-        known = self.store.download(key)
+        known = await asyncio.to_thread(self.store.download, key)
         fresh = known is not None and self._touch(known.sha256)
         headers = {"If-None-Match": known.etag} if known is not None and fresh else {}
         parts = urlsplit(url)
@@ -110,7 +146,7 @@ class Downloads:
             else:
                 digest = await self._keep(response)
                 if etag := response.headers.get("etag"):
-                    self.store.note_download(key, etag, digest)
+                    await asyncio.to_thread(self.store.note_download, key, etag, digest)
         if wanted not in (None, digest):
             raise LoraFileError(f"its sha256 is {digest}, not the one that was asked for")
         await asyncio.to_thread(self._trim, digest)
@@ -121,8 +157,14 @@ class Downloads:
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                async for chunk in fetch.chunks(response, int(self.settings.max_lora_mb * MEGABYTE)):
-                    file.write(chunk)
+                waiting: list[bytes] = []
+                limit, slowest = int(self.settings.max_lora_mb * MEGABYTE), self.settings.min_download_kbps * 1000
+                async for chunk in fetch.chunks(response, limit, slowest):
+                    waiting.append(chunk)
+                    if sum(map(len, waiting)) >= MEGABYTE:  # a disk may be slow, and the server answers others
+                        await asyncio.to_thread(file.writelines, waiting)
+                        waiting = []
+                file.writelines(waiting)
             digest = await asyncio.to_thread(inspect, part)
             part.replace(self.path(digest))
             return digest

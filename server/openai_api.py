@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import inspect
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lora_drift.server.deps import Serving, authorized, submit
-from lora_drift.server.errors import ApiError, ErrorResponse, bad
-from lora_drift.server.schemas import Guidance, InferenceRequest, LoraItem, PromptItem, Seed, Side, Text
+from lora_drift.server.errors import MOST_ERRORS, ApiError, ErrorResponse, bad, clipped
+from lora_drift.server.forms import check_names, loras_of
+from lora_drift.server.gate import BoundedRoute, ignored_in
+from lora_drift.server.schemas import Guidance, InferenceRequest, Loras, PromptItem, Seed, Side, Text
 from lora_drift.server.service import Service
 from lora_drift.server.store import Row
 
@@ -31,13 +34,13 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: Text
-    model: str
+    model: Annotated[str, Field(max_length=200)]
     n: Count | None = 1
     size: Annotated[str, Field(max_length=16)] | None = "auto"
     response_format: ResponseFormat | None = "b64_json"
     output_format: FormatName | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    loras: list[LoraItem] = []
+    loras: Loras = []
     trigger_word: Text | None = None
     negative_prompt: Text | None = None
     seed: Seed | None = None
@@ -50,6 +53,7 @@ class ImageRequest(BaseModel):
     moderation: Ignored = None
     background: Literal["auto", "opaque"] | None = None
     stream: Literal[False] | None = False
+    partial_images: Literal[0] | None = 0
 
 
 class _Image(BaseModel):
@@ -65,6 +69,7 @@ class Images(BaseModel):
     request_id: str
     output_format: FormatName
     size: str
+    warnings: list[str] = []
 
 
 class _OpenAIErrorDetail(BaseModel):
@@ -82,7 +87,8 @@ router = APIRouter(
     prefix=PREFIX,
     tags=["OpenAI"],
     dependencies=[Depends(authorized)],
-    responses={status: {"model": OpenAIError} for status in (400, 401, 403, 413, 429, 500)},
+    responses={status: {"model": OpenAIError} for status in (400, 401, 403, 408, 413, 429, 500, 503)},
+    route_class=BoundedRoute,
 )
 
 
@@ -97,7 +103,7 @@ async def edit(
     request: Request,
     service: Serving,
     prompt: Annotated[Text, Form()],
-    model: Annotated[str, Form()],
+    model: Annotated[str, Form(max_length=200)],
     image: Annotated[list[UploadFile], File()] = [],  # noqa: B006  FastAPI copies it
     images: Annotated[list[UploadFile], File(alias="image[]")] = [],  # noqa: B006
     mask: Annotated[UploadFile | None, File()] = None,
@@ -106,7 +112,7 @@ async def edit(
     response_format: Annotated[ResponseFormat, Form()] = "b64_json",
     output_format: Annotated[FormatName, Form()] = "png",
     output_compression: Annotated[int | None, Form(ge=0, le=100)] = None,
-    loras: Annotated[str, Form(description="JSON, as in /v1/inference")] = "[]",
+    loras: Annotated[str, Form(description="JSON, as in /v1/inference; or `loras[][path]=...` and so on")] = "[]",
     trigger_word: Annotated[Text | None, Form()] = None,
     negative_prompt: Annotated[Text | None, Form()] = None,
     seed: Annotated[Seed | None, Form()] = None,
@@ -114,32 +120,46 @@ async def edit(
     guidance_scale: Annotated[Guidance | None, Form()] = None,
     user: Annotated[str | None, Form(description="ignored")] = None,
     quality: Annotated[str | None, Form(description="ignored")] = None,
+    style: Annotated[str | None, Form(description="ignored")] = None,
+    moderation: Annotated[str | None, Form(description="ignored")] = None,
+    input_fidelity: Annotated[str | None, Form(description="ignored")] = None,
     background: Annotated[Literal["auto", "opaque"] | None, Form()] = None,
+    stream: Annotated[Literal["false"], Form()] = "false",
+    partial_images: Annotated[Literal["0"], Form()] = "0",
 ) -> Images:
     """Pictures from a prompt and one to three images."""
     if mask is not None:
         raise bad("MASK_NOT_SUPPORTED", "mask: these models take none; Flex.2 reads the alpha channel of the image")
+    items = loras_of(await check_names(request, _EDIT_FIELDS))
     uploads = [*image, *images]
     if not 1 <= len(uploads) <= 3:
         raise bad("CONTROL_IMAGE_REQUIRED", f"image: give one to three, {len(uploads)} given")
-    try:
-        items = TypeAdapter(list[LoraItem]).validate_json(loras)
-    except ValidationError as error:
-        raise bad("LORAS_INVALID", f"loras: {error.errors()[0]['msg']}") from error
     asked = ImageRequest(
         prompt=prompt, model=model, n=n, size=size, response_format=response_format, output_format=output_format,
         output_compression=output_compression, loras=items, trigger_word=trigger_word, seed=seed, steps=steps,
         negative_prompt=negative_prompt, guidance_scale=guidance_scale,
     )  # fmt: skip
-    contents = [base64.b64encode(await upload.read()).decode() for upload in uploads]
+    read = [await upload.read() for upload in uploads]
+    contents = await asyncio.to_thread(lambda: [base64.b64encode(content).decode() for content in read])
     return await _answer(service, request, asked, contents)
 
 
+_EDIT_FIELDS = {"image[]" if name == "images" else name for name in inspect.signature(edit).parameters} - {
+    "request", "service"
+}  # fmt: skip
+
+
 async def _answer(service: Service, request: Request, asked: ImageRequest, controls: list[str]) -> Images:
-    row = await submit(service, _translated(asked, controls))
+    row = await submit(service, _translated(asked, controls), request)
     row = await _finished(service, request, row)
     if row.state != "succeeded":
         raise ApiError(500 if row.state == "failed" else 400, row.error_code or "FAILED", row.error or row.state)
+    images = await asyncio.to_thread(_images, service, asked, row)  # which reads files, and encodes them
+    images.warnings = [f"{name} is ignored: there is no such field" for name in ignored_in(request)]
+    return images
+
+
+def _images(service: Service, asked: ImageRequest, row: Row) -> Images:
     outputs = service.result(row).outputs
     assert outputs is not None and row.finished_at is not None
     as_url = asked.response_format == "url"
@@ -207,7 +227,7 @@ async def _finished(service: Service, request: Request, row: Row) -> Row:
     async with service.listening(row.id) as event:
         while True:
             event.clear()
-            current = service.store.get(row.id)
+            current = await asyncio.to_thread(service.store.get, row.id)
             if current is None:
                 raise ApiError(500, "REQUEST_EXPIRED", "the request was removed before its answer was read")
             if current.finished:
@@ -216,24 +236,16 @@ async def _finished(service: Service, request: Request, row: Row) -> Row:
                 await asyncio.wait_for(event.wait(), 1)
             except TimeoutError:
                 if await request.is_disconnected():
-                    service.cancel(row.id)
-
-
-def serves(request: Request) -> bool:
-    return request.url.path.startswith(PREFIX)
-
-
-def error_body(error: ApiError) -> dict[str, Any]:
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+                    await service.cancel(row.id)
 
 
 async def validation_error(request: Request, error: Exception) -> ErrorResponse:
-    """What is wrong with a body. OpenAI answers 400, and its clients read `error.message`."""
+    """What is wrong with a body: the first so many errors. OpenAI answers 400, and its clients read `error.message`."""
     assert isinstance(error, RequestValidationError)
-    errors = [{name: found[name] for name in ("type", "loc", "msg")} for found in error.errors()]  # without the input
-    if not serves(request):
-        return ErrorResponse({"detail": errors}, 422)
-    field, message = ".".join(map(str, errors[0]["loc"][1:])), errors[0]["msg"]
-    detail = {"message": f"{field}: {message}", "type": "invalid_request_error", "param": field, "code": "INVALID"}
-    return ErrorResponse({"error": detail}, 400)
+    # Without the input.
+    found = [{n: clipped(e[n]) for n in ("type", "loc", "msg")} for e in error.errors()[:MOST_ERRORS]]
+    field, message = ".".join(map(str, found[0]["loc"][1:])), found[0]["msg"]
+    told = ApiError(400, "INVALID", f"{field}: {message}", param=field)
+    if request.url.path.startswith(PREFIX):
+        return told.response()
+    return ErrorResponse({**told.body(), "detail": found}, 422)

@@ -1,11 +1,13 @@
 """The process that renders. It owns the device, so that whatever it dies of, the server lives.
 
 It reads jobs from its pipe and answers with messages: `ready` or `unusable` once, then for each job any number of
-`progress`, and `done`, `failed` or `canceled`; `broken` when the device must be given up.
+`progress`, and `done`, `failed`, `canceled` or `unsaved` (the disk took no output, which is nobody's fault who asked);
+`broken` when the device must be given up.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -19,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_drift.server import controls
 from lora_drift.server.request_plan import Job
 
 if TYPE_CHECKING:
@@ -39,13 +42,19 @@ class WorkerSettings:
     hf_token: str | None
 
 
+class Unsaved(Exception):
+    """An output could not be written where the operator wants it."""
+
+
 class Changed(Exception):
     """A LoRA file is no longer what it was when the request was accepted."""
 
 
 def main(pipe: Connection, settings: WorkerSettings) -> None:
     """Entry point of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server ends this process
+    for asked in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server ends this process
+        signal.signal(asked, signal.SIG_IGN)
+    keep_to_oneself()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.hub_cache is not None:
         os.environ["HF_HUB_CACHE"] = settings.hub_cache
@@ -67,6 +76,11 @@ def main(pipe: Connection, settings: WorkerSettings) -> None:
                 return
 
 
+def keep_to_oneself() -> None:
+    """What this process writes from now on is for its user alone: pictures are private."""
+    os.umask(0o077)
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
@@ -85,6 +99,8 @@ def _run(renderer: Renderer, job: Job, token: str | None, pipe: Connection) -> d
         return {"event": "done", **renderer.render(job, pipe)}
     except Cancelled:
         return {"event": "canceled"}
+    except Unsaved as error:
+        return {"event": "unsaved", "error": str(error)}
     except Changed as error:
         return {"event": "failed", "code": "LORA_CHANGED", "error": str(error)}
     except RequestError as error:
@@ -178,7 +194,7 @@ class Renderer:
             began = time.perf_counter()
             output = self._sample(pipeline, job, i, pipe)
             rendered = time.perf_counter()
-            outputs.append(_save(output, job, i))
+            outputs.append(_saved(output, job, i))
             timings["prompts"].append({"render": rendered - began, "save": time.perf_counter() - rendered})
         timings["total"] = time.perf_counter() - started
         return {"outputs": outputs, "timings": timings}
@@ -193,8 +209,13 @@ class Renderer:
             from lora_drift.pipelines import Cancelled
 
             raise Cancelled("cancelled between prompts")
-        output = pipeline.sample(**job.prompts[index].fields, on_step=on_step)
-        names, settings = job.prompts[index].controls, output.receipt["settings"]
+        prompt = job.prompts[index]
+        with controls.upright(iter(prompt.controls)) as shown:
+            control, ctrl_img = prompt.fields.get("control", []), prompt.fields.get("ctrl_img")
+            seen = {"control": [shown[path] for path in control], "ctrl_img": shown.get(ctrl_img or "")}
+            output = pipeline.sample(**{**prompt.fields, **seen}, on_step=on_step)
+        names = {shown[path]: label for path, label in prompt.controls.items()}
+        settings = output.receipt["settings"]
         settings["control"] = [names[path] for path in settings["control"]]
         settings["ctrl_img"] = names.get(settings["ctrl_img"])
         output.receipt["verified_by"] = job.verified
@@ -283,6 +304,31 @@ def _default_budget(device: str) -> float:
     if device.startswith("cuda"):
         return 0.8 * torch.cuda.get_device_properties(device).total_memory
     return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR,
+            errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}  # fmt: skip
+"""What a disk says that is full, read-only, broken or not there."""
+
+
+def _saved(output: Output, job: Job, index: int) -> dict[str, Any]:
+    """`_save`, with an error that tells a client's request from an operator's disk.
+
+    Raises:
+        Unsaved: the disk takes nothing.
+    """
+    from lora_drift.pipelines import RequestError
+
+    try:
+        return _save(output, job, index)
+    except (OSError, RequestError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number = getattr(cause, "errno", None)
+        told = f"{os.strerror(number)}" if number else str(error)
+        # ffmpeg says it in words only, and not always.
+        if number in _STORAGE or not Path(job.output_folder).is_dir() or "No space left" in told or "Read-only" in told:
+            raise Unsaved(f"outputs cannot be written to OUTPUT_BASE_PATH: {told}") from error
+        raise RuntimeError(f"the output could not be written: {error}") from error
 
 
 def _save(output: Output, job: Job, index: int) -> dict[str, Any]:

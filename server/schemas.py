@@ -14,7 +14,7 @@ Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 QType = Literal["qfloat8", "float8", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
 Text = Annotated[str, Field(max_length=20_000)]
-Picture = Annotated[str, Field(description="https URL, data URL or base64 of a PNG, JPEG or WebP picture")]
+Picture = Annotated[str, Field(description="https URL, data URL or base64 of a PNG, JPEG, WebP, GIF or BMP picture")]
 
 
 def _printable(token: SecretStr) -> SecretStr:
@@ -41,6 +41,9 @@ class LoraItem(_Strict):
     """Refuse the file if it is another."""
 
 
+Loras = Annotated[list[LoraItem], Field(max_length=8)]
+
+
 class PromptItem(_Strict):
     """One output. What is left out takes the model's default (`GET /v1/models`)."""
 
@@ -64,17 +67,24 @@ class PromptItem(_Strict):
     ctrl_img_3: Picture | None = None
     ctrl_idx: Annotated[int, Field(ge=0, le=1)] = 0
     do_cfg_norm: bool = False
-    sampler: str | None = Field(None, deprecated=True, description="ignored: the scheduler is the trainer's")
+    resolution: Literal["Default", "High"] | None = None
+    """High, the public server's second stage of LTX-2.3, is refused: the trainer has none."""
+    sampler: Annotated[str | None, Field(max_length=200, deprecated=True)] = None
+    """Ignored: the scheduler is the trainer's."""
 
 
 class InferenceRequest(_Strict):
-    model: str
-    loras: list[LoraItem]
+    model: Annotated[str, Field(max_length=200)]
+    loras: Loras
     prompts: Annotated[list[PromptItem], Field(min_length=1, max_length=64)]
     trigger_word: Text | None = None
     hf_token: Token | None = None
     """For this request's downloads only; never stored beyond its end, never logged."""
     lora_mode: Literal["merged", "live"] | None = None
+    kv_cache: bool | None = None
+    """Of models that are not here; null or false."""
+    match_target_res: bool | None = None
+    """Of models that are not here; null or false."""
     quantize: bool = False
     """Quantise the denoiser as the trainer's job did."""
     quantize_te: bool | None = None

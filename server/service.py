@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-import time
+import shutil
+import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
 
 from lora_drift.server import webhooks
 from lora_drift.server.admission import forget_controls
@@ -20,17 +23,59 @@ from lora_drift.server.render_process import WorkerSettings
 from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
 from lora_drift.server.schemas import Outputs as OutputLists
-from lora_drift.server.store import Row, Store
-from lora_drift.server.supervisor import Dispatcher, WorkerProcess
+from lora_drift.server.store import Row, Store, StoreError
+from lora_drift.server.supervisor import Dispatcher, NoDevice, WorkerProcess, devices_of, note_end
 from lora_drift.server.telemetry import Metrics
 from lora_drift.server.times import iso
 
 log = logging.getLogger("lora_drift.server.service")
 
-DOWNLOADS_AT_ONCE = 4
+THREADS = 16
+THREADS = 16
+DOWNLOADS_AT_ONCE, DOWNLOADS_OF_ONE = 8, 2
+"""Of all clients, and of one: whose downloads trickle holds up no other."""
 DELIVERIES_AT_ONCE = 32
+DELAY_EVERY = 0.05
+NOTE_EVERY = 30.0
+LONG_GAP = 3600.0
+"""Seconds without a server after which it is not known whether time has passed, or somebody set the clock."""
 TIDY_EVERY = 1.0
 """Seconds between looks for what has expired, and for webhooks that are due."""
+
+
+FEW, PAUSE = 5, 0.004
+"""Listeners of a request that are told at once, and the seconds for each of them in which others are served."""
+
+
+class Feed:
+    """What the listeners of one request hear."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[object, asyncio.Event] = {}
+        self.text: str | None = None
+        self.over = False
+        self.pump: asyncio.Future[None]
+
+
+class Shares:
+    """Turns for something that a few may do at once, and one client less than all."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self._all, self._each = asyncio.Semaphore(total), each
+        self._own: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, client: str) -> AsyncIterator[None]:
+        turns, users = self._own.get(client) or (asyncio.Semaphore(self._each), 0)
+        self._own[client] = turns, users + 1
+        try:
+            async with turns, self._all:
+                yield
+        finally:
+            turns, users = self._own[client]
+            self._own[client] = turns, users - 1
+            if users == 1:
+                del self._own[client]
 
 
 class Service:
@@ -38,46 +83,96 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.store = Store(settings.state / "queue.sqlite")
+        self.store = Store(settings.state / "queue.sqlite", settings.synchronous)
         self.downloads = Downloads(settings, self.store)
         self.loop = asyncio.get_running_loop()
-        self.dispatcher = Dispatcher(self.store, self._worker, settings, self.metrics, self._changed_in_thread)
+        self.dispatchers = [self._dispatcher(n, device) for n, device in enumerate(devices_of(settings))]
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._download_slots = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
+        self._feeds: dict[str, Feed] = {}
+        self._noted = 0.0
+        self._removes_from = self.store.now()
+        if self.store.clock.gap > LONG_GAP:  # or a clock that was set forward, which would remove everything at once
+            self._removes_from += min(settings.result_ttl, LONG_GAP)
+            log.warning("the last server ran long ago, or the clock was set: nothing is removed for a while",
+                        extra={"hours": round(self.store.clock.gap / 3600, 1)})  # fmt: skip
+        self.streams = 0
+        """Clients that listen to events."""
+        self._download_slots = Shares(DOWNLOADS_AT_ONCE, DOWNLOADS_OF_ONE)
         self._delivery_slots = asyncio.Semaphore(DELIVERIES_AT_ONCE)
         self._delivering: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._fetching: dict[str, asyncio.Future[None]] = {}
 
-    def _worker(self) -> WorkerProcess:
+    def _dispatcher(self, number: int, device: str) -> Dispatcher:
+        def others() -> list[str]:
+            return [base for n, other in enumerate(self.dispatchers) if n != number for base in other.bases]
+
+        return Dispatcher(
+            self.store, lambda: self._worker(device), self.settings, self.metrics, self._changed_in_thread,
+            self.storage_problem, f"{number}:{device}", others,
+        )  # fmt: skip
+
+    def _worker(self, device: str) -> WorkerProcess:
         settings = self.settings
         return WorkerProcess(
             WorkerSettings(
-                device=settings.device,
-                offload=settings.enable_cpu_offload,
+                device=device,
+                offload=settings.offload,
                 memory_budget=settings.memory_budget_gb and settings.memory_budget_gb * 1024 * MEGABYTE,
                 hub_cache=None if settings.model_cache_dir is None else str(settings.model_cache_dir),
                 hf_token=settings.token,
             )
         )
 
+    def wake(self) -> None:
+        """Something was queued or is to be cancelled."""
+        for dispatcher in self.dispatchers:
+            dispatcher.wake()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be rendered right now, on no device."""
+        problems = [dispatcher.problem for dispatcher in self.dispatchers]
+        return None if None in problems else problems[0]
+
+    def storage_problem(self) -> str | None:
+        """Why outputs or the queue could not be written right now."""
+        settings = self.settings
+        for name, folder in (("OUTPUT_BASE_PATH", settings.output_base_path), ("STATE_PATH", settings.state)):
+            try:
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(bytes(4096))
+                    probe.flush()
+                free = shutil.disk_usage(folder).free
+            except OSError as error:
+                return f"{name} cannot be written: {error.strerror}"
+            if free < settings.min_free_mb * MEGABYTE:
+                return f"{name}: {free // MEGABYTE} MB are free, less than MIN_FREE_MB ({settings.min_free_mb})"
+        return None
+
     def start(self) -> None:
-        self.dispatcher.start()
+        for row in self.store.recover(self.settings.max_tries):
+            self.metrics.note_end(row)
+        for dispatcher in self.dispatchers:
+            dispatcher.start()
         for row in self.store.unready():
             self.prepare(row)
+        self.spawn(self._measure_delay())
         self.spawn(self._repeat(self._tidy))
         self.spawn(self._repeat(self._deliver_webhooks))
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self.dispatcher.stop)
+        await asyncio.gather(*(asyncio.to_thread(dispatcher.stop) for dispatcher in self.dispatchers))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.store.close()
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -87,15 +182,20 @@ class Service:
                 log.exception("a task in the background failed")
             await asyncio.sleep(TIDY_EVERY)
 
-    def cancel(self, request_id: str) -> Row | None:
+    async def cancel(self, request_id: str) -> Row | None:
         """See `Store.cancel`."""
-        row = self.store.cancel(request_id)
+        row = await asyncio.to_thread(self.store.cancel, request_id)
         if row is not None:
-            self.dispatcher.wake()
+            self.wake()
+            self._ended_before_its_start(row)
             self.changed(request_id)
-            if row.finished:
-                self.metrics.note_end(row)
         return row
+
+    def _ended_before_its_start(self, row: Row) -> None:
+        if row.finished:
+            self.metrics.note_end(row)
+            if (download := self._fetching.get(row.id)) is not None:
+                download.cancel()
 
     # -------------------------------------------------------------------------------------------------- listening
 
@@ -119,39 +219,103 @@ class Service:
             if not self._listeners[request_id]:
                 del self._listeners[request_id]
 
+    async def updates(self, request_id: str) -> AsyncIterator[str]:
+        """Its status as JSON, at once and whenever it has changed, until it has finished: made once, however many
+        listen, and told to a few at a time, so that others are answered in between."""
+        feed = self._feeds.get(request_id)
+        if feed is None:
+            feed = self._feeds[request_id] = Feed()
+            feed.pump = self.spawn(self._pump(request_id, feed))
+        mine = feed.listeners[object()] = asyncio.Event()
+        try:
+            if feed.text is not None:
+                mine.set()
+            while True:
+                await mine.wait()
+                mine.clear()
+                if feed.text is not None:
+                    yield feed.text
+                if feed.over:
+                    return
+        finally:
+            feed.listeners = {key: event for key, event in feed.listeners.items() if event is not mine}
+            if not feed.listeners:
+                self._feeds.pop(request_id, None)
+                feed.pump.cancel()
+
+    async def _pump(self, request_id: str, feed: "Feed") -> None:
+        def current() -> tuple[str | None, bool]:
+            row = self.store.get(request_id)
+            return (None, True) if row is None else (self.status(row).model_dump_json(), row.finished)
+
+        try:
+            async with self.listening(request_id) as event:
+                while not feed.over:
+                    event.clear()
+                    feed.text, feed.over = await asyncio.to_thread(current)
+                    for n, listener in enumerate([*feed.listeners.values()]):
+                        listener.set()
+                        if n % FEW == FEW - 1:
+                            await asyncio.sleep(FEW * PAUSE)
+                    await asyncio.sleep(PAUSE)
+                    if not feed.over:
+                        await event.wait()
+        finally:  # also when the queue could not be read: nobody waits for what does not come
+            feed.over = True
+            for listener in feed.listeners.values():
+                listener.set()
+
     # -------------------------------------------------------------------------------------------------- downloads
 
-    def prepare(self, row: Row) -> None:
-        """See to it that a new request is rendered: at once, or when its LoRA files are here."""
-        if row.ready:
-            self.dispatcher.wake()
-        else:
-            self.spawn(self._fetch(row))
+    def prepare(self, row: Row, client: str = "") -> None:
+        """See to it that a new request is rendered: at once, or when its LoRA files are here.
 
-    async def _fetch(self, row: Row) -> None:
+        `client` is the address that asked; unknown after a restart.
+        """
+        if row.ready:
+            self.wake()
+        else:
+            self._fetching[row.id] = task = self.spawn(self._fetch(row, client))
+            task.add_done_callback(lambda _: self._fetching.pop(row.id, None))
+
+    async def _fetch(self, row: Row, client: str) -> None:
         job, secrets = Job.model_validate(row.job), Secrets.model_validate(row.secrets or {})
         token = secrets.hf_token or self.settings.token
-        try:
-            async with self._download_slots:
-                for i, url in secrets.urls.items():
-                    digest = await self.downloads.get(url, job.loras[i].sha256, token)
-                    job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
-        except (FetchError, LoraFileError) as error:
-            label = job.loras[i].label
-            message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
-            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=message)
-        except Exception as error:
-            log.exception("a download failed", extra={"request_id": row.id})
-            cause = f"{job.loras[i].label}: {type(error).__name__}"
-            self.dispatcher.finish(row.id, "failed", code="LORA_DOWNLOAD_FAILED", error=cause)
-        else:
-            self.store.make_ready(row.id, job)
-            self.dispatcher.wake()
+        pause = 1.0
+        while True:
+            try:
+                async with self._download_slots.of(client):
+                    for i, url in secrets.urls.items():
+                        digest = await self.downloads.get(url, job.loras[i].sha256, token)
+                        job.loras[i].sha256, job.loras[i].file = digest, str(self.downloads.path(digest))
+                await asyncio.to_thread(self.store.make_ready, row.id, job)
+                return self.wake()
+            except (FetchError, LoraFileError) as error:
+                label = job.loras[i].label
+                message = str(error) if isinstance(error, FetchError) else f"{label}: {error}"
+                return await self._download_failed(row.id, message)
+            except (OSError, OperationalError) as error:  # of our disk: those of the network are FetchErrors
+                log.error("a download waits", extra={"request_id": row.id, "cause": str(error), "again_in": pause})
+            except Exception as error:
+                log.exception("a download failed", extra={"request_id": row.id})
+                cause = f"{job.loras[i].label}: {type(error).__name__}"
+                return await self._download_failed(row.id, cause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 60)
+
+    async def _download_failed(self, request_id: str, error: str) -> None:
+        def finish() -> Row | None:
+            return self.store.finish(request_id, "failed", code="LORA_DOWNLOAD_FAILED", error=error)
+
+        row = await asyncio.to_thread(finish)
+        if row is not None:
+            note_end(row, self.metrics)
+            self.changed(request_id)
 
     # ------------------------------------------------------------------------------------------- webhooks and time
 
     async def _deliver_webhooks(self) -> None:
-        for row in self.store.webhooks_due():
+        for row in await asyncio.to_thread(self.store.webhooks_due):
             if row.id not in self._delivering:  # one that does not answer must not hold up the others
                 self._delivering.add(row.id)
                 self.spawn(self._deliver(row))
@@ -159,22 +323,40 @@ class Service:
     async def _deliver(self, row: Row) -> None:
         try:
             async with self._delivery_slots:
-                outcome, due = await webhooks.deliver(row, self.result(row).model_dump(), self.settings)
+                outcome, due = await webhooks.deliver(
+                    row, self.result(row).model_dump(), self.settings, self.store.now()
+                )
             self.metrics.webhooks.labels(outcome).inc()
-            self.store.note_webhook(row.id, row.webhook_tries + 1, due)
+            await asyncio.to_thread(self.store.note_webhook, row.id, row.webhook_tries + 1, due)
         finally:
             self._delivering.discard(row.id)
 
     async def _tidy(self) -> None:
-        for row in self.store.expire():
-            self.metrics.note_end(row)
+        for row in await asyncio.to_thread(self.store.expire):
+            self._ended_before_its_start(row)
             self.changed(row.id)
-        old = self.store.finished(time.time() - self.settings.result_ttl)
+        await asyncio.to_thread(self._tidy_up)
+
+    def _tidy_up(self) -> None:
+        now = self.store.now()
+        if now - self._noted > NOTE_EVERY:
+            self.store.note_time()
+            self._noted = now
+            for row in self.store.recover(self.settings.max_tries, expired_only=True):
+                self.metrics.note_end(row)
+        old = self.store.finished(now - self.settings.result_ttl) if now > self._removes_from else set()
         if old:
-            await asyncio.to_thread(self._remove_files, old)
+            self._remove_files(old)
             self.store.remove(old)
         self.store.scrub()
         self.metrics.queue.set(self.store.waiting())
+
+    async def _measure_delay(self) -> None:
+        """How late the event loop comes to what is due: what every answer waits for, too."""
+        while True:
+            due = self.loop.time() + DELAY_EVERY
+            await asyncio.sleep(DELAY_EVERY)
+            self.metrics.loop_delay.observe(self.loop.time() - due)
 
     def _remove_files(self, request_ids: set[str]) -> None:
         for path in self.settings.output_base_path.glob("*_output_*"):
@@ -189,7 +371,8 @@ class Service:
         return f"{self.settings.url}/v1/requests/{request_id}{what}"
 
     def status(self, row: Row) -> Status:
-        seen = self.dispatcher.progress.get(row.id) if row.state == "in_progress" else None
+        known = (dispatcher.progress.get(row.id) for dispatcher in self.dispatchers)
+        seen = next(filter(None, known), None) if row.state == "in_progress" else None
         fraction = (seen["prompt"] + seen["step"] / seen["steps"]) / seen["prompts"] if seen else 0.0
         return Status(
             request_id=row.id,
@@ -233,15 +416,16 @@ class StateError(RuntimeError):
     """The folders that the server needs cannot be used."""
 
 
-@asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Service]:
-    """A started service.
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """The folders, and no other server in them.
 
     Raises:
         StateError: a folder cannot be written, or another server uses it.
     """
     try:
-        settings.output_base_path.mkdir(parents=True, exist_ok=True)
+        if not settings.output_base_path.is_dir():
+            settings.output_base_path.mkdir(parents=True, mode=0o700)
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings.state.chmod(0o700)  # fails where somebody else laid the folder out: secrets go here
     except OSError as error:
@@ -253,11 +437,36 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         raise StateError(f"another server uses {settings.state}: give each its own STATE_PATH, and one worker "
                          "(the queue is one process's)") from error  # fmt: skip
     try:
+        yield
+    except (StoreError, NoDevice, OperationalError) as error:
+        raise StateError(str(error.orig) if isinstance(error, OperationalError) else str(error)) from error
+    finally:
+        lock.release()
+
+
+def check_state(settings: Settings) -> None:
+    """Open the queue, and bring it to today's layout.
+
+    Raises:
+        StateError: as `running` would, but before a server has begun, so that it can be said in a sentence.
+    """
+    with _alone(settings):
+        Store(settings.state / "queue.sqlite", settings.synchronous).close()
+        devices_of(settings)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Service]:
+    """A started service.
+
+    Raises:
+        StateError: a folder cannot be written, another server uses it, or the queue is damaged.
+    """
+    with _alone(settings):
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "server"))
         service = Service(settings)
         service.start()
         try:
             yield service
         finally:
             await service.stop()
-    finally:
-        lock.release()

@@ -1,18 +1,25 @@
 """The queue: requests and their states in SQLite, which outlives `kill -9`. One server process owns the file."""
 
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import JSON, Engine, create_engine, delete, event, exists, func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from lora_drift.server.migrations import TooNew, mark, migrate
 from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import FINISHED, State
+from lora_drift.server.times import Clock
+
+LEASE = 120.0
+"""Seconds for which a worker has a request that it does not ask for again."""
+PATIENCE = 20.0
+"""Seconds for which a request waits for the worker that has its base loaded while others have nothing to do."""
 
 
 class Base(DeclarativeBase):
@@ -52,6 +59,10 @@ class Row(Base):
     webhook_url: Mapped[str | None]
     webhook_tries: Mapped[int] = mapped_column(default=0)
     webhook_due: Mapped[float | None] = mapped_column(index=True)
+    owner: Mapped[str | None]
+    """The worker that renders it."""
+    lease: Mapped[float | None]
+    """Until when the owner has it, unless he asks for longer."""
 
     @property
     def finished(self) -> bool:
@@ -69,6 +80,19 @@ class Download(Base):
     sha256: Mapped[str]
 
 
+class Moment(Base):
+    """When the server last ran."""
+
+    __tablename__ = "clock"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    seen: Mapped[float]
+
+
+class StoreError(Exception):
+    """The file cannot be used; says why, and what to do."""
+
+
 class Conflict(Exception):
     """The idempotency key was used before, with another body."""
 
@@ -83,14 +107,47 @@ class New(NamedTuple):
 
 
 class Store:
-    def __init__(self, path: Path) -> None:
-        self._engine: Engine = create_engine(f"sqlite:///{path}", pool_size=2, hide_parameters=True)
+    def __init__(self, path: Path, synchronous: Literal["NORMAL", "FULL"] = "NORMAL") -> None:
+        """Open the file, lay it out, or bring it from an earlier layout to today's.
+
+        Raises:
+            StoreError: it is damaged, or of a later release. It is left as it was.
+        """
+        self._engine: Engine = create_engine(f"sqlite:///{path}", pool_size=8, hide_parameters=True)
         self._lock = threading.RLock()
         self._forgotten = threading.Event()
         """Secrets were overwritten; the write-ahead log still holds them."""
-        event.listen(self._engine, "connect", _prepare)
-        Base.metadata.create_all(self._engine)
+        event.listen(self._engine, "connect", partial(_prepare, synchronous))
+        aside = f"move {path.name}* out of {path.parent} and start again: outputs and LoRAs stay, requests are gone"
+        try:
+            with self._engine.begin() as connection:
+                damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                if damage != "ok":
+                    raise StoreError(f"the queue {path} is damaged ({' '.join(str(damage).split())}); {aside}")
+                if not migrate(connection):
+                    Base.metadata.create_all(connection)
+                    mark(connection)
+        except TooNew as error:
+            raise StoreError(f"the queue {path} is of a later release ({error}): update, or {aside}") from error
+        except DatabaseError as error:
+            if isinstance(error, OperationalError):  # locked, full, not readable
+                raise
+            raise StoreError(f"the queue {path} is damaged ({error.orig}); {aside}") from error
         path.chmod(0o600)
+        self.clock = Clock(self._last_seen())
+        self.now = self.clock.now
+
+    def _last_seen(self) -> float:
+        with self._reading() as session:
+            seen = [
+                session.scalar(select(func.max(column))) for column in (Moment.seen, Row.created_at, Row.finished_at)
+            ]
+        return max((moment for moment in seen if moment is not None), default=0.0)
+
+    def note_time(self) -> None:
+        """Note that the server runs."""
+        with self._writing() as session:
+            session.merge(Moment(id=1, seen=self.now()))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -112,7 +169,7 @@ class Store:
             self._forgotten.set()
 
     def _finish(self, row: Row, state: State, code: str | None, error: str | None) -> None:
-        row.state, row.finished_at, row.error_code, row.error = state, time.time(), code, error
+        row.state, row.finished_at, row.error_code, row.error = state, self.now(), code, error
         row.secrets = None
         if row.webhook_url:
             row.webhook_due = row.finished_at
@@ -131,7 +188,7 @@ class Store:
         Raises:
             Conflict: the key came with another body.
         """
-        now = time.time()
+        now = self.now()
         row = Row(
             id=new.job.id,
             state="in_queue",
@@ -195,60 +252,88 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- for the renderer
 
-    def claim(self, loaded: Collection[str], fairness_bound: int) -> Row | None:
-        """The next request, now in progress: the oldest, or the oldest whose base is loaded, as long as that
-        overtakes nobody for more than the bound's time.
+    def claim(
+        self, loaded: Collection[str], fairness_bound: int, *, owner: str = "", elsewhere: Collection[str] = ()
+    ) -> Row | None:
+        """The next request, now in progress: the oldest, or the oldest whose base is loaded, or else the oldest whose
+        base no other worker has either, as long as that overtakes nobody for more than the bound's time.
+
+        `elsewhere` are the bases of the other workers. A request for one of them is left to its worker for PATIENCE
+        seconds, unless more wait for that base than there are workers who have it. None: nothing to do right now.
         """
-        queued = select(Row).where(Row.state == "in_queue", Row.ready).order_by(Row.seq).limit(1)
+        waiting = (Row.state == "in_queue", Row.ready)
+        queued = select(Row).where(*waiting).order_by(Row.seq).limit(1)
         with self._writing() as session:
             row = session.scalar(queued)
             if row is None:
                 return None
             if row.base not in loaded:
                 other = session.scalar(queued.where(Row.base.in_(loaded)))
+                if other is None and row.base in elsewhere:
+                    other = session.scalar(queued.where(Row.base.not_in(elsewhere)))
+                    same = select(func.count()).where(*waiting, Row.base == row.base)
+                    enough = (session.scalar(same) or 0) <= list(elsewhere).count(row.base)
+                    if other is None and enough and self.now() - row.created_at < PATIENCE:
+                        return None
                 if other is not None:
-                    older = (Row.state == "in_queue", Row.ready, Row.seq < other.seq)
+                    older = (*waiting, Row.seq < other.seq)
                     if not session.scalar(select(exists().where(*older, Row.overtaken >= fairness_bound))):
                         session.execute(update(Row).where(*older).values(overtaken=Row.overtaken + 1))
                         row = other
-            row.state, row.started_at, row.tries = "in_progress", row.started_at or time.time(), row.tries + 1
+            row.state, row.started_at, row.tries = "in_progress", row.started_at or self.now(), row.tries + 1
+            row.owner, row.lease = owner, self.now() + LEASE
             return row
+
+    def renew(self, request_id: str, owner: str) -> bool:
+        """Keep what one renders; False if it is somebody else's by now, or nobody's."""
+        mine = update(Row).where(Row.id == request_id, Row.state == "in_progress", Row.owner == owner)
+        with self._writing() as session:
+            done: Any = session.execute(mine.values(lease=self.now() + LEASE))
+            return bool(done.rowcount)
 
     def finish(
         self,
         request_id: str,
         state: State,
         *,
+        owner: str | None = None,
         code: str | None = None,
         error: str | None = None,
         outputs: list[dict[str, Any]] | None = None,
         timings: dict[str, Any] | None = None,
     ) -> Row | None:
-        """Note how a request ended, and forget its secrets. None if it had ended before."""
+        """Note how a request ended, and forget its secrets. None if it had ended before, or is not the owner's now."""
         with self._writing() as session:
             row = session.scalar(select(Row).where(Row.id == request_id))
-            if row is None or row.finished:
+            if row is None or row.finished or (owner is not None and row.owner != owner):
                 return None
             self._finish(row, state, code, error)
             row.outputs, row.timings = outputs, timings
             return row
 
-    def requeue(self, request_id: str, *, count_try: bool = True) -> None:
-        """Back to its place in the queue."""
+    def requeue(self, request_id: str, *, owner: str = "", count_try: bool = True) -> None:
+        """Back to its place in the queue, if it is the owner's."""
+        mine = (Row.id == request_id, Row.state == "in_progress", Row.owner == owner)
         with self._writing() as session:
-            row = session.scalar(select(Row).where(Row.id == request_id, Row.state == "in_progress"))
+            row = session.scalar(select(Row).where(*mine))
             if row is not None:
                 row.state, row.tries = "in_queue", row.tries - (not count_try)
+                row.owner = row.lease = None
 
     def cancel_wanted(self, request_id: str) -> bool:
         with self._reading() as session:
             return bool(session.scalar(select(Row.cancel).where(Row.id == request_id)))
 
-    def recover(self, max_tries: int) -> list[Row]:
-        """After a start: what was in flight when the server died goes back, or fails; returns what failed."""
+    def recover(self, max_tries: int, *, expired_only: bool = False) -> list[Row]:
+        """What was in flight when the server died (or of which the lease has run out) goes back, or fails; returns
+        what failed."""
         failed = []
+        lost = select(Row).where(Row.state == "in_progress")
+        if expired_only:
+            lost = lost.where(Row.lease < self.now())
         with self._writing() as session:
-            for row in session.scalars(select(Row).where(Row.state == "in_progress")):
+            for row in session.scalars(lost):
+                row.owner = row.lease = None
                 if row.cancel:
                     self._finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
                 elif row.tries >= max_tries:
@@ -286,7 +371,7 @@ class Store:
 
     def webhooks_due(self) -> list[Row]:
         with self._reading() as session:
-            return list(session.scalars(select(Row).where(Row.webhook_due <= time.time()).order_by(Row.webhook_due)))
+            return list(session.scalars(select(Row).where(Row.webhook_due <= self.now()).order_by(Row.webhook_due)))
 
     def note_webhook(self, request_id: str, tries: int, due: float | None) -> None:
         """`due` None: delivered, or given up; the URL, which may hold a secret, is forgotten."""
@@ -299,7 +384,7 @@ class Store:
     def expire(self) -> list[Row]:
         """Fail what waited longer than its `ttl`."""
         with self._writing() as session:
-            late = list(session.scalars(select(Row).where(Row.state == "in_queue", Row.expires_at < time.time())))
+            late = list(session.scalars(select(Row).where(Row.state == "in_queue", Row.expires_at < self.now())))
             for row in late:
                 self._finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
         return late
@@ -315,7 +400,8 @@ class Store:
             session.execute(delete(Row).where(Row.id.in_(request_ids)))
 
 
-def _prepare(connection: Any, _record: Any) -> None:
-    # NORMAL: a commit survives the process, though not a power cut. secure_delete: forgotten secrets are overwritten.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "busy_timeout=5000"):
+def _prepare(synchronous: str, connection: Any, _record: Any) -> None:
+    # NORMAL: a commit survives the process, though not a power cut (FULL: that, too). secure_delete: forgotten secrets
+    # are overwritten.
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")

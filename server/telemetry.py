@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, and logs as JSON lines."""
+"""Metrics for Prometheus, and logs: lines for people on a terminal, JSON for programs."""
 
 import json
 import logging
@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from lora_drift.server.config import Settings
 from lora_drift.server.store import Row
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
+
+_DELAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 
 class Metrics:
@@ -23,15 +26,16 @@ class Metrics:
         self.base_loads = Counter("base_loads", "Base models loaded", ["model"], **named)  # type: ignore[arg-type]
         self.worker_deaths = Counter("worker_deaths", "Workers that died", **named)  # type: ignore[arg-type]
         self.webhooks = Counter("webhooks", "Webhook deliveries", ["outcome"], **named)  # type: ignore[arg-type]
+        self.loop_delay = Histogram("event_loop_delay_seconds", "How late the event loop is", buckets=_DELAYS, **named)  # type: ignore[arg-type]
         self.queue = Gauge("queue_length", "Requests that wait", **named)  # type: ignore[arg-type]
 
     def note_end(self, row: Row) -> None:
         self.requests.labels(row.model, row.state).inc()
         if row.started_at is None or row.finished_at is None:
             return
-        self.waited.observe(row.started_at - row.created_at)
+        self.waited.observe(max(0.0, row.started_at - row.created_at))
         if row.state == "succeeded":
-            self.rendered.labels(row.model).observe(row.finished_at - row.started_at)
+            self.rendered.labels(row.model).observe(max(0.0, row.finished_at - row.started_at))
             if row.timings and not row.timings["base_was_loaded"]:
                 self.base_loads.labels(row.model).inc()
 
@@ -58,12 +62,25 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to_stderr(name: str, *, debug: bool) -> None:
-    """Let the loggers below `name` write JSON lines."""
+class _Lines(_JsonLines):
+    """The same for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = json.loads(super().format(record))
+        exception = fields.pop("exception", None)
+        moment, level, _, message = (fields.pop(name) for name in ("time", "level", "logger", "message"))
+        rest = "".join(f"  {name}={value}" for name, value in fields.items())
+        line = f"{moment[11:19]} {level.upper():7} {message}{rest}"
+        return line if exception is None else f"{line}\n{exception}"
+
+
+def log_to_stderr(name: str, settings: Settings) -> None:
+    """Let the loggers below `name` write as LOG_FORMAT says."""
     logger = logging.getLogger(name)
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_JsonLines())
+        people = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+        handler.setFormatter(_Lines() if people else _JsonLines())
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(logging.DEBUG if settings.debug else logging.INFO)

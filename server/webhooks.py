@@ -1,5 +1,6 @@
 """Telling a client that its request has ended."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -17,14 +18,23 @@ TIMEOUT = 30
 LONGEST_DELAY = 3600
 
 
-async def deliver(row: Row, result: dict[str, Any], settings: Settings) -> tuple[str, float | None]:
+def signed(request_id: str, body: bytes, secret: str, now: float) -> dict[str, str]:
+    """Headers of Standard Webhooks (standardwebhooks.com), whose libraries check them: also that they are not old."""
+    moment = str(int(now))
+    key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode()
+    digest = hmac.new(key, f"{request_id}.{moment}.".encode() + body, hashlib.sha256).digest()
+    signature = f"v1,{base64.b64encode(digest).decode()}"
+    return {"webhook-id": request_id, "webhook-timestamp": moment, "webhook-signature": signature}
+
+
+async def deliver(row: Row, result: dict[str, Any], settings: Settings, now: float) -> tuple[str, float | None]:
     """POST the result; ("delivered" | "retried" | "given_up", when to try again)."""
     assert row.webhook_url is not None
     body = json.dumps(result).encode()
     headers = {"Content-Type": "application/json", "X-Request-Id": row.id, "X-Delivery-Try": str(row.webhook_tries + 1)}
     if settings.webhook_secret is not None:
-        signature = hmac.new(settings.webhook_secret.get_secret_value().encode(), body, hashlib.sha256).hexdigest()
-        headers["X-Signature-256"] = f"sha256={signature}"
+        # The time is the machine's own: whoever reads it compares it with his.
+        headers |= signed(row.id, body, settings.webhook_secret.get_secret_value(), time.time())
     try:
         async with fetch.request(
             "POST", row.webhook_url, private=settings.allow_private_urls, timeout=TIMEOUT, headers=headers, content=body
@@ -38,4 +48,4 @@ async def deliver(row: Row, result: dict[str, Any], settings: Settings) -> tuple
     log.warning("a webhook failed", extra={"request_id": row.id, "try": tries, "cause": cause})
     if tries >= settings.webhook_tries:
         return "given_up", None
-    return "retried", time.time() + min(settings.webhook_first_delay * 2 ** (tries - 1), LONGEST_DELAY)
+    return "retried", now + min(settings.webhook_first_delay * 2 ** (tries - 1), LONGEST_DELAY)

@@ -17,7 +17,7 @@ MODELS = sorted({case.model for case in cases.load_all()})
 def test_a_lora_in_bfloat16_gives_the_trainers_bits(model: str, tmp_path: Path) -> None:
     runner.use_minihub()
     torch.set_num_threads(1)
-    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=False)  # a gate of 0 catches any
+    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=False)  # a tolerance of 0 catches any
     case = cases.load(cases.CASES / model / "lora.yaml")
     theirs = bench.golden(case).environment
     for name in ("cpu", "cpu_capability"):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases
+from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.divergence import LORA
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.deviations import mutation_report
@@ -44,6 +44,7 @@ def test_no_page_is_stale() -> None:
     wanted = catalogue.pages()
     stale = sorted(name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name))
     assert stale == [], "write them again: lora-drift models --write docs/models"
+    assert verified_by.VERIFIED.read_text(encoding="utf-8") == verified_by.wanted(), "so is verified.json"
 
 
 def test_every_model_has_a_page_that_the_index_links() -> None:

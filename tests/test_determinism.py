@@ -14,9 +14,9 @@ from lora_drift.harness.paths import ROOT
 RENDER = """
 import sys
 from hashlib import sha256
-from harness import runner
+from lora_drift.harness.check import runner
 runner.use_minihub()
-from harness import cases, goldens
+from lora_drift.harness.check import cases, goldens
 from lora_drift.harness.minihub import factory
 bench = runner.Bench()
 for name in sys.argv[1:]:

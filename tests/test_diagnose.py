@@ -24,8 +24,7 @@ from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation, applicable
 from lora_drift.pipelines import MODELS, Pipeline
 from lora_drift.pipelines.errors import RequestError
-from lora_drift.pipelines.output import Media
-from lora_drift.pipelines.runtime import Output
+from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.settings import Request, resolve
 from lora_drift.pipelines.spec import TOOLKITS
 
@@ -445,7 +444,7 @@ def test_what_is_wrong_is_said_before_any_weights_load(
 
 
 def stock_flux(path: Path, **scheduler: Any) -> Path:
-    """A plain Diffusers script, with the three lines that trace it."""
+    """A stock Diffusers script, with the three lines that trace it."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.float32)

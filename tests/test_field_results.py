@@ -34,9 +34,9 @@ def test_a_network_is_vouched_for_by_one_of_its_kind(
     assert case.lora is not None
     pipeline = pipeline_of(case.model).with_lora(lora_of(case_id), mode=case.lora.mode)
     found = verified_by.covering_case(pipeline)
-    if found is not None:
-        other = cases.load(cases.CASES / f"{found['case']}.yaml")
-        assert other.lora is not None and other.lora.network.type == case.lora.network.type
+    assert found is not None
+    other = cases.load(cases.CASES / f"{found['case']}.yaml")
+    assert other.lora is not None and other.lora.network.type == case.lora.network.type
     output = pipeline.sample("a fox", width=64, height=64, steps=2)
     wanted = "live" if case.lora.network.type == "dora" else case.lora.mode
     assert output.receipt["lora"]["mode"] == wanted

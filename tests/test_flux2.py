@@ -33,10 +33,9 @@ def test_the_miniature_folders_have_the_tensors_of_the_real_classes(repo: Repo) 
 def test_both_layouts_hold_the_same_weights(model: str) -> None:
     import torch
 
-    from lora_drift.pipelines.families.flux2 import _files, _folders
-    from lora_drift.pipelines.settings import spec_of
+    from lora_drift.pipelines.families.flux2 import ROWS, _files, _folders
 
-    spec = spec_of(model)
+    spec = next(row for row in ROWS if row.id == model)
     for single, folder in zip(_files(spec, spec.base), _folders(spec, spec.base), strict=True):
         one, other = single.state_dict(), folder.state_dict()
         assert one.keys() == other.keys()
@@ -50,11 +49,11 @@ def test_targets_of_a_fused_key_take_stacked_rows() -> None:
 
 
 def test_the_schedule_is_the_trainers() -> None:
-    from lora_drift.pipelines.families.flux2 import schedule
+    from lora_drift.pipelines.families.flux2 import ROWS, schedule
 
     mu = 0.5  # at 256 tokens
     t = np.array([1, 0.75, 0.5, 0.25])
-    assert np.allclose(schedule(4, 256), np.exp(mu) / (np.exp(mu) + 1 / t - 1), rtol=1e-6)
+    assert np.allclose(schedule(ROWS[0], 4, 256), np.exp(mu) / (np.exp(mu) + 1 / t - 1), rtol=1e-6)
 
 
 def test_the_first_render_reads_the_negative_prompt() -> None:

@@ -20,7 +20,7 @@ from lora_drift.harness.check.results import Result
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.recorder import job_config, store
-from lora_drift.pipelines.settings import spec_of
+from lora_drift.pipelines.registry import spec_of
 
 pytest_plugins = ["pytester"]
 
@@ -183,12 +183,12 @@ def test_a_golden_of_other_weights_is_refused(lab: Lab) -> None:
     assert "--case full/sd15" in lab.result().message
 
 
-def test_where_no_gate_was_measured_nothing_passes(lab: Lab) -> None:
+def test_where_no_tolerance_was_measured_nothing_passes(lab: Lab) -> None:
     forge(lab.case, lab.golden, lab.goldens, revisions("sd15"))
     lab.run(*ON_CPU).assert_outcomes(failed=1)
     assert lab.result().verdict == "error"
-    assert "no gates were measured for full/cpu/float32" in lab.result().message
-    assert "lora-drift gates --tier full --device cpu --dtype float32 --write" in lab.result().message
+    assert "no tolerances were measured for full/cpu/float32" in lab.result().message
+    assert "lora-drift tolerances --tier full --device cpu --dtype float32 --write" in lab.result().message
 
 
 # ----------------------------------------------------------------------------------------------------- both at once
@@ -198,12 +198,13 @@ def test_where_no_gate_was_measured_nothing_passes(lab: Lab) -> None:
 def test_one_run_checks_mini_cases_on_the_mini_hub_and_full_ones_on_the_users_own_weights(
     tmp_path: Path, golden_of: Callable[[str], Golden]
 ) -> None:
-    """In a checkout of its own, whose gates hold for the full tier, too. The user's SDXL is another than the golden's,
+    """In a checkout of its own, whose tolerances hold for the full tier, too. The user's SDXL is not the golden's,
     which only shows where it is what is loaded."""
     checkout, home = tmp_path / "checkout", tmp_path / "own"
     shutil.copytree(ROOT / "harness", checkout / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(cases.ASSETS, checkout / "cases" / "assets")
     shutil.copyfile(ROOT / "conftest.py", checkout / "conftest.py")
+    shutil.copytree(ROOT / "lora_drift", checkout / "lora_drift", symlinks=True)  # links to the folders beside it
     (checkout / "pipelines").symlink_to(ROOT / "pipelines")
     (checkout / "cases" / "sd15").mkdir()
     shutil.copyfile(cases.CASES / "sd15" / "lora.yaml", checkout / "cases" / "sd15" / "lora.yaml")
@@ -212,16 +213,16 @@ def test_one_run_checks_mini_cases_on_the_mini_hub_and_full_ones_on_the_users_ow
         {name: golden_of("sd15/lora").path(name) for name in golden_of("sd15/lora").artefacts},
         checkout / "goldens",
     )
-    gates = json.loads((ROOT / "harness" / "gates.json").read_text())
-    gates["gates"]["full/cpu/float32"] = gates["gates"]["mini/cpu/float32"]
-    (checkout / "harness" / "gates.json").write_text(json.dumps(gates))
+    tolerances = json.loads((ROOT / "harness" / "check" / "tolerances.json").read_text())
+    tolerances["gates"]["full/cpu/float32"] = tolerances["gates"]["mini/cpu/float32"]
+    (checkout / "harness" / "check" / "tolerances.json").write_text(json.dumps(tolerances))
     for model in ("sd15", "sdxl"):
         forge(small(model, checkout), golden_of(f"{model}/lora"), checkout / "goldens", revisions(model))
         shutil.copytree(repository(factory.default_home() / "hub", model), repository(home / "hub", model))
     (decoder,) = repository(home / "hub", "sdxl").glob("snapshots/*/vae/*.safetensors")
     save_file({name: values * 1.01 for name, values in load_file(decoder).items()}, decoder)
 
-    own = user_cache.own() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    own = user_cache.own() | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(checkout)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "cases", *OPTIONS, "--drift-device=cpu", "-m", "full or not full",
          "--drift-json=results.jsonl", "--drift-no-controls", "--drift-floor"],

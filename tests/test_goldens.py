@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_drift.harness.check import cases, golden_store, goldens, runner
+from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Corrupt, Golden, GoldenError, Missing, Stale
 from lora_drift.harness.minihub import factory
@@ -28,9 +28,10 @@ HUB = factory.manifest_sha256(MODEL)
 ARTEFACTS = ("picture", "latents", "trace", "lora")
 
 
-def copied(root: Path) -> Path:
-    for part in (f"{TAG}/{MODEL}", f"objects/{MODEL}"):
-        shutil.copytree(goldens.GOLDENS / part, root / part)
+def copied(root: Path, tag: str = TAG, model: str = MODEL) -> Path:
+    shutil.copytree(goldens.GOLDENS / "objects" / model, root / "objects" / model)
+    (root / tag).mkdir()
+    shutil.copy(goldens.GOLDENS / tag / f"{model}.json", root / tag)
     return root
 
 
@@ -54,8 +55,14 @@ def load(root: Path, name: str = "lora") -> Golden:
     return goldens.load(TAG, case_of(name), HUB, root=root)
 
 
-def json_of(root: Path, name: str = "lora") -> Path:
-    return goldens.golden_path(TAG, f"{MODEL}/{name}", root)
+def json_of(root: Path) -> Path:
+    return goldens.golden_path(TAG, f"{MODEL}/lora", root)
+
+
+def content_of(name: str = "lora", root: Path = goldens.GOLDENS) -> dict[str, Any]:
+    content = goldens.content(TAG, f"{MODEL}/{name}", root)
+    assert content is not None
+    return content
 
 
 def refused(root: Path, kind: type[GoldenError], name: str = "lora") -> str:
@@ -66,13 +73,10 @@ def refused(root: Path, kind: type[GoldenError], name: str = "lora") -> str:
     return str(error.value)
 
 
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**goldens.content(path), **changes}))
-
-
-def reseal(path: Path, **changes: Any) -> None:
-    content = {**goldens.content(path), **changes}
-    path.write_text(json.dumps({**content, "seal": goldens.seal(content)}))
+def reseal(root: Path, **changes: Any) -> None:
+    content = content_of(root=root) | changes
+    contents = golden_file.read(json_of(root)) | {f"{MODEL}/lora": {**content, "seal": goldens.seal(content)}}
+    json_of(root).write_text(golden_file.write(contents))
 
 
 def test_a_copy_of_a_golden_loads_whole(root: Path) -> None:
@@ -136,11 +140,10 @@ def test_a_picture_packed_by_another_zlib_is_the_same_picture(root: Path) -> Non
 
 
 def test_an_artefact_of_another_name_than_its_hash_is_noticed(root: Path) -> None:
-    content = goldens.content(json_of(root))
-    other = goldens.content(json_of(root, "base"))["artefacts"]["picture"]["file"]
-    content["artefacts"]["picture"]["file"] = other
-    reseal(json_of(root), artefacts=content["artefacts"])
-    assert f"is not what {TAG}/sd15/lora.json names" in refused(root, Corrupt)
+    artefacts = content_of()["artefacts"]
+    artefacts["picture"]["file"] = content_of("base")["artefacts"]["picture"]["file"]
+    reseal(root, artefacts=artefacts)
+    assert f"the picture of sd15/lora, is not what its golden at {TAG} names" in refused(root, Corrupt)
 
 
 # ------------------------------------------------------------------------------------------------------ differences
@@ -153,9 +156,7 @@ class Kin:
     """A copy of that model's goldens."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        for part in (f"{OLD}/{KIN}", f"objects/{KIN}"):
-            shutil.copytree(goldens.GOLDENS / part, root / part)
+        self.root = copied(root, OLD, KIN)
 
     def load(self, name: str = "lora") -> Golden:
         return goldens.load(OLD, cases.load(cases.CASES / KIN / f"{name}.yaml"), None, root=self.root)
@@ -268,7 +269,13 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
         yield from leaves(item, (*path, key))
 
 
-CONTENT: dict[str, Any] = goldens.content(json_of(goldens.GOLDENS))
+SAID: dict[str, Any] = json.loads(json_of(goldens.GOLDENS).read_text())
+PLACES = [
+    way
+    for way in leaves({**SAID, "cases": {f"{MODEL}/lora": SAID["cases"][f"{MODEL}/lora"]}})
+    if way != ("cases", f"{MODEL}/lora")  # beside it stand other cases
+]
+"""In the file: what the cases share, and what is sd15/lora's own."""
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just([]), st.just({})
 )
@@ -276,9 +283,9 @@ VALUES = st.one_of(
 
 @given(st.data())
 def test_any_change_of_the_json_is_noticed(untouched: Path, data: st.DataObject) -> None:
-    content = json.loads(json.dumps(CONTENT))
-    *way, last = data.draw(st.sampled_from(list(leaves(content))), label="where")
-    holder = content
+    said = json.loads(json.dumps(SAID))
+    *way, last = data.draw(st.sampled_from(PLACES), label="where")
+    holder = said
     for key in way:
         holder = holder[key]
     change = data.draw(st.sampled_from(["replace", "delete", "add"]), label="how")
@@ -292,42 +299,33 @@ def test_any_change_of_the_json_is_noticed(untouched: Path, data: st.DataObject)
         holder.append(data.draw(VALUES))
     path = json_of(untouched)
     recorded = path.read_bytes()
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(said))
+    kind = Missing if said.get("cases") == {} else Corrupt
     try:
-        assert f"goldens/{TAG}/{MODEL}/lora.json" in refused(untouched, Corrupt)
+        assert f"goldens/{TAG}/{MODEL}.json" in refused(untouched, kind)
     finally:
         path.write_bytes(recorded)
     assert load(untouched).case == "sd15/lora"
 
 
-PARTS: list[str] = json.loads(json_of(goldens.GOLDENS).read_text())["parts"]
+def test_an_edit_of_what_cases_share_is_noticed_in_each(root: Path) -> None:
+    said = json.loads(json_of(root).read_text())
+    said["environment"]["torch"] = "2.13.1"
+    json_of(root).write_text(json.dumps(said))
+    assert len(said["cases"]) > 3
+    for case in said["cases"]:
+        message = refused(root, Corrupt, case.split("/")[1])
+        assert f"{case} was edited after recording" in message
+        assert f"git checkout -- goldens/{TAG}/{MODEL}.json" in message
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_damaged_part_of_the_json_is_named(part: str, root: Path) -> None:
-    path = root / "objects" / MODEL / f"{part}.json"
-    shown = f"goldens/objects/{MODEL}/{part}.json"
-    recorded = json.loads(path.read_text())
-    changed = {**recorded, "seed": 8}
-    for text, told in ((json.dumps(changed), "was edited after recording"), ("[]", "was edited"), ("{", "is no JSON")):
-        path.write_text(text)
-        message = refused(root, Corrupt)
-        assert f"{shown}, a part of goldens/{TAG}/{MODEL}/lora.json, {told}" in message
-        assert f"git checkout -- {shown}" in message
-    path.unlink()
-    assert f"{shown}, a part of goldens/{TAG}/{MODEL}/lora.json, was deleted" in refused(root, Corrupt)
-    path.write_text(json.dumps(recorded, indent=7))
-    assert load(root).case == "sd15/lora"
-
-
-def test_the_parts_of_another_golden_do_not_pass(root: Path) -> None:
-    edit_parts = json.loads(json_of(root).read_text())
-    other = json.loads(json_of(root, "base").read_text())["parts"]
-    for place in range(len(PARTS)):
-        if other[place] != PARTS[place]:
-            parts = [*PARTS[:place], other[place], *PARTS[place + 1 :]]
-            json_of(root).write_text(json.dumps({**edit_parts, "parts": parts}))
-            assert "its seal does not fit" in refused(root, Corrupt)
+@pytest.mark.parametrize("field", ["seal", "settings", "weights"])
+def test_a_field_that_no_case_uses_is_refused_where_cases_share_theirs(field: str, root: Path) -> None:
+    """Or an edit could hide there: what a case has itself counts."""
+    said = json.loads(json_of(root).read_text())
+    said[field] = {}
+    json_of(root).write_text(json.dumps(said))
+    refused(root, Corrupt)
 
 
 def test_another_layout_of_the_same_json_is_the_same_golden(root: Path) -> None:
@@ -336,38 +334,66 @@ def test_another_layout_of_the_same_json_is_the_same_golden(root: Path) -> None:
     assert load(root).case == "sd15/lora"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"parts": 3}', "\x00", "<!doctype html>"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"cases": 3}', '{"cases": {"sd15/lora": 3}}', '{"cases": {"sd15/lora": {}}}',
+     '{"cases": {"sd15/lora": {"artefacts": {"picture": 3}}}}', "\x00", "<!doctype html>"],
+)  # fmt: skip
 def test_a_file_that_is_no_golden_is_corrupt(text: str, root: Path) -> None:
     json_of(root).write_text(text)
-    assert f"goldens/{TAG}/{MODEL}/lora.json is not a golden" in refused(root, Corrupt)
+    message = refused(root, Corrupt)
+    assert f"goldens/{TAG}/{MODEL}.json has no golden of sd15/lora" in message
+    assert f"git checkout -- goldens/{TAG}/{MODEL}.json" in message
 
 
 def test_an_edit_of_a_seal_is_told_apart_from_damage(root: Path) -> None:
-    edit(json_of(root), seal="0" * 64)
+    said = json.loads(json_of(root).read_text())
+    said["cases"]["sd15/lora"]["seal"] = "0" * 64
+    json_of(root).write_text(json.dumps(said))
     message = refused(root, Corrupt)
-    assert "was edited after recording" in message
-    assert f"git checkout -- goldens/{TAG}/{MODEL}/lora.json" in message
+    assert "sd15/lora was edited after recording" in message
+    assert f"git checkout -- goldens/{TAG}/{MODEL}.json" in message
+    assert load(root, "base").case == "sd15/base"
 
 
 def test_a_golden_of_another_format_is_refused(root: Path) -> None:
-    reseal(json_of(root), format=goldens.FORMAT + 1)
+    reseal(root, format=goldens.FORMAT + 1)
     assert f"format {goldens.FORMAT}" in refused(root, Corrupt)
 
 
 def test_two_swapped_goldens_are_noticed_in_both(root: Path) -> None:
-    first, second = json_of(root, "lora"), json_of(root, "lora-conv")
-    one, other = first.read_bytes(), second.read_bytes()
-    first.write_bytes(other)
-    second.write_bytes(one)
+    said = json.loads(json_of(root).read_text())
+    own = said["cases"]
+    own["sd15/lora"], own["sd15/lora-conv"] = own["sd15/lora-conv"], own["sd15/lora"]
+    json_of(root).write_text(json.dumps(said))
+    for name in ("lora", "lora-conv"):
+        assert f"goldens/{TAG}/{MODEL}.json: {MODEL}/{name} was edited" in refused(root, Corrupt, name)
+    # And with their ids:
+    for name, found in (("lora", "lora-conv"), ("lora-conv", "lora")):
+        own[f"{MODEL}/{name}"]["case"] = f"{MODEL}/{found}"
+    json_of(root).write_text(json.dumps(said))
     for name, found in (("lora", "lora-conv"), ("lora-conv", "lora")):
         message = refused(root, Corrupt, name)
-        assert f"goldens/{TAG}/{MODEL}/{name}.json is the golden of {MODEL}/{found}" in message
+        assert f"goldens/{TAG}/{MODEL}.json has as {MODEL}/{name} the golden of {MODEL}/{found}" in message
         assert "swapped" in message
+
+
+def test_another_models_file_is_noticed(root: Path) -> None:
+    shutil.copy(goldens.GOLDENS / TAG / "sdxl.json", json_of(root))
+    message = refused(root, Corrupt)
+    assert f"goldens/{TAG}/{MODEL}.json holds the golden of sdxl/base: two files were swapped" in message
+    assert f"git checkout -- goldens/{TAG}/{MODEL}.json" in message
+
+
+@pytest.mark.parametrize("other", [f"{TAG}@cpu-bfloat16", OLD])
+def test_the_models_file_of_another_set_is_noticed(other: str, root: Path) -> None:
+    shutil.copy(goldens.GOLDENS / other / f"{MODEL}.json", json_of(root))
+    assert f"goldens/{TAG}/{MODEL}.json has as sd15/lora the golden of sd15/lora at v0" in refused(root, Corrupt)
 
 
 def test_a_golden_under_another_tag_is_refused(root: Path) -> None:
     (root / TAG).rename(root / "v0.0.1")
-    with pytest.raises(Corrupt, match=f"is the golden of sd15/lora at {TAG}"):
+    with pytest.raises(Corrupt, match=f"the golden of sd15/lora at {TAG}"):
         goldens.load("v0.0.1", case_of(), HUB, root=root)
 
 
@@ -375,13 +401,19 @@ def test_a_golden_under_another_tag_is_refused(root: Path) -> None:
 
 
 def test_a_missing_golden_says_how_to_record_it(root: Path) -> None:
+    said = json.loads(json_of(root).read_text())
+    del said["cases"]["sd15/lora"]
+    json_of(root).write_text(json.dumps(said))
+    assert load(root, "base").case == "sd15/base"
+    told = [refused(root, Missing)]
     json_of(root).unlink()
-    message = refused(root, Missing)
-    assert f"no golden goldens/{TAG}/{MODEL}/lora.json" in message
-    assert (
-        f"python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR --tag {TAG} --case {MODEL}/lora"
-        in message
-    )
+    told.append(refused(root, Missing))
+    for message in told:
+        assert f"no golden of sd15/lora in goldens/{TAG}/{MODEL}.json" in message
+        assert (
+            "python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR "
+            f"--tag {TAG} --case {MODEL}/lora"
+        ) in message
     with pytest.raises(Missing, match=r"v0\.0\.1"):
         goldens.load("v0.0.1", case_of("base"), HUB, root=root)
 
@@ -418,21 +450,34 @@ def test_every_case_has_a_golden_that_loads() -> None:
         assert goldens.load(TAG, case, factory.manifest_sha256(case.model, case.extras)).case == case.id
 
 
+FILES = sorted(goldens.GOLDENS.glob("v*/*.json"))
+
+
+def test_every_golden_of_every_set_is_whole_and_where_it_belongs() -> None:
+    known = {case.id for case in cases.of_both_tiers()}
+    for file in FILES:
+        for case, content in golden_file.read(file).items():
+            golden = Golden.model_validate(content)
+            assert golden.seal == goldens.seal(content)
+            assert golden.case == case and case in known
+            assert goldens.golden_path(golden.tag, case, variant=goldens.variant(golden.environment)) == file
+
+
+def test_every_file_is_as_the_recorder_writes_it() -> None:
+    for file in FILES:
+        assert file.read_text(encoding="utf-8") == golden_file.write(golden_file.read(file)), file
+
+
 def test_no_artefact_is_unused_and_each_is_stored_under_its_own_hash() -> None:
     used = {
         golden_store.stored(goldens.GOLDENS, artefact["file"]): artefact["sha256"]
-        for path in goldens.GOLDENS.glob("v*/*/*.json")
-        for artefact in goldens.content(path)["artefacts"].values()
-    }
-    parts = {
-        part
-        for path in goldens.GOLDENS.glob("v*/*/*.json")
-        for part in goldens.part_files(path, json.loads(path.read_text())["parts"])
+        for file in FILES
+        for content in golden_file.read(file).values()
+        for artefact in content["artefacts"].values()
     }
     bases = {path: golden_store.base_of(path) for path in used}
-    assert {path for path in (goldens.GOLDENS / "objects").rglob("*") if path.is_file()} == set(used) | parts | {
-        base for base in bases.values() if base is not None
-    }
+    files = {path for path in goldens.GOLDENS.rglob("*") if path.is_file()}
+    assert files == {*FILES, *used, *(base for base in bases.values() if base is not None)}
     for path, recorded in used.items():
         assert sha256(golden_store.read(path)).hexdigest() == recorded
         assert path.name.startswith(recorded[:16])

@@ -21,7 +21,7 @@ FAULTS = {
 
 BREAK = """
 import torch
-from harness import runner
+from lora_drift.harness.check import runner
 
 render = runner.Bench.render
 

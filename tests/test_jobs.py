@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from lora_drift.harness.check import tolerances
 from lora_drift.harness.check.cases import load as load_case
+from lora_drift.harness.check.goldens import CPU
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -163,7 +164,7 @@ def test_an_encoder_that_makes_much_of_one_level_is_no_difference(tmp_path: Path
     assert lora_drift("sample", "--mini", "--job", job, "--step", 0, *size).exit_code == 0
     with Image.open(tmp_path / "ours.png") as image:
         ours = np.asarray(image)[None]
-    read, share = sample_codec.read(sample), tolerances.load("mini", "cpu", "float32")["pixel_mean"].spread
+    read, share = sample_codec.read(sample), tolerances.load("mini", CPU)["pixel_mean"].spread
     before = sample_codec.encoded(ours, read).astype(int)
     copies = [sample_codec.nudged(ours, share, seed) for seed in range(sample_codec.COPIES)]
     worst = max(copies, key=lambda copy: np.abs(sample_codec.encoded(copy, read) - before).max())
@@ -411,7 +412,8 @@ def test_the_name_is_the_jobs_and_cached_prompts_keep_the_trigger_unreplaced(tmp
 
 @given(st.integers(64, 2048), st.integers(1, 50), st.floats(0, 20), st.integers(0, 2**32), st.floats(0, 2))
 def test_flags_in_a_prompt_win_over_the_jobs_fields(width: int, steps: int, scale: float, seed: int, m: float) -> None:
-    from lora_drift.pipelines.settings import Request, resolve, spec_of
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import Request, resolve
 
     prompt = f"a fox --w {width} --s {steps} --cfg {scale!r} --d {seed} --m {m!r} --ar 16:9"
     settings = resolve(spec_of("flux"), Request(prompt, width=512, steps=3, guidance_scale=1, seed=1, multiplier=1))

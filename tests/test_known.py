@@ -40,7 +40,7 @@ def judged(
     metrics = [Metric(name="pixel_max", value=pixel_max), Metric(name="latents_rel_l2", value=latents_rel_l2)]
     result = Result(**{
         "case": "flux/lora", "model": "flux", "tag": "v1", "tier": "mini", "device": "cpu", "dtype": "float32",
-        "verdict": "drift", "message": "beyond the gate", "metrics": metrics, **fields,
+        "verdict": "drift", "message": "outside its tolerance", "metrics": metrics, **fields,
     })  # fmt: skip
     return known.judge(result, today, file)
 
@@ -48,7 +48,7 @@ def judged(
 def test_a_listed_drift_is_known_until_the_end_of_its_last_day(file: Path) -> None:
     result = judged(file, ENTRY)
     assert result.verdict == "known"
-    assert result.message == "the scheduler of release X (known until 2030-06-30; beyond the gate)"
+    assert result.message == "the scheduler of release X (known until 2030-06-30; outside its tolerance)"
 
 
 def test_after_that_day_it_is_drift_again_and_says_so(file: Path) -> None:
@@ -68,7 +68,7 @@ def test_after_that_day_it_is_drift_again_and_says_so(file: Path) -> None:
 def test_a_drift_larger_than_recorded_is_a_new_one(file: Path, measured: dict[str, float], verdict: Verdict) -> None:
     result = judged(file, ENTRY, **measured)  # type: ignore[arg-type]
     assert result.verdict == verdict
-    assert (result.message == "beyond the gate") == (verdict == "drift")
+    assert (result.message == "outside its tolerance") == (verdict == "drift")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def drifted(**fields: Any) -> Result:
     metrics = [Metric(name="pixel_max", value=7), Metric(name="latents_rel_l2", value=0.005)]
     return Result(**{
         "case": "flux/lora", "model": "flux", "tag": "v1", "tier": "mini", "device": "cpu", "dtype": "float32",
-        "verdict": "drift", "message": "beyond the gate", "metrics": metrics, **fields,
+        "verdict": "drift", "message": "outside its tolerance", "metrics": metrics, **fields,
     })  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_what_is_not_a_picture_is_refused() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_latents_that_are_not_finite_are_an_error(bad: float) -> None:
-    """As JSON they would be null, and null would read as a metric that nobody gates."""
+    """As JSON they would be null, and null would read as a metric that nobody judges."""
     ours = np.ones(4, np.float32)
     ours[1] = bad
     with pytest.raises(ValueError, match="this run have 1 of 4 values that are NaN or infinite"):
@@ -197,3 +197,14 @@ def test_importing_the_module_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert not heavy & set(done.stdout.split())
+
+
+def test_the_plain_differences_take_pictures_in_any_layout_and_refuse_what_is_none() -> None:
+    golden, ours = np.array([[0, 10, 250]], np.uint8), np.array([[4, 7, 250]], np.uint8)
+    assert metrics.difference(golden, ours).tolist() == metrics.difference(ours, golden).tolist() == [[4, 3, 0]]
+    assert metrics.mean_difference(golden, ours) == pytest.approx(7 / 3)
+    assert metrics.rms_difference(golden, ours) == pytest.approx((25 / 3) ** 0.5)
+    with pytest.raises(ValueError, match="the shapes differ"):
+        metrics.difference(golden, ours[:, :2])
+    with pytest.raises(ValueError, match="pictures are uint8; this run is float64"):
+        metrics.difference(golden, ours / 2)

@@ -59,7 +59,7 @@ def test_diffusers_draws_through_it_only_inside_the_block_and_only_from_our_gene
         return randn_tensor((2, 16), generator=generator, dtype=torch.bfloat16)
 
     plain = drawn(torch.Generator("cpu").manual_seed(1))
-    with noise.through_diffusers():
+    with noise.diffusers_draws_ours():
         assert torch.equal(drawn(torch.Generator("cpu").manual_seed(1)), plain)
         assert torch.equal(drawn(noise.seeded(1, RUNNING)), plain)
         assert not torch.equal(drawn(noise.seeded(1, other)), plain)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from lora_drift.harness.check import cases, goldens, negative_controls, runner, 
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.cli import main
+from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.recorder import store
@@ -52,10 +52,8 @@ def warm(golden_of: Callable[[str], Golden], tmp_path_factory: pytest.TempPathFa
     """Imports what a check needs, all metrics included: `pytester` forgets what is first imported in an inner run."""
     folder = tmp_path_factory.mktemp("warm")
     forge(golden_of(CASE), folder, picture=golden_of("sd15/lora").path("picture"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(goldens, "load", partial(goldens.load, root=folder))
-        case = cases.load(cases.CASES / f"{CASE}.yaml")
-        assert runner.check(runner.Bench(), case, folder / "out").verdict == "drift"
+    case = cases.load(cases.CASES / f"{CASE}.yaml")
+    assert runner.check(runner.Bench(goldens=folder), case, folder / "out").verdict == "drift"
 
 
 class Lab:
@@ -95,7 +93,6 @@ def lab(
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # the inner run is nobody's worker
         monkeypatch.delenv(name, raising=False)
     lab = Lab(pytester, golden_of)
-    monkeypatch.setattr(goldens, "load", partial(goldens.load, root=lab.goldens))
     monkeypatch.setattr(negative_controls, "controls", lambda *args: islice(CONTROLS(*args), 1))  # the others cost time
     return lab
 
@@ -135,7 +132,9 @@ def test_another_picture_is_a_drift_and_says_by_how_much(lab: Lab) -> None:
     run = lab.run()
     assert run.ret == 1
     run.assert_outcomes(failed=1)
-    run.stdout.re_match_lines([rf"drift: {CASE} at {TAG}: beyond the gate: pixel_max \d+ \(gate 1\), pixel_mean .*"])
+    run.stdout.re_match_lines(
+        [rf"drift: {CASE} at {TAG}: outside its tolerance: pixel_max \d+ \(tolerance 1\), pixel_mean .*"]
+    )
     assert lab.result().verdict == "drift"
 
 
@@ -216,12 +215,32 @@ def test_only_files_below_a_folder_named_cases_are_cases(lab: Lab) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_asking_for_a_gpu_where_there_is_none_fails(lab: Lab) -> None:
+def test_asking_for_a_gpu_where_there_is_none_is_one_error_at_once(lab: Lab) -> None:
     run = lab.run("-m", "gpu")
-    assert run.ret == 1
-    run.assert_outcomes(failed=1)
-    assert (lab.result().device, lab.result().verdict) == ("cuda", "error")
-    run.stdout.fnmatch_lines([f"error: {CASE} at {TAG}: *no CUDA device*"])
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: cases were asked for on cuda, and torch * sees no CUDA device: leave `-m gpu`*"])
+    assert not run.outlines or "collected" not in run.stdout.str()
+    lab.run("-m", "gpu", "--collect-only").stdout.fnmatch_lines(["*1 test collected*"])
+
+
+def test_a_run_that_verified_nothing_is_not_green(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    foreign = {"gpu": "NVIDIA GeForce GTX 970", "compute_capability": "5.2"}
+    monkeypatch.setattr(runner, "facts", lambda *where: facts("cpu", where[1]) | {"device": "cuda"} | foreign)
+    run = lab.run("-m", "gpu", "--drift-dtype=bfloat16")
+    run.assert_outcomes(skipped=1)
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(["lora-drift: nothing was verified. None of 1 cases has a golden*"])
+
+
+def test_a_gpu_without_goldens_of_its_own_is_checked_in_float32(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = {"device": "cuda", "gpu": "NVIDIA GeForce GTX 970", "compute_capability": "5.2"}
+    monkeypatch.setattr(runner, "facts", lambda _device, dtype: foreign | {"dtype": dtype})
+    case = cases.load(lab.case)
+    assert runner.dtype_of("cuda", TAG, case, goldens.GOLDENS) == "float32"
+    monkeypatch.setitem(foreign, "compute_capability", "9.0")
+    assert runner.dtype_of("cuda", TAG, case, goldens.GOLDENS) == "bfloat16"
+    assert runner.dtype_of("cpu", TAG, case, goldens.GOLDENS) == "float32"
 
 
 def test_a_cpu_case_is_no_gpu_test(lab: Lab) -> None:
@@ -229,28 +248,27 @@ def test_a_cpu_case_is_no_gpu_test(lab: Lab) -> None:
     lab.run("-m", "not gpu", "--collect-only").stdout.fnmatch_lines(["*1 test collected*"])
 
 
-def test_the_noise_floor_is_measured_on_request_and_gates_derived_from_it(
+def test_the_noise_floor_is_measured_on_request_and_tolerances_derived_from_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gates_file = lab.pytester.path / "gates.json"
-    gates_file.write_text('{"gates": {}}')
-    monkeypatch.setattr(tolerances, "GATES", gates_file)
-    tolerances.load.cache_clear()
-    lab.run("--drift-floor").assert_outcomes(failed=1)  # nothing passes before there are gates
+    tolerances_file = lab.pytester.path / "gates.json"
+    tolerances_file.write_text('{"gates": {}}')
+    monkeypatch.setattr(tolerances, "TOLERANCES", tolerances_file)
+    recorded_on = {"cpu": lab.golden.environment["cpu"]}
+    monkeypatch.setattr(runner, "facts", lambda *where: facts(*where) | recorded_on)
+    lab.run("--drift-floor").assert_outcomes(failed=1)  # nothing passes before there are tolerances
     found = lab.result()
-    assert "no gates were measured for mini/cpu/float32" in found.message
+    assert "no tolerances were measured for mini/cpu/float32" in found.message
     assert found.noise_floor["same code again"] == dict.fromkeys(found.noise_floor["same code again"], 0.0)
 
-    done = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl", "--write"])
+    done = CliRunner().invoke(main.app, ["tolerances", "--results", "results.jsonl", "--write"])
     assert done.exit_code == 0 and "mini/cpu/float32" in done.stdout and CASE in done.stdout, done.output
-    tolerances.load.cache_clear()
     lab.run("--drift-no-controls").assert_outcomes(passed=1)
     limits = {m.name: m.gate for m in lab.result().metrics}
     spread = found.noise_floor["one thread against two"]["latents_rel_l2"]
     assert limits["latents_rel_l2"] == pytest.approx(spread * tolerances.FACTORS["latents_rel_l2"], rel=0.01)
-    empty = CliRunner().invoke(main.app, ["gates", "--results", "results.jsonl"])
+    empty = CliRunner().invoke(main.app, ["tolerances", "--results", "results.jsonl"])
     assert empty.exit_code == 2 and "holds no noise floor" in empty.output
-    tolerances.load.cache_clear()
 
 
 def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
@@ -260,7 +278,7 @@ def test_a_results_file_that_cannot_be_written_stops_the_run(lab: Lab) -> None:
 
 
 UNRENDERED = """
-from harness import runner
+from lora_drift.harness.check import runner
 from lora_drift.harness.check.results import Result
 
 def check(bench, case, out):
@@ -309,7 +327,7 @@ def tree(folder: Path) -> dict[str, tuple[str, int]]:
 
 def test_a_case_that_ends_its_worker_ends_alone(tmp_path: Path) -> None:
     (tmp_path / "ends.py").write_text(
-        "import os\nfrom harness import runner\nrender = runner.Bench.render\n"
+        "import os\nfrom lora_drift.harness.check import runner\nrender = runner.Bench.render\n"
         "def ends(pipeline, settings):\n    return render(pipeline, settings) if pipeline.lora else os._exit(1)\n"
         "runner.Bench.render = staticmethod(ends)\n"
     )

@@ -209,7 +209,7 @@ def test_the_command_line_refuses_in_one_paragraph(tmp_path: Path) -> None:
 
 
 def test_every_family_is_compiled_or_named_as_one_that_is_not() -> None:
-    assert {spec.family for spec in MODELS.values()} - set(FAST) == {"hidream", "hidream_e1"}
+    assert {spec.family for spec in MODELS.values()} - set(FAST) == {"hidream"}
 
 
 def test_cases_are_checked_in_the_profile_that_pytest_is_told(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from lora_drift import pipelines
 from lora_drift.harness.check import cases
 from lora_drift.harness.check.cases import CaseError
 from lora_drift.harness.cli.main import app
-from lora_drift.pipelines import Pipeline, RequestError, quantize
-from lora_drift.pipelines.quantize import Packed, Quantization
+from lora_drift.pipelines import Pipeline, RequestError, quantized_layers
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.quantized_layers import Packed
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_quantized.py")))
@@ -30,7 +31,7 @@ def test_a_weight_becomes_what_the_trainers_library_made_of_it_to_the_bit(of: st
     qtype, dtype = of.split()
     for size, expected in REAL[of].items():
         model = record.layer(record.matrix(tuple(map(int, size.split("x"))), dtype))
-        quantize.quantize(model, qtype)
+        quantized_layers.quantize(model, qtype)
         layer = model["layer"]
         assert (record.digest(layer.weight.data) if isinstance(layer, Packed) else "not quantised") == expected, size
 
@@ -38,7 +39,7 @@ def test_a_weight_becomes_what_the_trainers_library_made_of_it_to_the_bit(of: st
 @pytest.mark.parametrize("qtype", ["qfloat8", "float8", "uint4"])
 def test_a_quantised_layer_keeps_a_byte_a_number_and_computes_with_the_numbers_that_they_stand_for(qtype: str) -> None:
     model = record.layer(record.matrix((64, 1024), "bfloat16"))
-    quantize.quantize(model, qtype)
+    quantized_layers.quantize(model, qtype)
     layer = model["layer"]
     assert sum(t.nbytes for t in model.state_dict().values()) < 64 * 1024 * 1.1
     x = torch.randn(2, 3, 1024, dtype=torch.bfloat16)
@@ -56,14 +57,14 @@ def _model() -> nn.Sequential:
 
 def test_uint_types_leave_alone_what_their_groups_do_not_fit_and_go_on_behind_it() -> None:
     model = _model()
-    quantize.quantize(model, "uint4")
+    quantized_layers.quantize(model, "uint4")
     assert [isinstance(layer, Packed) for layer in model] == [True, False, True, False]
 
 
 def test_what_is_excluded_by_name_stays_as_it_is_in_qfloat8_but_not_in_torchaos_types() -> None:
     model, other = _model(), _model()
-    quantize.quantize(model, "qfloat8", exclude=["0", "2*"])
-    quantize.quantize(other, "float8", exclude=["0", "2*"])
+    quantized_layers.quantize(model, "qfloat8", exclude=["0", "2*"])
+    quantized_layers.quantize(other, "float8", exclude=["0", "2*"])
     assert [isinstance(layer, Packed) for layer in model] == [False, True, False, False]
     assert [isinstance(layer, Packed) for layer in other] == [True, True, True, False]
 

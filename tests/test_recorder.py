@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -17,12 +19,13 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, golden_store, goldens, runner, user_cache
+from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner, user_cache
 from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.environment import PACKAGES
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.tags import TagError
-from lora_drift.harness.trainer.recorder import job_config, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, store
 from lora_drift.harness.trainer.recorder.pins import PinError
 
 TAG = runner.newest_tag()
@@ -74,8 +77,9 @@ def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         "commit": git(trainer, "rev-parse", "HEAD"),
         "diffusers": git(diffusers, "rev-parse", "HEAD"),
         "transformers": version("transformers"),
+        "lock": "torch-2.13",
     }
-    monkeypatch.setattr(pins, "rows", lambda: [tags.Tag.model_validate(row)])
+    monkeypatch.setattr(tags, "rows", lambda: [tags.Tag.model_validate(row)])
     return row
 
 
@@ -151,6 +155,107 @@ def test_an_unknown_tag_lists_the_known_ones(trainer: Path) -> None:
         pins.check("v0", trainer, None)
 
 
+# ------------------------------------------------------------------------------------------------------- environment
+
+REQUIREMENTS = f"""\
+git+https://github.com/huggingface/diffusers@{tags.row(TAG).diffusers}
+transformers==4.57.3
+flatten_json
+peft
+bitsandbytes
+opencv-python
+
+setuptools==69.5.1"""
+"""Lines of the kinds that the trainer's requirements.txt has."""
+
+
+@pytest.mark.parametrize("tag", tags.names())
+def test_the_lock_of_a_tag_is_what_its_goldens_were_recorded_in(tag: str) -> None:
+    versions = build_environment.locked(build_environment.lock_file(tag))
+    assert versions["transformers"] == tags.row(tag).transformers
+    libraries = {*PACKAGES, "optimum-quanto", "torchao"} - {"diffusers"}
+    compared = 0
+    for file in (goldens.GOLDENS / tag).glob("*.json"):
+        for golden in golden_file.read(file).values():
+            its = {name: version for name, version in golden["environment"].items() if name in libraries}
+            assert its == {name: versions[name] for name in its}
+            assert golden["environment"]["python"].startswith(f"{build_environment.PYTHON}.")
+            compared += len(its)
+    assert compared > 1000
+
+
+@pytest.mark.parametrize("file", sorted(build_environment.LOCKS.iterdir()), ids=lambda file: file.stem)
+def test_a_lock_names_exact_versions_and_no_host(file: Path) -> None:
+    assert file.stem in {row.lock for row in tags.rows()}
+    text = file.read_text(encoding="utf-8")
+    assert "://" not in text and "--index" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
+    assert len(build_environment.locked(file)) == len(lines)
+    assert not {"triton", "diffusers", "opencv-python", "bitsandbytes"} & set(build_environment.locked(file))
+
+
+def test_a_lock_that_holds_what_the_trainer_asks_for_passes() -> None:
+    build_environment.check_lock(TAG, REQUIREMENTS)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("transformers==4.58.0", "says transformers==4.58.0, torch-2.13.txt has 4.57.3: name another `lock` for"),
+        ("peft<0.18", "says peft<0.18, torch-2.13.txt has 0.18.1"),
+        ("New_Library", "says New_Library, torch-2.13.txt has none"),
+        ("git+https://github.com/huggingface/diffusers@abc", "tags.yaml says Diffusers"),
+    ],
+)
+def test_a_lock_that_does_not_is_refused_with_the_remedy(line: str, told: str) -> None:
+    with pytest.raises(PinError, match=re.escape(told)):
+        build_environment.check_lock(TAG, f"{REQUIREMENTS}\n{line}\n")
+
+
+def test_the_environment_is_what_the_lock_says_and_diffusers_a_checkout_of_the_pinned_commit(
+    row: dict[str, str], trainer: Path, diffusers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a program in uv's place that writes down what it was asked."""
+    git(diffusers, "commit", "--quiet", "--allow-empty", "--message", "later")  # not what is pinned
+    (trainer / "requirements.txt").write_text(f"git+{build_environment.DIFFUSERS}@{row['diffusers']}\ntorch\n")
+    git(trainer, "add", "--all")
+    git(trainer, "commit", "--quiet", "--message", "requirements")
+    row["commit"] = git(trainer, "rev-parse", "HEAD")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n')
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=os.pathsep)
+    home = tmp_path / "home"
+    argv = ["--tag", "v9", "--trainer", str(trainer), "--diffusers", str(diffusers), "--home", str(home)]
+    for _ in range(2):  # again: mends what is there
+        assert build_environment.main(argv) == 0
+        assert git(home / "diffusers", "rev-parse", "HEAD") == row["diffusers"]
+        (home / "diffusers" / "stray").touch()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[:3] == [
+        f"venv --python 3.11 {home}/venv",
+        f"pip sync --python {home}/venv/bin/python {build_environment.LOCKS}/torch-2.13.txt",
+        f"pip install --python {home}/venv/bin/python --no-deps --refresh-package diffusers {home}/diffusers",
+    ]
+    assert asked[:3] == asked[3:]
+
+
+def test_an_environment_is_not_built_for_another_trainer(
+    row: dict[str, str], trainer: Path, diffusers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(trainer, "commit", "--quiet", "--allow-empty", "--message", "later")
+    assert build_environment.main(["--tag", "v9", "--trainer", str(trainer), "--home", str(tmp_path / "home")]) == 2
+    assert f"git -C {trainer} checkout {row['commit']}" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+def test_without_uv_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PinError, match="pip install uv"):
+        build_environment.build(TAG, "nowhere", tmp_path / "home")
+
+
 # ------------------------------------------------------------------------------------------------------ command line
 
 
@@ -166,10 +271,17 @@ def test_help_says_how_to_call_it() -> None:
     assert all(option in done.stdout for option in ("--trainer", "--diffusers", "--tag", "--case", "--check-only"))
 
 
+def test_the_help_leads_to_the_environment() -> None:
+    assert "recorder env --help" in " ".join(recorder("--help").stdout.split())
+    done = recorder("env", "--help")
+    assert done.returncode == 0
+    assert all(option in done.stdout for option in ("--tag", "--trainer", "--diffusers", "--home"))
+
+
 def test_an_unknown_case_is_refused_before_anything_else(tmp_path: Path) -> None:
     done = recorder("--trainer", str(tmp_path), "--case", "flux/nothing", "--model", "sd16")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16 (there are chroma/base, ")
+    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16; there are chroma/base, ")
     assert "Traceback" not in done.stderr
 
 
@@ -244,10 +356,23 @@ def shelf(tmp_path: Path, golden_of: Callable[[str], Golden]) -> Shelf:
 def test_a_golden_is_stored_once_and_then_found_the_same(shelf: Shelf, golden_of: Callable[[str], Golden]) -> None:
     assert shelf.write() == "new"
     first = shelf.files()
-    assert len(first) == 8  # the golden and its three parts; four artefacts
+    assert len(first) == 5  # the model's file; four artefacts
     assert shelf.write() == "same bytes"
     assert shelf.files() == first
     assert shelf.load() == golden_of("sd15/lora")
+
+
+def test_a_models_goldens_stand_in_one_file_and_recording_one_leaves_the_others_alone(shelf: Shelf) -> None:
+    shelf.write()
+    path = goldens.golden_path(TAG, "sd15/lora", shelf.root)
+    first = golden_file.read(path)["sd15/lora"]
+    assert shelf.write(case="sd15/other", environment={**shelf.content["environment"], "torch": "2.99.0"}) == "new"
+    both = golden_file.read(path)
+    assert (list(both), both["sd15/lora"]) == (["sd15/lora", "sd15/other"], first)
+    assert both["sd15/other"]["environment"]["torch"] == "2.99.0"
+    assert shelf.write() == "same bytes"
+    assert shelf.write(case="sd15/other") == "CHANGED: environment"
+    assert golden_file.read(path)["sd15/lora"] == first
 
 
 def test_what_changed_is_named(shelf: Shelf) -> None:
@@ -258,8 +383,8 @@ def test_what_changed_is_named(shelf: Shelf) -> None:
     shelf.artefacts["latents"].write_bytes(data)
     assert shelf.write(patches=["a patch"]) == "CHANGED: patches, latents file"
     assert shelf.load().patches == ["a patch"]
-    assert len(set(shelf.files()) - before) == 3  # the latents, and two parts that name them and the patch
-    assert store.prune(shelf.root) == 3
+    assert len(set(shelf.files()) - before) == 1  # the latents
+    assert store.prune(shelf.root) == 1
 
 
 def test_a_dry_run_compares_and_writes_nothing(shelf: Shelf) -> None:
@@ -289,11 +414,11 @@ def test_an_artefact_that_is_gone_is_named(shelf: Shelf) -> None:
 def test_two_tags_share_equal_artefacts_and_pruning_keeps_them(shelf: Shelf) -> None:
     shelf.write()
     shelf.write(tag="v9")
-    assert sum(name.startswith("objects/") for name in shelf.files()) == 4 + 3 + 1  # one part names the tag
+    assert sum(name.startswith("objects/") for name in shelf.files()) == 4
     goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
     stray = shelf.root / "objects" / "sd15" / "0000000000000000.png"
     stray.touch()
-    assert store.prune(shelf.root) == 2
+    assert store.prune(shelf.root) == 1
     assert not stray.exists()
     assert shelf.load().tag == TAG
 
@@ -316,12 +441,12 @@ def test_another_tags_similar_picture_is_stored_as_a_difference_that_pruning_kee
     assert golden_store.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
     # The base's own golden goes; the base is still needed.
     goldens.golden_path(TAG, "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 2  # parts of the JSON
+    assert store.prune(shelf.root) == 0
     other = goldens.load("v9", case, None, shelf.root)
     assert np.abs(other.frames().astype(int) - whole.frames()).sum() == 1
     # And once the difference goes, nobody needs the base.
     goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 8
+    assert store.prune(shelf.root) == 5
     assert shelf.files() == {}
 
 
@@ -332,7 +457,7 @@ def test_recording_a_differences_base_anew_leaves_the_difference_alone(shelf: Sh
     shelf.write(tag="v9")
     Image.new("RGB", (128, 128), "green").save(shelf.artefacts["picture"])
     assert shelf.write() == "CHANGED: picture file"
-    assert store.prune(shelf.root) == 1  # the part that named the picture
+    assert store.prune(shelf.root) == 0
     case = cases.load(cases.CASES / "sd15" / "lora.yaml")
     with Image.open(io.BytesIO(before)) as image:
         steps = np.abs(goldens.load("v9", case, None, shelf.root).frames()[0].astype(int) - np.asarray(image))

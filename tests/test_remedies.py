@@ -57,7 +57,7 @@ SHARED = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("pipelines", "harness/trainer/jobs")
     for path in (ROOT / folder).rglob("*.py")
-    if "table" not in path.parts
+    if path.parent.name != "families"
 )
 
 

@@ -123,7 +123,7 @@ def test_every_verdict_renders_worst_first(tmp_path: Path) -> None:
     assert "1 of 7 cases reproduce the trainer. 5 need attention. 1 known to differ." in shown.text
 
 
-def test_among_equals_the_furthest_outside_its_gate_comes_first(tmp_path: Path) -> None:
+def test_among_equals_the_furthest_outside_its_tolerance_comes_first(tmp_path: Path) -> None:
     def drifted(case: str, ssim: float) -> Result:
         return result(case, "drift", metrics=[Metric(name="ssim", value=ssim, gate=0.99, better="higher")])
 
@@ -264,7 +264,7 @@ def test_a_metric_that_was_not_evaluated_never_looks_passed(tmp_path: Path) -> N
     ]
     assert [scale.standing(m) for m in metrics] == ["unknown", "unknown", "within", "outside"]
     shown = page([result(metrics=metrics)], tmp_path)
-    assert "LPIPS not evaluated: pretrained weights not present (gate 0.1)" in shown.text
+    assert "LPIPS not evaluated: pretrained weights not present (tolerance 0.1)" in shown.text
     told = [[m[key] for key in ("label", "state", "value", "gate", "floor", "note")] for m in details(shown)["metrics"]]
     assert told == [
         ["LPIPS", "unknown", "–", "≤ 0.1", "–", "not evaluated: pretrained weights not present"],
@@ -302,6 +302,7 @@ def test_settings_and_environments_stand_side_by_side() -> None:
     ("place", "part", "suspect"),
     [
         ("LoRA: transformer_blocks.0.attn.to_q, not applied", "LoRA", "alpha, rank"),
+        ("tokens: positive (text_encoder)", "tokens", "its normaliser"),
         ("prompt embeds: negative (text_encoder_2)", "prompt embeds", "negative prompt"),
         ("schedule: sigmas", "schedule", "shift"),
         ("scheduler step: 3", "scheduler step", "its class, order"),
@@ -330,7 +331,8 @@ def test_a_diagnosis_is_among_the_causes(tmp_path: Path) -> None:
     )
     drift = result(
         verdict="drift",
-        message="beyond the gate: x; it begins in: guidance: step 0 [step0/scheduler.prediction: 0.1, gate 1e-05]",
+        message="outside its tolerance: x; it begins in: guidance: step 0 "
+        "[step0/scheduler.prediction: 0.1, tolerance 1e-05]",
         diagnosis=found,
         settings={"steps": 5},
         golden_settings={"steps": 4},
@@ -339,7 +341,9 @@ def test_a_diagnosis_is_among_the_causes(tmp_path: Path) -> None:
         ),
     )
     shown = page([drift], tmp_path)
-    cause = 'Likely cause Settings differ: steps 4 → 5. Explained by "guidance one less" Verdict beyond the gate: x'
+    cause = (
+        'Likely cause Settings differ: steps 4 → 5. Explained by "guidance one less" Verdict outside its tolerance: x'
+    )
     assert cause in shown.text and "it begins in" not in shown.text
     assert details(shown)["diagnosis"] == [["guidance one less", "A scale g means g - 1.", 0]]
 
@@ -347,7 +351,7 @@ def test_a_diagnosis_is_among_the_causes(tmp_path: Path) -> None:
 def test_a_setting_that_differs_is_the_likely_cause(tmp_path: Path) -> None:
     drift = result(
         verdict="drift",
-        message="beyond the gate",
+        message="outside its tolerance",
         first_divergence=Divergence(boundary="schedule/sigmas", error=0.1, gate=1e-5, place="schedule: sigmas"),
         settings={"steps": 5, "prompt": "a fox"},
         golden_settings={"num_inference_steps": 4, "prompt": "a fox"},
@@ -415,9 +419,9 @@ positive = st.floats(1e-12, 1e6)
 
 @settings(deadline=None)
 @given(positive, positive, positive)
-def test_bars_put_the_gate_in_the_middle_and_worse_to_the_right(gate: float, a: float, b: float) -> None:
-    metric = Metric(name="flip", value=a, gate=gate)
-    assert scale.on_bar(metric, gate) == 50
+def test_bars_put_the_tolerance_in_the_middle_and_worse_to_the_right(tolerance: float, a: float, b: float) -> None:
+    metric = Metric(name="flip", value=a, gate=tolerance)
+    assert scale.on_bar(metric, tolerance) == 50
     small, large = sorted((a, b))
     assert 0 <= scale.on_bar(metric, small) <= scale.on_bar(metric, large) <= 100
     assert (scale.on_bar(metric, a) > 50) <= (not metric.within)
@@ -425,12 +429,12 @@ def test_bars_put_the_gate_in_the_middle_and_worse_to_the_right(gate: float, a: 
 
 @settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 0.999))
-def test_a_score_left_of_its_gate_is_within_it(value: float, gate: float) -> None:
-    metric = Metric(name="ssim", value=value, gate=gate, better="higher")
+def test_a_score_left_of_its_tolerance_is_within_it(value: float, tolerance: float) -> None:
+    metric = Metric(name="ssim", value=value, gate=tolerance, better="higher")
     assert (scale.on_bar(metric, value) < 50) <= metric.within
 
 
-def test_a_gate_of_zero_wants_equality() -> None:
+def test_a_tolerance_of_zero_wants_equality() -> None:
     metric = Metric(name="pixel_max", value=1, gate=0)
     assert [scale.on_bar(metric, value) for value in (0, 1)] == [50, 100]
 

@@ -48,7 +48,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     golden = save("golden.png", strip)
     video = result(
         "wan/lora", "drift", golden_picture=golden, output_picture=save("ours.png", ours), frames=3, fps=8,
-        message="beyond the gate", lora="lokr", seconds=2.5,
+        message="outside its tolerance", lora="lokr", seconds=2.5,
         first_divergence=Divergence(boundary="step1/latents", error=0.02, gate=1e-5, place="scheduler step: 1"),
         trace={"step0/latents": 1e-7, "step1/latents": 0.02, "decode/out": 0.1},
         metrics=[Metric(name="pixel_max", value=5, gate=1, floor=1, unit="/255")],
@@ -341,12 +341,12 @@ def test_links_lead_to_a_case_and_to_a_filter(reader: Reader, report: Path) -> N
 def test_a_case_shows_its_numbers_trace_and_commands(reader: Reader, report: Path) -> None:
     page = reader.open(report, "#case-wan-lora")
     case = case_of(page)
-    expect(case.locator("dl.message")).to_contain_text("scheduler step: 1 step1/latents (error 0.02, gate 1e-5)")
+    expect(case.locator("dl.message")).to_contain_text("scheduler step: 1 step1/latents (error 0.02, tolerance 1e-5)")
     expect(case.locator("tr.outside").first).to_contain_text("pixel max5/255 outside≤ 11")
     bar = case.locator(".bar")
-    gate, floor, fill = (bar.locator(f".{name}").bounding_box() for name in ("gate", "floor", "fill"))
-    assert gate is not None and floor is not None and fill is not None
-    assert abs(gate["x"] - floor["x"]) < 3 and fill["x"] + fill["width"] > gate["x"] + 10
+    tolerance, floor, fill = (bar.locator(f".{name}").bounding_box() for name in ("gate", "floor", "fill"))
+    assert tolerance is not None and floor is not None and fill is not None
+    assert abs(tolerance["x"] - floor["x"]) < 3 and fill["x"] + fill["width"] > tolerance["x"] + 10
     columns = case.locator(".errors i").evaluate_all("all => all.map((i) => i.className)")
     assert columns == ["", "first", "after"]
     expect(case.locator(".controls")).to_contain_text("seed + 1")

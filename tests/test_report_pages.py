@@ -47,7 +47,7 @@ def injected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(results.read(file), runner.newest_tag(), folder, ROOT)
 
 
-def test_the_first_screen_names_model_boundary_and_cause(reader: Reader, injected: Path) -> None:
+def test_the_first_screen_names_model_stage_and_cause(reader: Reader, injected: Path) -> None:
     page = reader.open(injected)
     card = page.locator(".card")
     expect(card).to_have_count(1)

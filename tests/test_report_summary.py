@@ -68,7 +68,7 @@ def test_the_summary_keeps_how_far_each_control_moved_the_picture(tmp_path: Path
 
 def test_junit_has_a_suite_a_model_and_says_what_failed_and_why(tmp_path: Path) -> None:
     first = Divergence(boundary="step0/noise", error=1, gate=1e-5, place="initial noise")
-    drift = result("sd15/lora", "drift", message="beyond the gate", first_divergence=first, seconds=1.5)
+    drift = result("sd15/lora", "drift", message="outside its tolerance", first_divergence=first, seconds=1.5)
     render([result(), drift, result("sd15/base", "error", message="\x00boom")], TAG, tmp_path, tmp_path)
     suites = {suite.attrib["name"]: suite for suite in ElementTree.parse(tmp_path / "junit.xml").getroot()}
     assert suites["flux"].attrib | {"time": ""} == {

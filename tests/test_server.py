@@ -436,6 +436,21 @@ def test_openai_clients_edit_an_uploaded_picture(server: LocalServer) -> None:
     assert one["b64_json"] == two["b64_json"]
 
 
+def test_a_lora_that_openais_client_flattens_into_a_form_is_rendered(server: LocalServer, lora_of: LoraOf) -> None:
+    """`client.images.edit(..., extra_body={"loras": [...]})`, as openai 3.57 sends it."""
+    put(server, "kontext.safetensors", lora_of("flux_kontext/lora"))
+    image = {"image": ("a.png", (ROOT / "cases/assets/other.png").read_bytes(), "application/octet-stream")}
+    fields = {"model": "flux_kontext", "prompt": "a fox", "size": "64x64", "steps": "2", "seed": "3"}
+    lora = {"loras[][path]": "kontext.safetensors", "loras[][network_multiplier]": "1.0"}
+    as_json = {"loras": json.dumps([{"path": "kontext.safetensors", "network_multiplier": 1.0}])}
+    flat, whole, base = (
+        server.http.post("/v1/images/edits", data={**fields, **way}, files=image).raise_for_status().json()["data"][0]
+        for way in (lora, as_json, {})
+    )
+    assert flat["receipt"]["lora"]["keys"] > 0
+    assert flat["b64_json"] == whole["b64_json"] != base["b64_json"]
+
+
 @pytest.mark.parametrize(
     "change, code",
     [({"model": "dall-e-3"}, "MODEL_NOT_FOUND"), ({"size": "1x1"}, "SIZE_INVALID"), ({"n": 99}, "INVALID"),

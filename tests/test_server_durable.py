@@ -1,6 +1,7 @@
 """What the server promises when processes die, time passes and models change: on a real socket, with real renders."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -205,10 +206,10 @@ def test_downloaded_loras_above_the_budget_go_least_recently_used_first(tmp_path
 
 
 def test_a_webhook_is_tried_again_until_it_is_delivered(server: LocalServer) -> None:
-    calls: list[tuple[str, bytes]] = []
+    calls: list[tuple[dict[str, str], bytes]] = []
 
     def answer(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-        calls.append((handler.headers["X-Signature-256"], content))
+        calls.append((dict(handler.headers), content))
         handler.send_response(500 if len(calls) < 3 else 204)
         handler.end_headers()
 
@@ -220,9 +221,13 @@ def test_a_webhook_is_tried_again_until_it_is_delivered(server: LocalServer) -> 
             time.sleep(0.05)
         time.sleep(1)
     assert len(calls) == 3, "not again once it was delivered"
-    signature, content = calls[-1]
+    headers, content = calls[-1]
     assert json.loads(content) == result
-    assert signature == "sha256=" + hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    # As standardwebhooks.com specifies; the moment is signed, too.
+    assert headers["webhook-id"] == request_id and abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+    signed = f"{request_id}.{headers['webhook-timestamp']}.".encode() + content
+    expected = base64.b64encode(hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
 
 
 def test_a_webhook_that_does_not_answer_holds_up_no_other(server: LocalServer) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_drift.pipelines.output import Media, save
-from lora_drift.pipelines.runtime import Output
-from lora_drift.pipelines.settings import Request, resolve, spec_of
+from lora_drift.pipelines.output import Media, Output, save
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Request, resolve
 
 RATE = 24000
 SOUND = np.sin(np.arange(2 * RATE // 2, dtype=np.float32) / 40).reshape(2, -1) * np.float32(0.3)

@@ -153,7 +153,7 @@ def test_the_benchmark_measures_what_it_can_and_names_what_failed(tmp_path: Path
     floor = line["ours"]["floor"]
     assert floor["calls_per_step"] == 1 and floor["step_over_floor"] > 1
     shown = gpu("--markdown", tmp_path / "r.jsonl").stdout
-    assert "| flux | ours |" in shown and "| flux | plain Diffusers |" in shown
+    assert "| flux | ours |" in shown and "| flux | stock Diffusers |" in shown
     assert "- flux, trainer: 1: " in shown and "## Memory" not in shown
 
 
@@ -205,11 +205,11 @@ def test_the_tables_say_how_ours_compares_and_what_fits_where() -> None:
     text = table.render([{**measured(), "settings": {}}, measured()])  # the later line of a model counts
     assert "| flux | 1024x1024 | equal to the bit | 2 |  | 12 / 0.5 |" in text
     assert "| flux | trainer | 30 |  |  | 0.25 |  | 4 | 0.80 / 0.75 |" in text
-    assert "| flux | plain Diffusers | 19 |  |  | 0.2 |  | 2 | 1.00 / 1.50 |" in text
+    assert "| flux | stock Diffusers | 19 |  |  | 0.2 |  | 2 | 1.00 / 1.50 |" in text
     assert "24: group offload, 48: all, 80: all" in text
     assert "| flux, 1024x1024 | compiled | 0.16 | 2.5 | 30 | 1.25 | 1.20 | 36.0 | 5 / 0.3; 0.005 |" in text
     assert "| flux, 1024x1024 | fast | 0.1 | 2 | 40 | 2.00 | 1.50 | 47.5 | 9 / 0.4; 0.01 |" in text
-    assert "- flux, ours, the LoRA in plain Diffusers: ValueError: no" in text
+    assert "- flux, ours, the LoRA in stock Diffusers: ValueError: no" in text
     assert "- flux, ours, deterministic: no time left" in text and "## Floor" not in text
     del (line := measured())["ours"]["offload_group"]
     assert "24: not measured, 48: all, 80: all" in table.render([line])

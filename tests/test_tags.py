@@ -8,7 +8,7 @@ from lora_drift.harness import tags
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.minihub import factory
 from lora_drift.pipelines import MODELS, RequestError
-from lora_drift.pipelines.settings import spec_of
+from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.spec import TOOLKITS, Earlier
 
 UNSEEN = {"zimage", "zimage_deturbo"}

@@ -98,7 +98,7 @@ def test_an_empty_trace_can_be_kept(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- distances
 
 
-def test_a_boundary_that_is_absent_or_of_another_shape_is_infinitely_far() -> None:
+def test_a_stage_that_is_absent_or_of_another_shape_is_infinitely_far() -> None:
     x = normal((4, 6))
     golden = trace_of(same=x, gone=x, turned=x, after=x)
     ours = trace_of(after=x, same=x, turned=x.reshape(6, 4), added=x)
@@ -125,6 +125,22 @@ def test_a_broken_number_is_never_within_a_limit(bad: float) -> None:
     ours[3] = bad
     (error,) = errors(trace_of(x=normal(100)), trace_of(x=ours)).values()
     assert not error <= 1e9
+
+
+# ------------------------------------------------------------------------------------------------------------ tokens
+
+
+def test_token_ids_are_kept_whole_and_compared_before_anything_else(tmp_path: Path) -> None:
+    golden = trace_of(**{"encode__text_encoder#0": normal(8)})
+    golden.tokens = {"tokens/text_encoder#0": np.array([[1, 2, 3]], dtype=np.int32)}
+    golden.save(tmp_path / "trace.safetensors")
+    kept = Trace.load(tmp_path / "trace.safetensors")
+    assert kept.tokens["tokens/text_encoder#0"].tolist() == [[1, 2, 3]]
+    for ids, distance in (([[1, 2, 3]], 0.0), ([[1, 2, 4]], 1.0), ([[1, 2]], 1.0)):
+        ours = Trace(kept.sketches, kept.shapes, {"tokens/text_encoder#0": np.array(ids, dtype=np.int32)})
+        assert errors(kept, ours) == {"tokens/text_encoder#0": distance, "encode/text_encoder#0": 0.0}
+    older = Trace(kept.sketches, kept.shapes)
+    assert list(errors(older, kept)) == ["encode/text_encoder#0"]
 
 
 # ------------------------------------------------------------------------------------------------------------- hooks
@@ -168,14 +184,15 @@ def test_any_pipeline_can_be_captured_and_tells_the_same_story(
     assert trace.final_latents is not None
     assert np.allclose(trace.final_latents, ours.latents, atol=1e-4)  # plain T5 runs on another attention
     found = errors(ours.trace, trace)
-    assert list(found) == list(trace.sketches)
+    assert list(found) == [*sorted(trace.tokens), *trace.sketches]
+    assert set(trace.tokens) == {"tokens/text_encoder#0", "tokens/text_encoder_2#0"}
     assert {"decode/in", "decode/out", "schedule/sigmas", "step0/latents", "step1/latents", "step1/denoiser#0"} < set(
         found
     )
     assert max(found.values()) < 1e-5
 
 
-def test_the_first_boundary_that_differs_is_the_cause(plain: Any) -> None:
+def test_the_first_stage_that_differs_is_the_cause(plain: Any) -> None:
     with capture(plain) as golden:
         call(plain)
     shift = plain.scheduler.config.base_shift

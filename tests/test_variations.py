@@ -19,6 +19,7 @@ from lora_drift.harness.check.divergence import (
     NOISE,
     PICTURE,
     POSITIVE,
+    PROMPTS,
     SCHEDULE,
     STEP,
 )
@@ -26,7 +27,7 @@ from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.deviations import mutation, mutation_report
-from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable
+from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable, base
 from lora_drift.harness.deviations.library.base import Variation, everywhere
 from lora_drift.harness.deviations.mutation import Outcome
 from lora_drift.pipelines import Pipeline
@@ -56,6 +57,20 @@ def test_each_variation_says_in_a_sentence_what_it_is_and_where_it_was_seen() ->
         assert variation.about.endswith(".") and variation.about[0].isupper(), variation.name
         assert len(variation.source) > 20, variation.name
     assert len({v.about for v in LIBRARY.values()}) == len(LIBRARY)
+
+
+def test_what_a_variation_is_does_not_depend_on_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    backwards = dict(reversed(base.library().items()))
+    monkeypatch.setattr(base, "_defined", {})
+
+    @base.variation("adapter", shows=NOISE, source="a test", applies=everywhere)
+    def lora_of_another(subject: Subject) -> Iterator[Subject]:
+        """Another one."""
+        yield subject
+
+    assert base.library()["lora of another"].kind == "adapter"
+    monkeypatch.setattr(base, "_defined", backwards)  # as if the modules were imported in another order
+    assert [v.kind for v in base.library().values()] == [v.kind for v in LIBRARY.values()]
 
 
 def test_after_each_variation_the_same_render_gives_the_same_bytes(subject: Subject) -> None:
@@ -136,7 +151,7 @@ def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch
     def nothing(subject: Subject) -> Iterator[Subject]:
         yield subject
 
-    harmless = Variation("harmless", "Nothing.", "a test", "asked", everywhere, nothing, NOISE)
+    harmless = Variation("harmless", "Nothing.", "a test", "request", everywhere, nothing, NOISE)
     monkeypatch.setitem(LIBRARY, "harmless", harmless)
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "harmless")
     assert (outcome.verdict, outcome.case) == ("survived", "sd15/base")
@@ -147,7 +162,7 @@ def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatc
     def broken(subject: Subject) -> Iterator[Subject]:
         yield subject.but(width=-8)
 
-    monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "asked", everywhere, broken, NOISE))
+    monkeypatch.setitem(LIBRARY, "broken", Variation("broken", "B.", "a test", "request", everywhere, broken, NOISE))
     (outcome,) = mutation.outcomes("sd15", ["sd15/base"], runner.newest_tag(), lambda _model, name: name == "broken")
     assert outcome.verdict == "error" and outcome.note
     assert not mutation_report.passing([outcome])
@@ -241,6 +256,18 @@ def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_s
     assert divergence.distances(trace_of(**golden), trace_of(**ours))["step0/scheduler.prediction"] < 1e-5
     wrong = ours | {"step0/scheduler.prediction": 2 * p, "step1/denoiser#0.hidden_states": x - 0.5 * p}
     assert located(trace_of(**golden), trace_of(**wrong)).startswith(GUIDANCE)
+
+
+def test_other_words_are_named_as_tokens_where_the_golden_has_them() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 4))
+    golden = trace_of(**{"encode/text_encoder#1": x, "step0/denoiser#0.encoder_hidden_states": x})
+    ours = trace_of(**{"encode/text_encoder#1": x + 1, "step0/denoiser#0.encoder_hidden_states": x + 1})
+    assert located(golden, ours) == "prompt embeds: negative (text_encoder)"
+    golden.tokens, ours.tokens = ({"tokens/text_encoder#1": np.array([[1, last]])} for last in (2, 3))
+    named = located(golden, ours)
+    assert named == "tokens: negative (text_encoder)"
+    assert divergence.agrees(named, NEGATIVE) and divergence.agrees(named, PROMPTS)
+    assert not divergence.agrees(named, POSITIVE) and not divergence.agrees(named, NOISE)
 
 
 def test_equal_inputs_with_the_lora_in_another_mode_are_said_to_be_that() -> None:

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from lora_drift.pipelines.errors import LoraError
+from lora_drift.pipelines.families import wan
 from lora_drift.pipelines.lora import read
-from lora_drift.pipelines.settings import Request, resolve, spec_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Request, resolve
 
 CONTROL = str(Path(__file__).parent.parent / "cases" / "assets" / "wide.png")
 SHAPES = {name: {"blocks.0.attn1.to_q": (6, 6)} for name in ("transformer", "transformer_2")}
@@ -29,13 +31,13 @@ def test_frames_are_rounded_by_the_pipeline_or_floored_before(asked: int, pipeli
 
 def test_a_file_of_both_experts_names_them_in_its_keys(tmp_path: Path) -> None:
     path = lora_file(tmp_path / "both.safetensors", *(f"transformer_{i}.blocks.0.self_attn.q" for i in (1, 2)))
-    lora = read({"": path}, spec_of("wan22_14b_t2v"), SHAPES)
+    lora = read({"": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)
     assert {delta.component for delta in lora.deltas} == {"transformer", "transformer_2"}
 
 
 def test_a_file_of_one_expert_goes_where_it_is_sent_and_nowhere_unasked(tmp_path: Path) -> None:
     path = lora_file(tmp_path / "one.safetensors", "blocks.0.self_attn.q")
-    lora = read({"low": path}, spec_of("wan22_14b_t2v"), SHAPES)
+    lora = read({"low": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)
     assert [delta.component for delta in lora.deltas] == ["transformer_2"]
     with pytest.raises(LoraError, match="high=FILE or low=FILE"):
-        read({"": path}, spec_of("wan22_14b_t2v"), SHAPES)
+        read({"": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)

@@ -5,15 +5,26 @@ The field names under `sample:` and `lora.network:` are the trainer's own (`Samp
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from lora_drift.harness.paths import ROOT
+from lora_drift.harness import tags
+from lora_drift.harness.paths import ROOT, elsewhere
+from lora_drift.harness.tags import TagError
 
 CASES = ROOT / "cases"
 ASSETS = CASES / "assets"
@@ -55,16 +66,17 @@ class Lora(_Strict):
     out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
 
 
-def _asset(name: str) -> str:
-    path = ASSETS / name
+def _asset(name: str, info: ValidationInfo) -> str:
+    home: Path = (info.context or {}).get("assets", ASSETS)
+    path = home / name
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+        there = ", ".join(sorted(p.name for p in home.iterdir())) if home.is_dir() else "none"
         raise ValueError(f"no such control image in cases/assets: {name} (there are {there})")
     return str(path)
 
 
 Asset = Annotated[str, AfterValidator(_asset)]
-"""Name of a picture in cases/assets; the value is its path."""
+"""Name of a picture in `assets` in the folder of the cases; the value is its path."""
 
 
 class Sample(_Strict):
@@ -199,7 +211,9 @@ def load(path: Path) -> Case:
     if "id" in data:
         raise CaseError(f"{path}: `id` comes from the file name; remove the field")
     try:
-        return Case.model_validate({**data, "id": f"{path.parent.name}/{path.stem}"})
+        return Case.model_validate(
+            {**data, "id": f"{path.parent.name}/{path.stem}"}, context={"assets": path.resolve().parents[1] / "assets"}
+        )
     except ValidationError as error:
         lines = [_explain(e["loc"], e["msg"], e["type"]) for e in error.errors()]
         raise CaseError(f"{path}: " + "; ".join(lines)) from error
@@ -224,6 +238,13 @@ def _explain(loc: tuple[int | str, ...], message: str, kind: str) -> str:
 
 
 def files(root: Path = CASES, tier: Tier = "mini") -> Iterator[Path]:
+    """The case files of one tier.
+
+    Raises:
+        CaseError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise CaseError(elsewhere("cases", root, "--cases DIR --goldens DIR"))
     yield from (p for p in sorted(root.glob("*/*.yaml")) if (p.parent.name == "full") == (tier == "full"))
 
 
@@ -233,3 +254,37 @@ def load_all(root: Path = CASES, tier: Tier = "mini") -> list[Case]:
 
 def of_both_tiers(root: Path = CASES) -> list[Case]:
     return [*load_all(root), *load_all(root, "full")]
+
+
+def choose(known: Sequence[Case], models: Sequence[str] = (), ids: Sequence[str] = (), *, tag: str) -> list[Case]:
+    """Those of `known` that a request names, as far as the trainer of `tag` has their models.
+
+    `ids` are whole ("flux/lora"), or what follows the model ("lora": that case of every model). Without any, all of
+    the mini tier; the full tier is always named.
+
+    Raises:
+        CaseError: there is no such model or case, or no case is of both `models` and `ids`.
+        TagError: the trainer of `tag` knows none of the models.
+    """
+    names = {case.id for case in known} | {_short(case) for case in known}
+    unknown = [i for i in ids if i not in names] + [m for m in models if m not in {c.model for c in known}]
+    if unknown:
+        there = ", ".join(sorted(case.id for case in known))
+        raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {there}")
+    chosen = [
+        case
+        for case in known
+        if (case.id in ids or _short(case) in ids if ids else case.tier == "mini")
+        and (not models or case.model in models)
+    ]
+    if not chosen:
+        raise CaseError(f"no case belongs to both --model {' '.join(models)} and --case {' '.join(ids)}")
+    lacking = tags.row(tag).lacks
+    there_yet = [case for case in chosen if case.model not in lacking]
+    if not there_yet:
+        raise TagError(f"the trainer of {tag} does not know {', '.join(sorted({c.model for c in chosen}))} yet")
+    return there_yet
+
+
+def _short(case: Case) -> str:
+    return case.id.split("/")[1] if case.tier == "mini" else case.id

@@ -1,4 +1,4 @@
-"""Where a run leaves its golden: from distances at traced boundaries to the component that did it, in words.
+"""Where a run leaves its golden: from distances at traced stages to the component that did it, in words.
 
 A place is one of the constants below, with details behind a colon: "prompt embeds: negative (text_encoder_2)". What
 comes first is decided by what can cause what, not by the order in which hooks fired: noise is only seen when the
@@ -14,6 +14,7 @@ import numpy as np
 from lora_drift.harness.check.trace import Trace, errors, sketch
 
 LORA = "LoRA"
+TOKENS = "tokens"
 PROMPTS = "prompt embeds"
 POSITIVE = "prompt embeds: positive"
 NEGATIVE = "prompt embeds: negative"
@@ -32,7 +33,7 @@ PICTURE = "post-processing"
 SOUND = "sound"
 
 PIXELS, AUDIO = "picture", "sound"
-"""Boundaries behind the traced ones: the finished pixels and the sound."""
+"""Stages behind the traced ones: the finished pixels and the sound."""
 
 LATENTS = ("hidden_states", "sample", "x", "img", "audio_hidden_states")
 TIMES = ("timestep", "timesteps", "t", "sigma", "audio_timestep", "audio_sigma")
@@ -42,6 +43,7 @@ TEXTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_st
          "attention_mask")  # fmt: skip
 IMAGES = ("encoder_hidden_states_image", "ref_image_hidden_states")
 ALIASES = (
+    ("tokens/text_encoder_2#", "tokens/text_encoder#"),
     ("encode/text_encoder_2#", "encode/text_encoder#"),
     (".img", ".hidden_states"),
     (".txt", ".encoder_hidden_states"),
@@ -54,7 +56,11 @@ _PARTS = re.compile(r"step(\d+)/(?:denoiser#(\d+)(?:\.(\w+))?|(.+))")
 def distances(golden: Trace, ours: Trace) -> dict[str, float]:
     """`trace.errors`, after bringing the golden's names to ours and filling in what its pipeline did not show."""
     names = {name: _ours(name, ours) for name in golden.sketches}
-    named = Trace({names[n]: s for n, s in golden.sketches.items()}, {names[n]: s for n, s in golden.shapes.items()})
+    named = Trace(
+        {names[n]: s for n, s in golden.sketches.items()},
+        {names[n]: s for n, s in golden.shapes.items()},
+        {_ours(name, ours): ids for name, ids in golden.tokens.items()},
+    )
     completed, steps = _completed(named, ours)
     # A difference divided by a small step is inexact by as much more.
     found = {name: error * steps.get(name, 1.0) for name, error in errors(completed, ours).items()}
@@ -64,8 +70,9 @@ def distances(golden: Trace, ours: Trace) -> dict[str, float]:
 
 
 def _ours(name: str, ours: Trace) -> str:
+    known = ours.sketches.keys() | ours.tokens.keys()
     for theirs, our in ALIASES:
-        if name not in ours.sketches and (alias := name.replace(theirs, our)) in ours.sketches:
+        if name not in known and (alias := name.replace(theirs, our)) in known:
             return alias
     return name
 
@@ -90,7 +97,7 @@ def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
         x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
         sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
         lengths[name] = abs(difference)
-    return Trace(sketches, shapes), lengths
+    return Trace(sketches, shapes, golden.tokens), lengths
 
 
 def _number(sketched: np.ndarray) -> float:
@@ -99,7 +106,7 @@ def _number(sketched: np.ndarray) -> float:
 
 
 def first(found: Mapping[str, float], limit: float) -> str | None:
-    """The boundary beyond `limit` that comes first in the order of causes.
+    """The stage beyond `limit` that comes first in the order of causes.
 
     What does not reach the final latents is no cause of what comes after them.
     """
@@ -109,17 +116,19 @@ def first(found: Mapping[str, float], limit: float) -> str | None:
     return min(beyond, key=_rank, default=None)
 
 
-def _rank(boundary: str) -> tuple[int, int]:
+def _rank(stage: str) -> tuple[int, int]:
     """(step, place within it); what is laid out before the first step counts as a step of its own."""
-    if boundary.startswith("lora/"):
+    if stage.startswith("lora/"):
+        return -2, 0
+    if stage.startswith("tokens/"):
         return -1, 0
-    if boundary.startswith("encode/"):
+    if stage.startswith("encode/"):
         return -1, 1
-    if boundary.startswith("schedule/"):
+    if stage.startswith("schedule/"):
         return -1, 3
-    parts = _PARTS.fullmatch(boundary)
+    parts = _PARTS.fullmatch(stage)
     if parts is None:
-        return 10**6, ["decode/in", "decode/out", PIXELS, AUDIO].index(boundary)
+        return 10**6, ["decode/in", "decode/out", PIXELS, AUDIO].index(stage)
     step, _, argument, other = parts.groups()
     if argument in TEXTS:
         return -1, 2
@@ -134,40 +143,49 @@ def _rank(boundary: str) -> tuple[int, int]:
     return int(step), {"scheduler.prediction": 3, "latents": 4}.get(other or "", 2)
 
 
-def place(boundary: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
-    """The component that a boundary belongs to, in words. `facts` are the settings of the run."""
-    if boundary.startswith("lora/"):
-        missing = "" if boundary in ours.sketches else ", not applied"
-        return f"{LORA}: {boundary.removeprefix('lora/')}{missing}"
-    if boundary in (PIXELS, AUDIO):
-        return PICTURE if boundary == PIXELS else SOUND
-    if boundary == "decode/in":
+def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
+    """The component that a stage belongs to, in words. `facts` are the settings of the run."""
+    if stage.startswith("lora/"):
+        missing = "" if stage in ours.sketches else ", not applied"
+        return f"{LORA}: {stage.removeprefix('lora/')}{missing}"
+    if stage in (PIXELS, AUDIO):
+        return PICTURE if stage == PIXELS else SOUND
+    if stage == "decode/in":
         return f"{DECODER_INPUT}: scaling of the final latents"
-    if boundary == "decode/out":
+    if stage == "decode/out":
         return f"{DECODER}: VAE"
     if _resized(golden, ours):
         return f"{SIZE}: of the latents, or the number of frames"
     if _passes(golden) != _passes(ours):
         return f"{GUIDANCE}: {_passes(ours)} passes a step instead of {_passes(golden)}"
-    if boundary.startswith("encode/"):
-        return _encoder(boundary, golden)
-    if boundary.startswith("schedule/"):
-        return f"{SCHEDULE}: {boundary.removeprefix('schedule/')}"
-    theirs, our = golden.shapes.get(boundary), ours.shapes.get(boundary)
-    words = boundary.endswith(TEXTS) or boundary.startswith("encode/")
+    if stage.startswith("tokens/"):
+        role, _, number = stage.removeprefix("tokens/").partition("#")
+        return f"{TOKENS}: {'positive' if number == '0' else 'negative'} ({role})"
+    if stage.startswith("encode/"):
+        return _encoder(stage, golden)
+    if stage.startswith("schedule/"):
+        return f"{SCHEDULE}: {stage.removeprefix('schedule/')}"
+    theirs, our = golden.shapes.get(stage), ours.shapes.get(stage)
+    words = stage.endswith(TEXTS) or stage.startswith("encode/")
     if facts.get("control") and theirs and our and theirs != our and not words:
         # Tokens, their places and their times: more or fewer of them are those of control images.
         return f"{CONTROL}: another number of tokens"
-    prediction = boundary.replace("scheduler.prediction", "denoiser#0")
+    prediction = stage.replace("scheduler.prediction", "denoiser#0")
     if _passes(golden) == 1 and golden.shapes.get(prediction) != ours.shapes.get(prediction):
         # Unguided, so that the scheduler gets what the denoiser gave, which the two sides lay out otherwise.
-        boundary = prediction
-    return _in_step(boundary, golden, facts)
+        stage = prediction
+    return _in_step(stage, golden, facts)
 
 
-def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
-    parts = _PARTS.fullmatch(boundary)
-    assert parts is not None, boundary
+def agrees(place: str, expected: str) -> bool:
+    """Is `place` where a change of the `expected` part of the graph shows? Other words show in the tokens already, if
+    the recording has them."""
+    return place.startswith((expected, expected.replace(PROMPTS, TOKENS)))
+
+
+def _in_step(stage: str, golden: Trace, facts: Mapping[str, Any]) -> str:
+    parts = _PARTS.fullmatch(stage)
+    assert parts is not None, stage
     step, call, argument, other = parts.groups()
     if other == "noise":
         return NOISE
@@ -196,15 +214,15 @@ def _in_step(boundary: str, golden: Trace, facts: Mapping[str, Any]) -> str:
 
 
 def _suspects(facts: Mapping[str, Any]) -> str:
-    """What a prediction depends on that has no boundary of its own."""
+    """What a prediction depends on that has no stage of its own."""
     ours, golden = facts.get("lora_mode"), facts.get("golden_lora_mode")
     if ours != golden:
         return f" (LoRA {ours}, in the trainer {golden})"
     return " (same inputs and LoRA deltas: its weights, its arithmetic or the LoRA's multiplier)"
 
 
-def _encoder(boundary: str, golden: Trace) -> str:
-    role, _, number = boundary.removeprefix("encode/").partition("#")
+def _encoder(stage: str, golden: Trace) -> str:
+    role, _, number = stage.removeprefix("encode/").partition("#")
     if role.startswith("image"):
         return f"{CONTROL} ({role})"
     return f"{POSITIVE if number == '0' else NEGATIVE} ({role})"

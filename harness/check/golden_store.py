@@ -9,7 +9,6 @@ The content of a picture is its PPM file, because the bytes of a PNG depend on t
 """
 
 import io
-import json
 import lzma
 import os
 import re
@@ -18,7 +17,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageChops
 
@@ -28,7 +26,7 @@ FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, 
 """Packing for numbers of four bytes (each byte is predicted by its place in it): 7 % smaller than the default."""
 
 NO_LORA = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What `drawn.without` raises for a file that is no LoRA."""
+"""What `lora_codec.without` raises for a file that is no LoRA."""
 
 BROKEN = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, lzma.LZMAError, *NO_LORA)
 """What Pillow and lzma, too, raise for a file that is not what it should be."""
@@ -91,36 +89,6 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> bytes:
     if not sha256(data).hexdigest().startswith(identity(path)):
         raise Damaged(path, "has other bytes than were recorded")
     return data
-
-
-def digest(fields: dict[str, Any]) -> str:
-    """SHA-256 over canonical JSON."""
-    return sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def part(path: Path) -> dict[str, Any]:
-    """Some fields of a golden, which several share.
-
-    Raises:
-        Damaged: the file is not what its name says.
-    """
-    if not path.is_file():
-        raise Damaged(path, "was deleted", missing=True)
-    try:
-        fields = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise Damaged(path, f"is no JSON object ({error})") from error
-    if digest(fields)[:16] != path.stem:
-        raise Damaged(path, "was edited after recording")
-    return fields
-
-
-def save_part(folder: Path, fields: dict[str, Any]) -> str:
-    """Store some fields of a golden; returns the beginning of their hash, which is the name of their file."""
-    name = digest(fields)[:16]
-    data = json.dumps(fields, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(folder / f"{name}.json", data.encode())
-    return name
 
 
 def content(path: Path) -> bytes:

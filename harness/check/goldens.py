@@ -1,9 +1,8 @@
 """Goldens: what the trainer rendered, sealed so that no later edit goes unseen.
 
-A golden is a JSON file `goldens/<tag>/<model>/<case>.json` that names its artefacts by content
-(`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once, similar ones as
-their difference. `golden_store.py` says how. So are the fields that several goldens of a model share: the file names
-them as its `parts` (`objects/<model>/<part>.json`).
+A golden stands with the model's others in `goldens/<tag>/<model>.json` (`golden_file.py`) and names its artefacts by
+content (`goldens/objects/<model>/<sha256[:16]>.<suffix>`): equal artefacts of several tags are stored once, similar
+ones as their difference. `golden_store.py` says how.
 Everything here only reads; the recorder is the only writer.
 """
 
@@ -15,12 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_drift.harness.check import golden_store
+from lora_drift.harness.check import golden_file, golden_store
 from lora_drift.harness.check.cases import Case
-from lora_drift.harness.environment import device_kind
+from lora_drift.harness.environment import architecture
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines.spec import NoiseStream, ResizeOrder, noise_stream_of, resize_order_of
@@ -99,11 +97,6 @@ class Golden(BaseModel):
         """How the Pillow that recorded it resizes control images."""
         return resize_order_of(self.environment["pillow"])
 
-    def same_torch(self, environment: Mapping[str, Any]) -> bool:
-        """Was it recorded with the torch of `environment` (patch releases and builds aside)?"""
-        ours, its = (Version(e["torch"]).release[:2] for e in (environment, self.environment))
-        return ours == its
-
     def stored(self, name: str) -> Path:
         """The file under goldens/ that holds an artefact."""
         return golden_store.stored(self.root, self.artefacts[name].file)
@@ -146,42 +139,32 @@ class Golden(BaseModel):
         return load(self.data("audio"))["audio"]
 
 
-def seal(content: dict[str, Any]) -> str:
+def seal(content: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON of a golden without its seal."""
-    return golden_store.digest({key: value for key, value in content.items() if key != "seal"})
+    fields = {key: value for key, value in content.items() if key != "seal"}
+    return sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def content(path: Path) -> Any:
-    """What a golden says, its parts included, unchecked but for them.
+def content(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") -> dict[str, Any] | None:
+    """What the golden of a case says, unchecked; None: there is none.
 
     Raises:
-        Damaged: one of its parts is not what it was.
-        ValueError: it is no JSON.
+        ValueError: its file is no file of goldens.
     """
-    own = json.loads(path.read_text(encoding="utf-8"))
-    parts = own.pop("parts", []) if isinstance(own, dict) else []
-    if not isinstance(parts, list):
-        raise ValueError("its `parts` are no list")
-    for file in part_files(path, parts):
-        own = {**golden_store.part(file), **own}
-    return own
-
-
-def part_files(path: Path, parts: list[str]) -> list[Path]:
-    """Where the parts of the golden at `path` lie."""
-    return [path.parents[2] / "objects" / path.parent.name / f"{part}.json" for part in parts]
+    return golden_file.read(golden_path(tag, case_id, root, variant=variant)).get(case_id)
 
 
 def variant(environment: Mapping[str, Any]) -> str:
     """Which set of a tag's goldens belongs to an environment: "" for float32, whatever the device, since there devices
-    differ by rounding only; else the kind of device and the dtype, "h100-bfloat16"."""
+    differ by rounding only; else the architecture and the dtype, "sm90-bfloat16"."""
     if environment["dtype"] == "float32":
         return ""
-    return f"{device_kind(environment)}-{environment['dtype']}"
+    return f"{architecture(environment)}-{environment['dtype']}"
 
 
 def golden_path(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") -> Path:
-    return root / (f"{tag}@{variant}" if variant else tag) / f"{case_id}.json"
+    """The file that holds the golden of a case, with those of the model's other cases."""
+    return root / (f"{tag}@{variant}" if variant else tag) / f"{case_id.split('/')[0]}.json"
 
 
 def tags(root: Path = GOLDENS) -> list[str]:
@@ -220,34 +203,34 @@ def load(
         "python -m lora_drift.harness.trainer.recorder --trainer DIR --diffusers DIR "
         f"--tag {tag}{there} --case {case.id}"
     )
-    if not path.is_file():
-        raise Missing(f"no golden {_shown(path, root)}: the trainer never rendered this case. Record it: {again}")
+    file = _shown(path, root)
+    restore = f"Restore it: git checkout -- {file}"
     try:
-        said = content(path)
-        golden = Golden.model_validate(said)
-    except golden_store.Damaged as error:
-        part = _shown(error.path, root)
-        raise Corrupt(f"{part}, a part of {_shown(path, root)}, {error}. Restore it: git checkout -- {part}") from error
+        said = golden_file.read(path)
+        others = [other for other in said if other.split("/")[0] != path.stem]
+        if others:
+            raise Corrupt(f"{file} holds the golden of {others[0]}: two files were swapped. {restore}")
+        if case.id not in said:
+            raise Missing(f"no golden of {case.id} in {file}: the trainer never rendered this case. Record it: {again}")
+        golden = Golden.model_validate(said[case.id])
     except (ValidationError, ValueError) as error:
-        raise Corrupt(f"{_shown(path, root)} is not a golden of format {FORMAT}: {error}") from error
+        raise Corrupt(f"{file} has no golden of {case.id} of format {FORMAT}: {error}. {restore}") from error
     if golden.format != FORMAT:
-        raise Corrupt(f"{_shown(path, root)} has format {golden.format}; this version reads format {FORMAT} only")
+        raise Corrupt(f"{file} has format {golden.format}; this version reads format {FORMAT} only. {restore}")
     golden.__dict__["root"] = root
-    if golden.seal != seal(said):
-        raise Corrupt(f"{_shown(path, root)} was edited after recording (its seal does not fit). Restore it: git "
-                      f"checkout -- {_shown(path, root)}")  # fmt: skip
+    if golden.seal != seal(said[case.id]):
+        raise Corrupt(f"{file}: {case.id} was edited after recording (its seal does not fit). {restore}")
     if (golden.case, golden.tag, variant(golden.environment)) != (case.id, tag, wanted):
         raise Corrupt(
-            f"{_shown(path, root)} is the golden of {golden.case} at {golden.tag} ({golden.environment['device']}, "
-            f"{golden.environment['dtype']}): two goldens were swapped. "
-            f"Restore it: git checkout -- {_shown(path, root)}"
+            f"{file} has as {case.id} the golden of {golden.case} at {golden.tag} ({golden.environment['device']}, "
+            f"{golden.environment['dtype']}): two goldens were swapped. {restore}"
         )
     for name, artefact in golden.artefacts.items():
         _check_artefact(golden, name, artefact)
     if golden.case_sha256 != case.sha256:
-        raise Stale(f"{_shown(path, root)} was recorded for another version of the case file. Record it again: {again}")
+        raise Stale(f"{case.id} in {file} was recorded for another version of the case file. Record it again: {again}")
     if minihub_sha256 is not None and golden.minihub_sha256 != minihub_sha256:
-        raise Stale(f"{_shown(path, root)} was recorded on another mini hub. Record it again: {again}")
+        raise Stale(f"{case.id} in {file} was recorded on another mini hub. Record it again: {again}")
     if weights is not None and golden.weights != weights:
         then = golden.weights or {}
         others = [
@@ -256,7 +239,7 @@ def load(
             if then.get(r) != weights.get(r)
         ]
         raise Stale(
-            f"{_shown(path, root)} was recorded on other weights: {', '.join(others)}. Record it on these: {again}"
+            f"{case.id} in {file} was recorded on other weights: {', '.join(others)}. Record it on these: {again}"
         )
     return golden
 
@@ -274,7 +257,7 @@ def _check_artefact(golden: Golden, name: str, artefact: Artefact) -> None:
         wanted = f"'{shown.partition('.')[0]}*'" if error.missing else shown
         raise Corrupt(f"{shown}, {of}, {error}. Restore it: git checkout -- {wanted}") from error
     if sha256(data).hexdigest() != artefact.sha256:
-        raise Corrupt(f"{_shown(path, golden.root)}, {of}, is not what {golden.tag}/{golden.case}.json names")
+        raise Corrupt(f"{_shown(path, golden.root)}, {of}, is not what its golden at {golden.tag} names")
 
 
 def _shown(path: Path, root: Path) -> str:

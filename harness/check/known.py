@@ -1,7 +1,7 @@
 """Known drifts: differences that were measured and explained, and are waiting for a mend.
 
 `cases/known.yaml` is a list of entries with a case, its measured size, the cause, and a date after which it counts as
-drift again. An entry never widens a gate: it renames the verdict, visibly, while the drift stays within its size.
+drift again. An entry never widens a tolerance: it renames the verdict, visibly, while the drift stays within its size.
 """
 
 from datetime import date

@@ -3,7 +3,6 @@
 What cannot be drawn again from the names in a file (trained weights, a scale) stays as it is, so any file may be given.
 """
 
-import json
 import math
 import re
 
@@ -32,8 +31,7 @@ def without(data: bytes, model: str) -> bytes:
     Raises:
         ValueError, LookupError, TypeError, AttributeError, ArithmeticError: it is no safetensors file.
     """
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
+    header, start = weights.parse_head(data)
     lora = header.pop("__metadata__", {}).get("name", "")
     model = TWINS.get(model, model)
     body = np.frombuffer(data, np.uint8)[start:].copy()

@@ -1,4 +1,4 @@
-"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a gate.
+"""Distances between a golden and a run, as pure functions of NumPy arrays. Nothing here knows a tolerance.
 
 Pictures are uint8 [frames, height, width, 3] (a still has one frame), latents are float of any shape. Every
 function raises ValueError when the two shapes differ: such a pair has no distance.
@@ -9,6 +9,7 @@ leave this module, because JSON turns both into null, which a reader would take 
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -64,6 +65,29 @@ def audio(golden: Array, ours: Array | None) -> Metric:
     return Metric(name="audio_rel_l2", value=relative_l2(golden, ours))
 
 
+def difference(golden: Array, ours: Array) -> Array:
+    """|ours - golden| of two uint8 pictures in any layout, int16 in levels (0..255).
+
+    Raises:
+        ValueError: the shapes differ, or one is not uint8.
+    """
+    _check_shapes(golden, ours)
+    for side, picture in (("golden", golden), ("this run", ours)):
+        if picture.dtype != np.uint8:
+            raise ValueError(f"pictures are uint8; {side} is {picture.dtype} {picture.shape}")
+    return np.abs(ours.astype(np.int16) - golden)
+
+
+def mean_difference(golden: Array, ours: Array) -> float:
+    """Mean of `difference`, in levels."""
+    return float(difference(golden, ours).mean())
+
+
+def rms_difference(golden: Array, ours: Array) -> float:
+    """Root of the mean square of `difference`, in levels: counts a few large differences for more than many small."""
+    return float(np.sqrt(np.square(difference(golden, ours), dtype=np.float64).mean()))
+
+
 def pixel_max(golden: Array, ours: Array) -> float:
     """Largest difference of any channel of any pixel, in levels (0..255)."""
     return float(_difference(golden, ours).max())
@@ -88,8 +112,8 @@ def pixels(golden: Array, ours: Array) -> list[Metric]:
     """
     metrics = pixel_levels(golden, ours)
     metrics += _psnr(golden, ours)
-    metrics += _per_frame("ssim", "higher", _ssim, golden, ours, _too_small("SSIM", 3, golden))
-    metrics += _per_frame("flip", "lower", _flip, golden, ours)
+    metrics += _per_frame("ssim", "higher", _ssim, golden, ours, _lacks("skimage") or _too_small("SSIM", 3, golden))
+    metrics += _per_frame("flip", "lower", _flip, golden, ours, _lacks("flip_evaluator"))
     metrics += _per_frame("lpips", "lower", _lpips, golden, ours, _no_lpips(golden))
     return metrics + (_temporal(golden, ours) if len(golden) > 1 else [])
 
@@ -174,11 +198,19 @@ def _lpips_network() -> "torch.nn.Module":
 
 def _no_lpips(golden: Array) -> str:
     """Why LPIPS cannot be measured here, "" if it can. Looks before it builds: building would download."""
+    if lacks := _lacks("lpips"):
+        return lacks
     import torch
     from torchvision.models import AlexNet_Weights
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
     return _too_small("LPIPS", LPIPS_MIN_SIDE, golden) if weights.is_file() else "pretrained weights not present"
+
+
+def _lacks(module: str) -> str:
+    """Why nothing is measured with a module of the extra `check`, "" if it is there. (Where a verdict could depend on
+    it, the extra was asked for before: `lora-drift verify` only tells these numbers.)"""
+    return "" if find_spec(module) else "not installed (pip install 'lora-drift[check]')"
 
 
 def _too_small(name: str, side: int, golden: Array) -> str:
@@ -194,10 +226,10 @@ def _temporal(golden: Array, ours: Array) -> list[Metric]:
 
 
 def _difference(golden: Array, ours: Array) -> Array:
-    """int16, absolute.
+    """`difference` of two uint8 [frames, height, width, 3].
 
     Raises:
-        ValueError: not two uint8 [frames, height, width, 3] of one shape.
+        ValueError: that is not what they are.
     """
     _check_shapes(golden, ours)
     for side, picture in (("golden", golden), ("this run", ours)):
@@ -205,7 +237,7 @@ def _difference(golden: Array, ours: Array) -> Array:
             raise ValueError(
                 f"pictures are uint8 [frames, height, width, 3]; {side} is {picture.dtype} {picture.shape}"
             )
-    return np.abs(ours.astype(np.int16) - golden.astype(np.int16))
+    return difference(golden, ours)
 
 
 def _check_latents(golden: Array, ours: Array) -> None:

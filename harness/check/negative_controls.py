@@ -1,17 +1,16 @@
-"""Negative controls: deliberate changes that must leave the gate, or the case proves nothing."""
+"""Negative controls: deliberate mistakes, which must be outside the tolerance, or the case proves nothing."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
-from lora_drift.harness.check.cases import ASSETS
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import GUIDED_ABOVE
 
 
 def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
     """Does this model read the negative prompt at this guidance?"""
-    return settings.guidance_scale > GUIDED_ABOVE[pipeline.spec.guidance]
+    return pipeline.spec.guides(settings.guidance_scale)
 
 
 def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
@@ -23,12 +22,14 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
     if settings.steps > 1:
         yield "one step fewer", pipeline, replace(settings, steps=settings.steps - 1)
-    if pipeline.spec.guidance == "embedded" or settings.guidance_scale + 0.5 > GUIDED_ABOVE[pipeline.spec.guidance]:
+    if pipeline.spec.guidance == "embedded" or pipeline.spec.guides(settings.guidance_scale + 0.5):
         yield "guidance + 0.5", pipeline, replace(settings, guidance_scale=settings.guidance_scale + 0.5)
     if settings.control:
         flipped = (*settings.control[1:], settings.control[0])
         unlike = "other.inpaint.png" if ".inpaint." in settings.control[0] else "other.png"
-        other = flipped if len(settings.control) > 1 else (str(ASSETS / unlike),)
+        other = flipped if len(settings.control) > 1 else (str(Path(settings.control[0]).with_name(unlike)),)
+        if not Path(other[0]).is_file():
+            raise FileNotFoundError(f"{other[0]}: put a picture there, unlike that of the case; it must be told apart")
         yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
     if negative_counts(pipeline, settings) and settings.negative_prompt:
         yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

@@ -1,37 +1,48 @@
-"""The pytest plugin: every YAML file under a folder named `cases` is a test item.
+"""The pytest plugin: case files are test items.
 
 pytest cases/                       all mini cases of the newest tag, on the CPU
 pytest cases/flux --drift-tag TAG   one model, one tag
 pytest cases/ -n 2                  two workers; each model is loaded once, by one of them
-pytest cases/ -m gpu                the same on CUDA, and the full tier (cases/full) on the real weights
+pytest cases/ -m gpu                the same on CUDA (any GPU), and the full tier (cases/full) on the real weights
 pytest cases/ -m full               the full tier alone
+
+A case file is a YAML file in a model's folder of the folder that `--drift-cases` or `drift_cases` (pytest.ini) names,
+or of any folder `cases`, where it must have the keys of a case.
+
+pytest loads this module at every start, in every project beside which this package is installed. So it imports nothing
+of ours but plugin_options.py, and changes nothing (markers, devices, scheduling) before a case is collected; items.py
+does that.
 """
 
-import json
-import os
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
-from lora_drift.harness import tags
-from lora_drift.harness.check import cases
-from lora_drift.harness.check.cases import Case, CaseError
-from lora_drift.harness.check.results import PASSING, Result
-from lora_drift.pipelines.profiles import PROFILES
+from lora_drift.harness.check.plugin_options import device, folder
 
-BENCH = pytest.StashKey[Any]()
-STREAM = pytest.StashKey[Any]()
+STREAM = pytest.StashKey[TextIO]()
+KEYS = ("schema", "model", "sample")
+"""A YAML file in somebody's folder `cases` is ours if it has all of these."""
+CASE_ID = re.compile(r"(?:^|/)([^/]+/[^/]+)\.yaml::\1(?:\[|$)")
+"""A node id of ours: cases/flux/lora.yaml::flux/lora"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lora-drift", "LoRA drift against the trainer")
+    group.addoption("--drift-cases", metavar="DIR", type=Path,
+                    help="folder of case files, MODEL/NAME.yaml (default: the ini option drift_cases)")  # fmt: skip
+    group.addoption("--drift-goldens", metavar="DIR", type=Path,
+                    help="their goldens (default: the ini option drift_goldens, else goldens/ beside the folder of the "
+                         "cases)")  # fmt: skip
     group.addoption("--drift-tag", metavar="TAG", help="trainer version whose goldens count (default: the newest)")
     group.addoption("--drift-device", metavar="DEVICE", help="cpu or cuda (default: cuda with `-m gpu`, else cpu)")
     group.addoption("--drift-dtype", metavar="DTYPE", choices=("float32", "bfloat16"),
-                    help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")  # fmt: skip
-    group.addoption("--drift-profile", metavar="PROFILE", default="reference", choices=PROFILES,
+                    help="default: bfloat16 where a GPU has goldens of it, else float32")  # fmt: skip
+    group.addoption("--drift-profile", metavar="PROFILE", default="reference",
                     help="compiled or fast: how far is that from the trainer? (default: %(default)s)")  # fmt: skip
     group.addoption("--drift-require-goldens", action="store_true",
                     help="fail where a GPU or a real model has no golden yet, instead of listing it")  # fmt: skip
@@ -40,74 +51,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="leave the negative controls out (as `lora-drift matrix` does)")  # fmt: skip
     group.addoption("--drift-floor", action="store_true",
                     help="measure the noise floor of this device too: every case twice more, on a GPU also on "
-                         "deterministic kernels (`lora-drift gates --results` derives gates from it)")  # fmt: skip
+                         "deterministic kernels (`lora-drift tolerances --results` reads it)")  # fmt: skip
     group.addoption("--drift-out", metavar="DIR", type=Path, default=Path("build/drift"),
                     help="where this run's pictures go (default: %(default)s)")  # fmt: skip
+    parser.addini("drift_cases", "folder of case files for lora-drift, relative to this file")
+    parser.addini("drift_goldens", "folder of their goldens, relative to this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "full: needs the real weights")
-    if hasattr(config, "workerinput") and _device(config) == "cuda":
-        _take_gpu(config.workerinput["workerid"])
+    if hasattr(config, "workerinput"):
+        return
+    for option in ("cases", "goldens"):
+        home = folder(config, option)
+        if home is not None and not home.is_dir():
+            raise pytest.UsageError(f"drift_{option}: no such folder: {home}")
+    ours = config.invocation_params.dir / "cases"
+    if any(Path(argument.partition("::")[0]).parts[:1] == ("cases",) for argument in config.args) and not ours.exists():
+        from lora_drift.harness.paths import elsewhere
+
+        raise pytest.UsageError(elsewhere("cases", ours, "--drift-cases DIR --drift-goldens DIR"))
+    if device(config) != "cpu" and not config.getoption("collectonly") and _hold_a_case(config):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                f"cases were asked for on {device(config)}, and torch {torch.__version__} sees no CUDA device: leave "
+                "`-m gpu` (`-m full`, `--drift-device`) out to check on the CPU, or install a torch for your GPU"
+            )
+    config.pluginmanager.register(_Tally(), "lora-drift-tally")
     path: Path | None = config.getoption("--drift-json")
-    if path is not None and not hasattr(config, "workerinput"):
+    if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             config.stash[STREAM] = path.open("w", encoding="utf-8")
         except OSError as error:
             raise pytest.UsageError(f"--drift-json {path}: {error.strerror}") from error
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Under `-n auto`, one worker per GPU."""
-    if _device(config) != "cuda":
-        return None
-    import torch
-
-    return torch.cuda.device_count() or None
-
-
-def _take_gpu(worker: str) -> None:
-    """Worker gw<n> sees one GPU only, the n-th of those that this run may use (from the first again, if there are more
-    workers than GPUs)."""
-    import torch
-
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = allowed.split(",") if allowed is not None else [str(n) for n in range(torch.cuda.device_count())]
-    if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker.removeprefix("gw")) % len(devices)]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under `-n N`, give all mini cases of a model to one worker, which then loads the model once.
-
-    (xdist's own `--dist loadgroup` marks groups in node ids, which pytest 9.2 no longer lets it do.)
-    """
-    if config.getoption("dist") != "load":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByModel(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path, _, _name = nodeid.partition("::")
-            folder = Path(path).parent
-            return str(folder) if path.endswith(".yaml") and folder.name != "full" else nodeid
-
-        def remove_node(self, node: Any) -> str | None:
-            """A case that ended its worker is over; xdist would try it again, until too many workers have ended."""
-            units = self.assigned_work[node].values()
-            lost = next(((unit, item) for unit in units for item, done in unit.items() if not done), None)
-            if lost is None:
-                return super().remove_node(node)
-            unit, item = lost
-            unit[item] = True
-            super().remove_node(node)
-            return item
-
-    return ByModel(config, log)
+        config.pluginmanager.register(_Writer(config.stash[STREAM]), "lora-drift-writer")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -115,136 +94,96 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[STREAM].close()
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    if file_path.suffix == ".yaml" and file_path.parent.parent.name == "cases":
-        return CaseFile.from_parent(parent, path=file_path)
-    return None
+class _Tally:
+    """A run in which no case could be compared has verified nothing, and is not green."""
 
+    def __init__(self) -> None:
+        self.compared, self.skipped = 0, 0
 
-def _device(config: pytest.Config) -> str:
-    chosen: str | None = config.getoption("--drift-device")
-    if chosen:
-        return chosen
-    return "cuda" if _asked(config, "gpu") or _asked(config, "full") else "cpu"
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "drift", None) is not None:
+            self.skipped += report.skipped
+            self.compared += not report.skipped
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.skipped and not self.compared and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-def _asked(config: pytest.Config, marker: str) -> bool:
-    """Does `-m` name the marker, and not after a `not`?"""
-    words = str(config.getoption("markexpr", "")).replace("(", " ").replace(")", " ").split()
-    return marker in words and words[max(0, words.index(marker) - 1)] != "not"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the full tier where nobody asked for it (nor for a GPU), and models that the trainer of this tag does
-    not know yet."""
-    tag = config.getoption("--drift-tag")
-    lacking = tags.row(tag).lacks if tag else ()
-    with_full = _device(config) != "cpu" or _asked(config, "full")
-    found = [i for i in items if isinstance(i, CaseItem)]
-    out = [i for i in found if i.case.model in lacking or (i.case.tier == "full" and not with_full)]
-    if out:
-        items[:] = [i for i in items if i not in out]
-        config.hook.pytest_deselected(items=out)
-
-
-class CaseFile(pytest.File):
-    """One case file. A mistake in it is a collection error of that file alone."""
-
-    def collect(self) -> Iterator[pytest.Item]:
-        case = cases.load(self.path)
-        device, dtype = _device(self.config), self.config.getoption("--drift-dtype")
-        profile = self.config.getoption("--drift-profile")
-        parts = (device if device != "cpu" else "", dtype, profile if profile != "reference" else "")
-        where = "-".join(part for part in parts if part)
-        name = f"{case.id}[{where}]" if where else case.id
-        item = CaseItem.from_parent(self, name=name, case=case, device=device)
-        if device != "cpu" or case.tier == "full":
-            item.add_marker("gpu")
-        if case.tier == "full":
-            item.add_marker("full")
-        yield item
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
-        if isinstance(excinfo.value, CaseError):
-            return str(excinfo.value)
-        return super().repr_failure(excinfo, *args, **kwargs)
-
-
-class DriftFailure(Exception):
-    """The verdict of a case is not a passing one."""
-
-
-class CaseItem(pytest.Item):
-    def __init__(self, *, case: Case, device: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.case, self.device = case, device
-        self.result: Result | None = None
-
-    def runtest(self) -> None:
-        from lora_drift.harness.check import runner, subprocess_check
-
-        runner.use_minihub()
-        bench = self.config.stash.get(BENCH, None)
-        if bench is None:
-            options = {
-                "dtype": self.config.getoption("--drift-dtype"),
-                "tag": self.config.getoption("--drift-tag"),
-                "controls": not self.config.getoption("--drift-no-controls"),
-                "floor": self.config.getoption("--drift-floor"),
-                "profile": self.config.getoption("--drift-profile"),
-            }
-            bench = self.config.stash[BENCH] = runner.Bench(self.device, **options)
-        out = self.config.getoption("--drift-out").resolve()
-        if self.case.tier == "full":
-            self.result = subprocess_check.check(bench, self.case, self.path, out)
-        else:
-            self.result = runner.check(bench, self.case, out)
-        if self.result.verdict == "error" and not runner.usable(self.device):
-            lost = f"{self.case.id}: {self.result.message}; the GPU refuses this process from here on"
-            if "PYTEST_XDIST_WORKER" in os.environ:  # xdist reports the case as crashed and starts another worker
-                os.write(2, f"{lost}\n".encode())
-                os._exit(1)
-            pytest.exit(f"{lost}. With `-n 1` the run goes on in a new process.", returncode=1)
-        measured = {m.name: m.value for m in self.result.metrics if m.gate is not None}
-        self.user_properties += [("drift_verdict", self.result.verdict), ("drift_metrics", json.dumps(measured))]
-        optional = self.device != "cpu" or self.case.tier == "full"
-        if self.result.verdict == "missing" and optional and not self.config.getoption("--drift-require-goldens"):
-            reason = self.result.message
-            pytest.skip(reason if reason.startswith("weights missing") else f"not recorded: {reason}")
-        if self.result.verdict not in PASSING:
-            raise DriftFailure(self.result)
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> Any:
-        if isinstance(excinfo.value, DriftFailure):
-            result: Result = excinfo.value.args[0]
-            return f"{result.verdict}: {result.case} at {result.tag}: {result.message}"
-        return super().repr_failure(excinfo, *args, **kwargs)
-
-    def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, self.name
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Carry the whole result in the report: it survives the way from an xdist worker to the controller."""
-    outcome = yield
-    if call.when == "call" and isinstance(item, CaseItem) and item.result is not None:
-        outcome.get_result().drift = item.result.model_dump_json()
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.skipped and not self.compared:
+            terminalreporter.write_line(
+                f"lora-drift: nothing was verified. None of {self.skipped} cases has a golden (or weights) for what "
+                "was asked for; the reason of each is above. On a GPU, leave --drift-dtype out: in float32 the CPU's "
+                "goldens serve every GPU.",
+                red=True,
+            )
 
 
 class _Writer:
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         line: str | None = getattr(report, "drift", None)
-        if line is not None and STREAM in self.config.stash:
-            stream = self.config.stash[STREAM]
-            stream.write(line + "\n")
-            stream.flush()  # a killed run keeps what it had
+        if line is not None:
+            self.stream.write(line + "\n")
+            self.stream.flush()  # a killed run keeps what it had
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.pluginmanager.register(_Writer(session.config), "lora-drift-writer")
+# -------------------------------------------------------------------------------------------------------- collection
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix != ".yaml" or not _is_case(parent.config, file_path):
+        return None
+    from lora_drift.harness.check import items
+
+    items.set_up(parent.config)
+    return items.CaseFile.from_parent(parent, path=file_path)
+
+
+def _is_case(config: pytest.Config, file: Path) -> bool:
+    """A file in the named folder must be a case, so that a mistake in it is told and not passed over. Any other must
+    say that it is one."""
+    home = file.parent.parent
+    if home.resolve() == folder(config, "cases"):
+        return True
+    if home.name != "cases":
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in KEYS)
+
+
+# ------------------------------------------------------------------------------------------------------------- xdist
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Under `-n auto`, one worker per GPU, if the arguments hold a case (nothing is collected yet)."""
+    if device(config) != "cuda" or not _hold_a_case(config):
+        return None
+    import torch
+
+    return torch.cuda.device_count() or None
+
+
+def _hold_a_case(config: pytest.Config) -> bool:
+    for argument in config.args:
+        path = config.invocation_params.dir / argument.partition("::")[0]
+        below = chain.from_iterable(path.glob(pattern) for pattern in ("*.yaml", "*/*.yaml", "cases/*/*.yaml"))
+        if any(_is_case(config, file) for file in ([path] if path.is_file() else below)):
+            return True
+    return False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """The first worker has collected, and nothing is given out yet: if it found cases, give them out by model."""
+    if any(".yaml::" in name and CASE_ID.search(name) for name in ids):
+        from lora_drift.harness.check import scheduling
+
+        scheduling.by_model(node.config)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_drift.pipelines.files import whole
+
 Verdict = Literal["match", "drift", "known", "missing", "stale", "corrupt", "error"]
 PASSING: frozenset[str] = frozenset({"match", "known"})
 """Verdicts that leave the exit code at 0. (`known` stops counting when its expiry date has passed.)"""
@@ -15,7 +17,7 @@ IDENTICAL = "identical"
 
 
 class Metric(BaseModel):
-    """One measured distance to the golden and its gate. `value` None: not evaluated, `note` says why."""
+    """One measured distance to the golden and its tolerance. `value` None: not evaluated, `note` says why."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,7 +26,7 @@ class Metric(BaseModel):
     gate: float | None = None
     """The limit; None for a metric that is only shown."""
     floor: float | None = None
-    """The spread measured between legal repeats, from which the gate was derived."""
+    """The spread measured between equally correct renders, from which the tolerance was derived."""
     better: Literal["lower", "higher"] = "lower"
     unit: str = ""
     note: str = ""
@@ -33,13 +35,13 @@ class Metric(BaseModel):
     def within(self) -> bool:
         if self.gate is None:
             return True
-        if self.value is None:  # a gated distance that could not be measured is not a small one
+        if self.value is None:  # a judged distance that could not be measured is not a small one
             return self.note == IDENTICAL
         return self.value <= self.gate if self.better == "lower" else self.value >= self.gate
 
 
 class Control(BaseModel):
-    """A deliberate change that must leave the gate, or the case proves nothing."""
+    """A deliberate mistake, which must be outside the tolerance, or the case proves nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,13 +53,13 @@ class Control(BaseModel):
 
 
 class Divergence(BaseModel):
-    """The first traced boundary at which the run leaves its golden."""
+    """The first traced stage at which the run leaves its golden."""
 
     model_config = ConfigDict(extra="forbid")
 
     boundary: str
     error: float | None
-    """None: the run has no such boundary, or a tensor of another shape there."""
+    """None: the run has no such stage, or a tensor of another shape there."""
     gate: float
     place: str
     """The component in words (harness/check/divergence.py)."""
@@ -65,12 +67,12 @@ class Divergence(BaseModel):
     @property
     def sentence(self) -> str:
         """How a message ends that says where the run left its golden."""
-        size = "absent or of another shape" if self.error is None else f"{self.error:.2g}, gate {self.gate:.2g}"
+        size = "absent or of another shape" if self.error is None else f"{self.error:.2g}, tolerance {self.gate:.2g}"
         return f"; it begins in: {self.place} [{self.boundary}: {size}]"
 
 
 class Suspect(BaseModel):
-    """A named deviation (harness/variations) and how far the run's picture is from ours with it."""
+    """A named deviation (`harness/deviations/library`) and how far the run's picture is from ours with it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -124,7 +126,7 @@ class Result(BaseModel):
     first_divergence: Divergence | None = None
     diagnosis: Diagnosis | None = None
     trace: dict[str, float | None] = {}
-    """Boundary -> relative error, in the order of the run; None as in `Divergence`."""
+    """Stage -> relative error, in the order of the run; None as in `Divergence`."""
     settings: dict[str, Any] = {}
     """Resolved settings of this run (size after snapping, steps, guidance, ...)."""
     golden_settings: dict[str, Any] = {}
@@ -151,9 +153,8 @@ def merge(paths: list[Path]) -> list[Result]:
 
 def write(path: Path, results: list[Result]) -> None:
     """Write a results file anew; one that is there stays whole if this is killed."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text("".join(f"{result.model_dump_json()}\n" for result in results), encoding="utf-8")
-    beside.replace(path)
+    with whole(path) as part:
+        part.write_text("".join(f"{result.model_dump_json()}\n" for result in results), encoding="utf-8")
 
 
 def read(path: Path) -> list[Result]:

@@ -6,8 +6,9 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,25 @@ from lora_drift.harness.check import (
     goldens,
     known,
     metrics,
+    noise_floor,
+    tolerances,
     user_cache,
 )
 from lora_drift.harness.check import (
     negative_controls as controls,
 )
-from lora_drift.harness.check import (
-    tolerances as gates,
-)
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result
-from lora_drift.harness.check.trace import Trace, Tracer
-from lora_drift.harness.environment import device_kind, facts
+from lora_drift.harness.check.trace import Rendered, Trace, Tracer
+from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines.errors import NotFinite
 
 LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
 """Artefact -> the argument of `Pipeline.with_lora` that takes it."""
-GATED = ("latents_rel_l2", "pixel_max", "pixel_mean")
+JUDGED = ("latents_rel_l2", "pixel_max", "pixel_mean")
 
 
 def use_minihub(home: Path | None = None) -> Path:
@@ -63,20 +63,6 @@ def use_minihub(home: Path | None = None) -> Path:
     return home
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """One render of ours."""
-
-    frames: np.ndarray
-    """uint8 [frames, height, width, 3]"""
-    latents: np.ndarray
-    """float32: what the VAE decoder received."""
-    trace: Trace
-    settings: dict[str, Any]
-    audio: np.ndarray | None = None
-    """float32 [channels, samples]"""
-
-
 Comparison = Callable[[Result, "Bench", Case, Golden, Path], None]
 
 
@@ -92,14 +78,18 @@ class Bench:
         controls: bool = True,
         floor: bool = False,
         profile: str = "reference",
+        goldens: Path = goldens.GOLDENS,
+        known: Path = known.KNOWN,
     ) -> None:
         """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
-        floor of every case, too."""
+        floor of every case, too. `goldens`: folder; `known`: file of known drifts."""
         self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
+        self.goldens, self.known = Path(goldens), Path(known)
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
         self._loaded: Any = None
         self._loaded_as: Any = None
+        self._on_cpu: Bench | None = None
 
     @property
     def toolkit(self) -> str:
@@ -115,16 +105,15 @@ class Bench:
         """The golden of `case` for this device and dtype, checked (`goldens.load`)."""
         if case.tier == "mini":
             manifest = factory.manifest_sha256(case.model, case.extras)
-            return goldens.load(self.tag, case, manifest, environment=self.environment)
+            return goldens.load(self.tag, case, manifest, root=self.goldens, environment=self.environment)
         try:
             weights = user_cache.revisions(case)
         except user_cache.NoWeights as error:
             raise goldens.Missing(str(error)) from error
-        return goldens.load(self.tag, case, None, weights=weights, environment=self.environment)
+        return goldens.load(self.tag, case, None, root=self.goldens, weights=weights, environment=self.environment)
 
-    def gates(self, case: Case, golden: Golden) -> dict[str, gates.Gate]:
-        kind, same = device_kind(self.environment), golden.same_torch(self.environment)
-        return gates.load(case.tier, kind, self.dtype, same_torch=same)
+    def tolerances(self, case: Case, golden: Golden) -> dict[str, tolerances.Tolerance]:
+        return tolerances.load(case.tier, self.environment, golden.environment)
 
     def pipeline(self, case: Case, golden: Golden) -> Any:
         """Our pipeline for `case`, with the LoRA file that the trainer saved."""
@@ -144,6 +133,7 @@ class Bench:
                 toolkit=self.toolkit,
                 noise_stream=golden.noise_stream,
                 resize_order=golden.resize_order,
+                vae_noise="cpu" if golden.environment["device"] == "cpu" else "device",
                 quantization=quantization,
                 profile=self.profile,
             )
@@ -151,6 +141,12 @@ class Bench:
             return self._loaded
         files = {LORA_FILES[a]: golden.path(a) for a in golden.artefacts if a in LORA_FILES}
         return self._loaded.with_lora(**files, mode=case.lora.mode)
+
+    def on_cpu(self) -> "Bench":
+        """The same on the CPU, in float32; kept, so that a model is loaded once there too."""
+        if self._on_cpu is None:
+            self._on_cpu = Bench("cpu", "float32", tag=self.tag, goldens=self.goldens, known=self.known)
+        return self._on_cpu
 
     def forget(self) -> None:
         """Let the loaded model go: after an error (a full GPU, say) the next case starts from nothing."""
@@ -189,7 +185,8 @@ class Bench:
 
     def settings(self, case: Case) -> Any:
         """The case's resolved settings, by our rules."""
-        from lora_drift.pipelines.settings import resolve, spec_of
+        from lora_drift.pipelines.registry import spec_of
+        from lora_drift.pipelines.settings import resolve
 
         return resolve(spec_of(case.model, self.toolkit), self.request(case))
 
@@ -200,13 +197,28 @@ class Bench:
             for name, change in _lora_changes(pipeline):
                 tracer.trace.add(f"lora/{name}", change)
         try:
-            output = pipeline.render(settings, watch=tracer.watching)
+            with no_tf32() if pipeline.base.dtype == "float32" else nullcontext():
+                output = pipeline.render(settings, watch=tracer.watching)
         except NotFinite as error:  # measured all the same: the trace says where it left the golden
             output = error.output
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
         settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
         return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """float32 means float32: by default torch lets a GPU's convolutions round to TF32 (10 bits of mantissa), which is
+    another picture than the CPU's goldens by up to 1 of 255, mean 0.07."""
+    import torch
+
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -265,7 +277,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         result.traceback = traceback.format_exc()
         bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
-    return known.judge(result)
+    return known.judge(result, path=bench.known)
 
 
 def _describe(result: Result, golden: Golden) -> None:
@@ -288,11 +300,12 @@ def _describe(result: Result, golden: Golden) -> None:
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
     from PIL import Image
 
-    from lora_drift.harness.studies import spread
-
-    if bench.floor:  # first, because gates are derived from it
-        result.noise_floor = spread.floors(bench, case, golden)
-    limits = bench.gates(case, golden)
+    if bench.floor:  # first, because tolerances are derived from it
+        render, on_cpu = partial(legal_repeat, bench, case, golden), None
+        if bench.device != "cpu" and bench.dtype == "float32":  # where the goldens are from
+            on_cpu = partial(legal_repeat, bench.on_cpu(), case, golden)
+        result.noise_floor = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype, on_cpu=on_cpu)
+    limits = bench.tolerances(case, golden)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     with encodings_kept(pipeline.base.pipe.vae):
         ours = bench.render(pipeline, settings)
@@ -316,13 +329,13 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
     if "audio" in golden.artefacts:
         measured.append(metrics.audio(golden.audio(), ours.audio))
-    result.metrics = gates.apply(measured, limits)
+    result.metrics = tolerances.apply(measured, limits)
     _trace(result, golden, ours, limits["trace"].limit)
     outside = [m for m in result.metrics if not m.within]
     blind = [c.name for c in result.controls if not c.caught]
     if outside:
         result.verdict = "drift"
-        result.message = "beyond the gate: " + ", ".join(_beyond(m) for m in outside) + _where(result)
+        result.message = "outside its tolerance: " + ", ".join(_beyond(m) for m in outside) + _where(result)
     elif blind:
         result.verdict = "error"
         result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
@@ -387,7 +400,7 @@ def _shape(frames: np.ndarray) -> str:
 
 
 def _beyond(metric: Metric) -> str:
-    return f"{metric.name} {metric.value:.3g} (gate {metric.gate:.3g})"
+    return f"{metric.name} {metric.value:.3g} (tolerance {metric.gate:.3g})"
 
 
 def _where(result: Result) -> str:
@@ -403,29 +416,29 @@ def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None
     first = divergence.first(found, limit) or finished(result.metrics)
     if first is not None:
         place = divergence.place(first, reference, ours.trace, facts)
-        gates = {m.name: m for m in result.metrics}
+        tolerances = {m.name: m for m in result.metrics}
         behind = {divergence.PIXELS: "pixel_max", divergence.AUDIO: "audio_rel_l2"}.get(first)
-        error = gates[behind].value if behind else result.trace[first]
-        gate = gates[behind].gate or 0.0 if behind else limit
-        result.first_divergence = Divergence(boundary=first, error=error, gate=gate, place=place)
+        error = tolerances[behind].value if behind else result.trace[first]
+        tolerance = tolerances[behind].gate or 0.0 if behind else limit
+        result.first_divergence = Divergence(boundary=first, error=error, gate=tolerance, place=place)
 
 
 def finished(measured: list[Metric]) -> str | None:
-    """The boundary behind the traced ones at which a finished render leaves its gate."""
+    """The stage behind the traced ones at which a finished render is outside its tolerance."""
     outside = {m.name for m in measured if not m.within}
     if outside & {"pixel_max", "pixel_mean"}:
         return divergence.PIXELS
     return divergence.AUDIO if "audio_rel_l2" in outside else None
 
 
-def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.Gate]) -> Control:
-    """A control is caught when one of the gated metrics leaves its gate."""
+def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, tolerances.Tolerance]) -> Control:
+    """A control is caught when one of the judged metrics is outside its tolerance."""
     reference = golden.frames()
     if reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
         return Control(name=name, pixel_max=255, latents_rel_l2=1, caught=True)
     measured = {
         m.name: m
-        for m in gates.apply(
+        for m in tolerances.apply(
             [*metrics.latents(golden.latents(), ours.latents), *metrics.pixel_levels(reference, ours.frames)], limits
         )
     }
@@ -433,8 +446,20 @@ def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, gates.
         name=name,
         pixel_max=measured["pixel_max"].value or 0.0,
         latents_rel_l2=measured["latents_rel_l2"].value or 0.0,
-        caught=any(not measured[m].within for m in GATED),
+        caught=any(not measured[m].within for m in JUDGED),
     )
+
+
+def dtype_of(device: str, tag: str, case: Case, root: Path) -> str:
+    """What a case is checked in, unless the user says: in the trainer's own dtype where the device has goldens for that
+    (on a GPU bfloat16), else in float32, for which the CPU's serve every device."""
+    if device != "cpu" and case.tier == "full":
+        return "bfloat16"  # there are no others
+    if device != "cpu":
+        where = goldens.variant(facts(device, "bfloat16"))
+        if goldens.content(tag, case.id, root, variant=where) is not None:
+            return "bfloat16"
+    return "float32"
 
 
 def newest_tag() -> str:
@@ -442,7 +467,7 @@ def newest_tag() -> str:
 
 
 def legal_repeat(bench: Bench, case: Case, golden: Golden, mode: str | None = None) -> Rendered:
-    """The case once more, with the LoRA in another mode if given: what gates are derived from."""
+    """The case once more, with the LoRA in another mode if given: what tolerances are derived from."""
     pipeline = bench.pipeline(case, golden)
     if mode is not None and pipeline.lora is not None:
         pipeline = replace(pipeline, mode=mode)

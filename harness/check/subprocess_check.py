@@ -20,25 +20,26 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.check.runner import Bench
-from lora_drift.harness.paths import ROOT
+from lora_drift.harness.paths import IN_CHECKOUT, ROOT
 
 
 def check(bench: Bench, case: Case, path: Path, out: Path) -> Result:
-    """`runner.check`, but what can be said without the weights (no golden, no gate) is said here, without a process."""
+    """`runner.check`; but what needs no weights (no golden, no tolerance) is reported without starting a process."""
     return runner.check(bench, case, out, partial(_compare, path))
 
 
 def _compare(path: Path, result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
-    if not bench.floor:  # which is measured where there is no gate yet, too
-        bench.gates(case, golden)
+    if not bench.floor:  # which is measured where there is no tolerance yet, too
+        bench.tolerances(case, golden)
     options = {name: getattr(bench, name) for name in signature(Bench).parameters}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "result.json"
         request = {"case": str(path), "out": str(out), "answer": str(answer), "bench": options}
         env = user_cache.own()
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+        if IN_CHECKOUT:  # which may be on the path of this process alone
+            env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
         done = subprocess.run(
-            [sys.executable, "-m", "lora_drift.harness.check.subprocess_check", json.dumps(request)],
+            [sys.executable, "-m", "lora_drift.harness.check.subprocess_check", json.dumps(request, default=str)],
             env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         if done.returncode or not answer.is_file():

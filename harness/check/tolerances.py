@@ -1,26 +1,29 @@
-"""Gates: how far from its golden a render may be.
+"""Tolerances: how far from its golden a render may be.
 
-A gate is not chosen but derived: the largest distance measured between renders that are legally the same (the same
+A tolerance is not chosen but derived: the largest distance measured between renders that are equally correct (the same
 code again, merged against live LoRA, one thread against two, another torch with its libraries), times a stated factor.
-`lora-drift gates` measures them and writes gates.json; the report shows spread and gate side by side.
+`lora-drift tolerances` measures them and writes tolerances.json; the report shows spread and tolerance side by side.
 """
 
 import json
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check.results import Metric
+from lora_drift.harness.environment import architecture
 
-GATES = Path(__file__).parent / "tolerances.json"
+TOLERANCES = Path(__file__).parent / "tolerances.json"
 FACTORS = {"latents_rel_l2": 4.0, "audio_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
-"""pixel_max counts whole steps of 1/255, so its spread is its gate. A traced boundary is known only from a sketch, so
+"""pixel_max counts whole steps of 1/255, so its spread is its tolerance. A traced stage is known only from a sketch, so
 its factor is larger."""
+ANOTHER_PROCESSOR = "/another processor"
+"""... than that of the golden: its kernels add up in another order, in the trainer as in ours."""
 
 
-class Gate(BaseModel):
+class Tolerance(BaseModel):
     """One limit: `spread` was measured in the comparison `seen_in`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,31 +37,47 @@ class Gate(BaseModel):
         return self.spread * self.factor
 
 
-class GateError(Exception):
-    """No gate was measured for this tier, device and dtype."""
+class ToleranceError(Exception):
+    """No tolerance was measured for this tier, device and dtype."""
 
 
-@cache
-def load(tier: str, device: str, dtype: str, *, same_torch: bool = False) -> dict[str, Gate]:
-    """Metric name -> gate. `device` is a kind of device (`environment.device_kind`); where the golden is of the
-    same torch, what was measured for that counts: on a GPU, the same bits.
+def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None) -> str:
+    """What the tolerances are filed under for a render in `environment` (`environment.facts`) of a case whose golden
+    was recorded in the environment `golden`; None: where the render was.
+
+    In half precision each architecture has goldens of its own. In float32 the CPU's serve everywhere, and how far apart
+    correct renders are depends on what lies between: the same processor, another one, or a GPU.
+    """
+    where, dtype = architecture(environment), environment["dtype"]
+    if dtype != "float32":
+        return f"{tier}/{where}/{dtype}"
+    if where != "cpu":
+        return f"{tier}/cuda/float32"
+    other = golden is not None and golden["cpu"] != environment["cpu"]
+    return f"{tier}/cpu/float32" + (ANOTHER_PROCESSOR if other else "")
+
+
+def load(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
+    """Metric name -> tolerance, for what `key` says.
 
     Raises:
-        GateError: nothing was measured there; a run without a gate cannot pass.
+        ToleranceError: nothing was measured there; a run without a tolerance cannot pass.
     """
-    key, exact = f"{tier}/{device}/{dtype}", f"{tier}/{device}/{dtype}/same torch"
-    table = json.loads(GATES.read_text(encoding="utf-8"))["gates"]
-    key = exact if same_torch and exact in table else key
-    if key not in table:
-        options = f"--tier {tier} --device {'cpu' if device == 'cpu' else 'cuda'} --dtype {dtype} --write"
-        raise GateError(f"no gates were measured for {key} (known: {', '.join(table)}), and nothing passes without; "
-                        f"measure them: lora-drift gates {options}")  # fmt: skip
-    return {name: Gate.model_validate(value) for name, value in table[key].items()}
+    wanted = key(tier, environment, golden)
+    table = json.loads(TOLERANCES.read_text(encoding="utf-8"))["gates"]
+    if wanted not in table:
+        device = "cpu" if environment["device"] == "cpu" else "cuda"
+        options = f"--tier {tier} --device {device} --dtype {environment['dtype']} --write"
+        raise ToleranceError(f"no tolerances were measured for {wanted} (known: {', '.join(table)}), so nothing "
+                             f"passes; measure them: lora-drift tolerances {options}")  # fmt: skip
+    return {name: Tolerance.model_validate(value) for name, value in table[wanted].items()}
 
 
-def apply(metrics: Iterable[Metric], gates: dict[str, Gate]) -> list[Metric]:
-    """The same metrics with `gate` and `floor` filled in where there is a gate."""
+def apply(metrics: Iterable[Metric], tolerances: dict[str, Tolerance]) -> list[Metric]:
+    """The same metrics with `gate` and `floor` filled in where there is a tolerance."""
     return [
-        m.model_copy(update={"gate": gates[m.name].limit, "floor": gates[m.name].spread}) if m.name in gates else m
+        m.model_copy(update={"gate": tolerances[m.name].limit, "floor": tolerances[m.name].spread})
+        if m.name in tolerances
+        else m
         for m in metrics
     ]

@@ -1,8 +1,9 @@
-"""Traces: what passed each boundary of a render, small enough to keep with every golden.
+"""Traces: what passed each stage of a render, small enough to keep with every golden.
 
 The same hooks watch the trainer's pipelines and ours, by the role of a module rather than by its class:
 
-    encode/<encoder>#<n>         output of the n-th call of a text encoder (positive first, then negative)
+    tokens/<encoder>#<n>         token ids that the n-th call of a text encoder reads (positive first, then negative)
+    encode/<encoder>#<n>         output of that call
     schedule/timesteps|sigmas    what the scheduler laid out
     step0/noise                  latents before the first step
     step<k>/denoiser#<n>.<arg>   each tensor input of the n-th denoiser call of step k (embeddings: step 0 only)
@@ -12,7 +13,8 @@ The same hooks watch the trainer's pipelines and ours, by the role of a module r
     decode/in, decode/out        VAE decoder input ("final latents") and output
     lora/<module>                the weight change of one module at multiplier 1
 
-A boundary is kept as a count sketch of 128 numbers (16 for a LoRA delta, of its first million elements): linear and
+Token ids are kept whole (recordings from before there was this stage have none). Any other stage is kept as a count
+sketch of 128 numbers (16 for a LoRA delta, of its first million elements): linear and
 unbiased in the squared norm, so that the relative distance of two tensors can be estimated (to about 9 %; 25 %) from
 their sketches alone.
 """
@@ -52,10 +54,12 @@ def sketch(values: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
 
 @dataclass
 class Trace:
-    """Boundaries in the order in which they were passed."""
+    """Stages in the order in which they were passed."""
 
     sketches: dict[str, np.ndarray] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    """Boundary -> ids, int32 [batch, tokens]."""
     final_latents: np.ndarray | None = None
     """float32: the first decoder call's input, whole."""
 
@@ -69,30 +73,48 @@ class Trace:
 
         sizes = {len(s) for s in self.sketches.values()}
         tensors = {str(n): np.stack([s for s in self.sketches.values() if len(s) == n]) for n in sizes}
-        boundaries = [[name, self.shapes[name], len(s)] for name, s in self.sketches.items()]
-        save_file(tensors, path, {"boundaries": json.dumps(boundaries)})
+        stages = [[name, self.shapes[name], len(s)] for name, s in self.sketches.items()]
+        save_file({**tensors, **self.tokens}, path, {"boundaries": json.dumps(stages)})
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
         from safetensors import safe_open
 
         with safe_open(path, framework="np") as file:
-            boundaries = json.loads(file.metadata()["boundaries"])
-            rows = {size: iter(file.get_tensor(size)) for size in {str(s) for _, _, s in boundaries}}
-        sketches = {name: next(rows[str(size)]) for name, _, size in boundaries}
-        return cls(sketches, {name: shape for name, shape, _ in boundaries})
+            stages = json.loads(file.metadata()["boundaries"])
+            tokens = {name: file.get_tensor(name) for name in file.keys() if name.startswith("tokens/")}  # noqa: SIM118
+            rows = {size: iter(file.get_tensor(size)) for size in {str(s) for _, _, s in stages}}
+        sketches = {name: next(rows[str(size)]) for name, _, size in stages}
+        return cls(sketches, {name: shape for name, shape, _ in stages}, tokens)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One render of ours, and its trace."""
+
+    frames: np.ndarray
+    """uint8 [frames, height, width, 3]"""
+    latents: np.ndarray
+    """float32: what the VAE decoder received."""
+    trace: Trace
+    settings: dict[str, Any]
+    audio: np.ndarray | None = None
+    """float32 [channels, samples]"""
 
 
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:
-    """Boundary -> relative L2 distance, in the golden's order.
+    """Stage -> relative L2 distance, in the golden's order.
 
-    A boundary that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
+    A stage that is missing on our side, or has another shape (dimensions of one aside), counts as infinitely far.
     An encoder call that we do not make is left out (the trainer also encodes negative prompts that nothing reads), and
     so is an argument that our denoiser names or splits otherwise: what matters of it shows in what follows. So is what
     goes through the trainer's denoiser in another layout (HiDream's takes a picture that is not square as a row of
     patches, and returns its mask): another size of the picture itself would show in the noise.
+
+    Token ids are equal (0) or not (1), wherever both sides know them.
     """
-    found: dict[str, float] = {}
+    both = golden.tokens.keys() & ours.tokens.keys()
+    found = {name: float(not np.array_equal(golden.tokens[name], ours.tokens[name])) for name in sorted(both)}
     for name, reference in golden.sketches.items():
         may_lack = name.startswith("encode/") or re.search(r"/denoiser#\d+\.", name)
         if may_lack and name not in ours.sketches:
@@ -203,12 +225,20 @@ class Tracer:
             self.trace.add(name, array)
 
     def _hook_encoder(self, role: str, module: Any) -> None:
+        signature = inspect.signature(module.forward)
+
+        def before(_module: Any, args: Any, kwargs: Any) -> None:
+            ids = signature.bind(*args, **kwargs).arguments.get("input_ids")
+            if ids is not None:  # an encoder of pictures has none
+                self.trace.tokens[f"tokens/{role}#{self._count(f'tokens/{role}')}"] = ids.cpu().numpy().astype(np.int32)
+
         def after(_module: Any, _args: Any, output: Any) -> None:
             hidden = getattr(output, "last_hidden_state", None)
             if hidden is None:
                 hidden = getattr(output, "hidden_states", None) or output
             self._add(f"encode/{role}#{self._count(role)}", hidden[-1] if isinstance(hidden, tuple) else hidden)
 
+        self._undo.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._undo.append(module.register_forward_hook(after).remove)
 
     def _hook_denoiser(self, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""Cases against goldens: `check`, `report`, `known`, and `gates`, from which their limits come."""
+"""Cases against goldens: `check`, `report`, `known`, and `tolerances`, which measures their limits."""
 
 import json
 from datetime import datetime
@@ -16,7 +16,7 @@ Dtype = Annotated[
 ]
 
 app = typer.Typer()
-known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained, measured, and with an expiry date.")
+known_app = typer.Typer(no_args_is_help=True, help="Known drifts: explained and measured, until they expire.")
 app.add_typer(known_app, name="known")
 
 
@@ -25,19 +25,27 @@ def check(
     model: options.Models = None,
     tag: options.Tag = None,
     case: options.Cases = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(help="folder of case files, MODEL/NAME.yaml (default: the checkout's, else ./cases)"),
+    ] = None,
+    goldens: Annotated[Path | None, typer.Option(help="their goldens (default: goldens beside the cases)")] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
-    results: Annotated[Path | None, typer.Option("--json", help="write one JSON object per case to this file")] = None,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    results: Annotated[
+        Path | None, typer.Option("--json", help="write a line of JSON for each case to this file")
+    ] = None,
     report: Annotated[bool, typer.Option(help="write reports/<tag>/index.html")] = True,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show pytest's own output")] = False,
 ) -> None:
-    """Render every case and compare it with what the trainer rendered. The same run as `pytest cases/`.
+    """Render every case and compare it with what the trainer rendered. This is the same run as `pytest cases/`.
 
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
-    with user_errors():
-        from lora_drift.harness.check import session
+    with user_errors(needs="check"):
+        from lora_drift.harness.cli import session
+        from lora_drift.harness.paths import ROOT
 
         raise typer.Exit(
             session.run(
@@ -46,10 +54,12 @@ def check(
                 tag=tag,
                 device=device,
                 dtype=dtype,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 report=report,
                 verbose=verbose,
+                cases_folder=cases or ROOT / "cases",
+                goldens_folder=goldens,
             )
         )
 
@@ -63,15 +73,15 @@ def report(
     since: Annotated[
         Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
     ] = None,
-    index: Annotated[bool, typer.Option("--index", help="the overview of all tags and releases instead")] = False,
+    index: Annotated[bool, typer.Option("--index", help="write the overview of all tags and releases instead")] = False,
 ) -> None:
-    """Render the report from result files, without rendering a picture again. Files of several machines are merged.
+    """Write the report from result files, without rendering anything. Files from several machines are merged.
 
     Writes index.html, summary.json, summary.md, comment.md (for a pull request) and junit.xml. With --index, writes
-    the overview of every summary and matrix under reports/: a column a tag or release, a row a model.
+    the overview of every summary and matrix under reports/, with a row for each model.
     """
-    with user_errors():
-        from lora_drift.harness.check import session
+    with user_errors(needs="check"):
+        from lora_drift.harness.cli import session
 
         try:
             if index:
@@ -90,15 +100,18 @@ def report(
 @known_app.command("add")
 def known_add(
     case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora")],
-    cause: Annotated[str, typer.Option(help="why it drifts, in words that the next reader understands")],
-    expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it is drift again")],
-    results: Annotated[list[Path] | None, typer.Option(help="take the size from here, instead of checking now")] = None,
+    cause: Annotated[str, typer.Option(help="why it drifts; the report shows it")],
+    expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it counts as drift again")],
+    results: Annotated[
+        list[Path] | None, typer.Option(help="take its size from these files instead of rendering the case")
+    ] = None,
     tag: options.Tag = None,
     device: Device = "cpu",
 ) -> None:
-    """List a drift in cases/known.yaml: with its measured size, its cause, and a day on which it expires, loudly."""
-    with user_errors():
-        from lora_drift.harness.check import known, session
+    """Add a drift to cases/known.yaml, with its measured size, its cause and the day on which it expires."""
+    with user_errors(needs="check"):
+        from lora_drift.harness.check import known
+        from lora_drift.harness.cli import session
 
         try:
             entry = known.add(session.measured(case, results, tag, device), case, cause, expires.date())
@@ -108,27 +121,44 @@ def known_add(
 
 
 @app.command()
-def gates(
-    save: Annotated[Path | None, typer.Option(help="only keep this environment's renders in this folder")] = None,
-    against: Annotated[Path | None, typer.Option(help="folder that --save wrote in another environment")] = None,
-    results: Annotated[Path | None, typer.Option(help="read it from a file of `pytest --drift-floor` instead")] = None,
+def tolerances(
+    save: Annotated[Path | None, typer.Option(help="only save this environment's renders to this folder")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="compare with a folder that --save wrote in another environment")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="take the spread from a file of `pytest --drift-floor` instead")
+    ] = None,
+    recorded: Annotated[
+        Path | None,
+        typer.Option(help="compare with the goldens that the recorder wrote to this folder on another processor"),
+    ] = None,
+    tag: options.Tag = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     tier: Annotated[
-        Literal["mini", "full"], typer.Option(help="full: the recorded cases on the real weights")
+        Literal["mini", "full"], typer.Option(help="full: the recorded cases, on the real weights")
     ] = "mini",
-    write: Annotated[bool, typer.Option("--write", help="store the derived gates in harness/gates.json")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="store the tolerances in harness/check/tolerances.json")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the spread between legal repeats, from which the gates are derived.
+    """Measure how far equally correct renders are apart (the spread), and derive the tolerances from it.
 
-    Repeats: the same code again, deterministic kernels against default ones (on a GPU), in float32 merged against live
-    LoRA and one thread against two, and (--against) another torch.
+    Compared are: two renders by the same code; on a GPU, deterministic and default kernels; in float32, merged and
+    live LoRA, and one and two threads; with --against, another torch; with --recorded, the trainer on two processors.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import cases, runner
         from lora_drift.harness.check import results as files
+        from lora_drift.harness.check import tolerances as limits
+        from lora_drift.harness.paths import IN_CHECKOUT
         from lora_drift.harness.studies import spread as measure
+        from lora_drift.harness.tags import newest
+
+        if write and not IN_CHECKOUT:
+            fail("--write: works in a checkout of lora-drift only, whose file it changes; leave it out")
 
         if results is not None:
             spreads = measure.of_results(files.read(results))
@@ -136,8 +166,15 @@ def gates(
                 fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
             _finish(spreads, write, as_json)
             raise typer.Exit
+        if recorded is not None:
+            runner.use_minihub()
+            spreads = measure.of_recordings(recorded.resolve(), tag or newest())
+            if not spreads:
+                fail(f"--recorded {recorded}: holds no golden of another processor than this checkout's")
+            _finish(spreads, write, as_json)
+            raise typer.Exit
         if save is not None and tier == "full":
-            fail("gates: --save keeps renders of the mini cases only; leave --tier full out")
+            fail("tolerances: --save keeps renders of the mini cases only; leave --tier full out")
         total = len(cases.load_all(tier=tier))
         with progress("measuring", total, quiet=as_json) as advance:
             seen: list[str] = []
@@ -151,8 +188,8 @@ def gates(
                 raise typer.Exit
             spread = measure.measure(device, dtype, against, note, tier)
         if not spread:
-            fail(f"gates: no case of the tier {tier} has both weights and a golden here; record one (docs/goldens.md)")
-        _finish({measure.key(runner.Bench(device, dtype).environment, tier): spread}, write, as_json)
+            fail(f"tolerances: no case of the tier {tier} has weights and a golden here; record one (docs/goldens.md)")
+        _finish({limits.key(tier, runner.Bench(device, dtype).environment): spread}, write, as_json)
 
 
 def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:

@@ -30,11 +30,15 @@ OF_RESULTS = ("results", "device", "budget", "top")
 @app.command()
 def diagnose(
     ctx: typer.Context,
-    image: Annotated[Path | None, typer.Option(help="theirs: .png .jpg .webp .gif, or a video: .mp4 .mkv")] = None,
-    trace: Annotated[Path | None, typer.Option(help="theirs, as trace.capture saved it")] = None,
-    case: Annotated[str | None, typer.Option(help="what it should be, e.g. flux/lora; or say it with --model")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="the other program's picture (.png .jpg .webp .gif) or video (.mp4 .mkv)")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="the other program's trace, as trace.capture saved it")] = None,
+    case: Annotated[
+        str | None, typer.Option(help="the case that it should be, e.g. flux/lora (or use --model)")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="model id")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="may hold [trigger] and flags")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags")] = None,
     lora: options.LoraFiles = None,
     negative: options.Negative = "",
     width: options.Width = None,
@@ -58,29 +62,27 @@ def diagnose(
     noise_stream: options.NoiseStream = None,
     resize_order: options.ResizeOrder = None,
     mini: options.Mini = False,
-    budget: Annotated[float | None, typer.Option(help="seconds; stop then, with what is known")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="of a check: explain every drift in there, for the report")
-    ] = None,
+    budget: Annotated[float | None, typer.Option(help="stop after this many seconds")] = None,
+    results: Annotated[Path | None, typer.Option(help="results of a check: explain every drift in them")] = None,
     top: Annotated[int, typer.Option(min=1, help="rows of the ranking to print")] = 10,
     as_json: options.Json = False,
 ) -> None:
-    """Say why another program's picture is not ours: which of the known deviations makes ours theirs.
+    """Say why another program's picture differs from ours: which known mistake turns ours into theirs.
 
-    Renders the reference, then each variation that applies, then the promising pairs, and ranks them by how near they
-    come. Ctrl-C prints what is known by then.
+    Renders the reference, then every variation (mistake) that applies, then the promising pairs, and ranks them by how
+    near they come. Ctrl-C prints what is known so far.
 
         lora-drift diagnose -m flux --lora my.safetensors -p "a photo of sks" --seed 7 --image theirs.png
 
-    With --results FILE of a check that drifted (run this where its cases match), every drift in there is explained, and
-    the answer written into the file, from which `lora-drift report` shows it.
+    With --results FILE, explains every drift of a check and writes the answers into its file, where `lora-drift report`
+    finds them. Run this where the cases match.
 
     Exits with 0 when the picture is explained, 1 when nothing explains it, 130 when interrupted.
     """
     from lora_drift.harness.check import runner
     from lora_drift.pipelines.settings import Request
 
-    with user_errors(REMEDIES):
+    with user_errors(remedies=REMEDIES):
         if budget is not None and not budget > 0:
             fail(f"--budget {budget:g}: give a number of seconds above 0")
         check_device(device)
@@ -178,7 +180,8 @@ def _subject(model: str, request: Request, lora: list[str], tag: str | None, min
     from lora_drift.harness import tags
     from lora_drift.harness.check import runner
     from lora_drift.harness.hf_logging import quiet
-    from lora_drift.pipelines.settings import resolve, spec_of
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import resolve
 
     toolkit = tags.row(tag or tags.newest()).version
     if request.seed == -1:

@@ -1,7 +1,8 @@
-"""The `lora-drift` command; each module of `lora_drift.harness.cli.shared` brings its part."""
+"""The `lora-drift` command. Each module beside this one adds its commands."""
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -12,8 +13,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Render LoRAs trained with ostris/ai-toolkit as the trainer samples them, and prove it.",
-    epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to mend it).",
+    epilog="Exit codes: 0 all well; 1 a case does not match; 2 the request is wrong (the message says how to fix it).",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lora-drift {version('lora-drift')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
 for part in (sample, verify, check, diagnose, study, show, serve):
     app.add_typer(part.app)
 

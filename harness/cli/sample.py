@@ -33,10 +33,10 @@ REMEDIES_OF_JOB = {
 @app.command()
 def sample(
     context: typer.Context,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold [trigger] and flags (--w 512 ...)")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".png .mkv are lossless; .jpg .webp .mp4 are not")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags (--w 512 ...)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="lossless: .png .mkv; lossy: .jpg .webp .mp4")],
     model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")] = "",
-    job: Annotated[Path | None, typer.Option(help="a training job's folder: its model, LoRA and settings")] = None,
+    job: Annotated[Path | None, typer.Option(help="take model, LoRA and settings from a training job's folder")] = None,
     step: Annotated[int | None, typer.Option(help="which of the job's LoRAs (default: the last)")] = None,
     lora: options.LoraFiles = None,
     negative: options.Negative = "",
@@ -45,7 +45,7 @@ def sample(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_rescale: options.GuidanceRescale = 0.0,
-    seed: Annotated[int, typer.Option(help="-1 draws one")] = 42,
+    seed: Annotated[int, typer.Option(help="-1 takes a random one")] = 42,
     multiplier: options.Multiplier = 1.0,
     frames: options.Frames = None,
     fps: options.Fps = None,
@@ -59,24 +59,27 @@ def sample(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
+    vae_noise: options.VaeNoise = "device",
     resize_order: options.ResizeOrder = None,
     quantize: Annotated[
         bool, typer.Option(help="quantise the denoiser as the trainer did (default: the job's)")
     ] = False,
-    quantize_te: Annotated[bool | None, typer.Option(help="the text encoder too (default: as --quantize)")] = None,
-    qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7; TYPE|ADAPTER")] = "qfloat8",
-    qtype_te: Annotated[str, typer.Option(help="of the text encoder, where the trainer tells them apart")] = "qfloat8",
+    quantize_te: Annotated[
+        bool | None, typer.Option(help="quantise the text encoder too (default: as --quantize)")
+    ] = None,
+    qtype: Annotated[str, typer.Option(help="qfloat8, float8, uint2 ... uint7, or TYPE|ADAPTER")] = "qfloat8",
+    qtype_te: Annotated[str, typer.Option(help="the same for the text encoder, where the trainer has two")] = "qfloat8",
     recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
-    profile: Annotated[str, typer.Option(help="reference; not to the byte: compiled, or fast")] = "reference",
+    profile: Annotated[str, typer.Option(help="reference; or faster and not exact: compiled, fast")] = "reference",
     mini: options.Mini = False,
     as_json: options.Json = False,
 ) -> None:
-    """Render one picture or video, with a receipt (OUTPUT.json) that says exactly how it came to be.
+    """Render one picture or video, with a receipt (OUTPUT.json) that says how to render it again.
 
-    Weights are read from the ordinary Hugging Face cache, or downloaded to it.
+    Weights are read from your usual Hugging Face cache, or downloaded to it.
 
-        lora-drift sample -m flux --lora my.safetensors -p "a photo of [trigger]" --trigger sks -o out.png
-        lora-drift sample --job output/my_lora -p "a photo of [trigger]" -o out.png
+        lora-drift sample -m flux --lora my.safetensors -p "a photo of \\[trigger]" --trigger sks -o out.png
+        lora-drift sample --job output/my_lora -p "a photo of \\[trigger]" -o out.png
     """
     if job is not None:
         asked = {name: value for name, value in locals().items() if name != "job"}
@@ -84,14 +87,15 @@ def sample(
         return
     if not model or step is not None:
         fail("--step belongs to --job FOLDER" if model else "give --model (`lora-drift models` lists them), or --job")
-    with user_errors(REMEDIES):
+    with user_errors(remedies=REMEDIES):
         from lora_drift import pipelines
         from lora_drift.harness import tags
         from lora_drift.harness.check import runner, verified_by
         from lora_drift.harness.hf_logging import quiet
         from lora_drift.pipelines.output import check_path
         from lora_drift.pipelines.quantize import Quantization
-        from lora_drift.pipelines.settings import Request, resolve, spec_of
+        from lora_drift.pipelines.registry import spec_of
+        from lora_drift.pipelines.settings import Request, resolve
 
         toolkit = tags.row(tag or tags.newest()).version
         spec = spec_of(model, toolkit)
@@ -116,6 +120,7 @@ def sample(
             dtype=dtype,
             toolkit=toolkit,
             noise_stream=noise_stream,
+            vae_noise=vae_noise,
             resize_order=resize_order,
             quantization=Quantization(quantize, quantize_te, qtype, qtype_te, recovery),
             profile=profile,
@@ -138,7 +143,7 @@ def _of_job(context: typer.Context, asked: dict[str, Any], folder: Path, step: i
     given = {name: asked[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
     if step is not None and "lora" in given:
         fail(f"--step {step}: chooses one of the job's LoRAs; leave it out, or --lora")
-    with user_errors(REMEDIES_OF_JOB):
+    with user_errors(remedies=REMEDIES_OF_JOB):
         from lora_drift.harness.trainer.jobs import sample_options
 
         options, notes = sample_options.options(folder, step, given)

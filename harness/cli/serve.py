@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lora_drift.harness import extras
 from lora_drift.harness.cli.shared import fail
 
 app = typer.Typer()
@@ -14,16 +15,23 @@ app = typer.Typer()
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="HOST; default 127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="PORT; default 8000")] = None,
-    device: Annotated[str | None, typer.Option(help="DEVICE; default cuda")] = None,
-    loras: Annotated[Path | None, typer.Option(help="WORKFLOWS_BASE_PATH, the folder of LoRA files")] = None,
-    output: Annotated[Path | None, typer.Option(help="OUTPUT_BASE_PATH")] = None,
-    mini: Annotated[bool, typer.Option("--mini", help="miniature base models, on the CPU (to try things out)")] = False,
+    host: Annotated[str | None, typer.Option(help="address to listen on (HOST, 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="(PORT, 8000)")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (DEVICE, cuda)")] = None,
+    loras: Annotated[Path | None, typer.Option(help="folder of LoRA files (WORKFLOWS_BASE_PATH)")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for outputs (OUTPUT_BASE_PATH)")] = None,
+    mini: Annotated[
+        bool, typer.Option("--mini", help="use the miniature base models, on the CPU (to try things out)")
+    ] = False,
 ) -> None:
-    """Serve the models over HTTP (docs/server.md). Every setting has an environment variable; options win over them."""
+    """Serve the models over HTTP (docs/server.md).
+
+    Every setting has an environment variable, named here in parentheses with its default. Options override them.
+    """
     if sys.version_info < (3, 11):
         fail("the server needs Python 3.11 or later (FastAPI's limit for request bodies does)")
+    if lacking := extras.lacking("server"):
+        fail(f"the server {lacking}")
     given = {"HOST": host, "PORT": port, "DEVICE": device, "WORKFLOWS_BASE_PATH": loras, "OUTPUT_BASE_PATH": output}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if mini:
@@ -31,10 +39,6 @@ def serve(
 
         runner.use_minihub()
         os.environ.setdefault("DEVICE", "cpu")
-    try:
-        from lora_drift.server.command import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lora_drift":
-            raise
-        fail(f"the server needs {error.name}, which is not installed: pip install 'lora-drift[server]'")
+    from lora_drift.server.command import run
+
     raise typer.Exit(run())

@@ -14,23 +14,26 @@ def fail(message: object) -> NoReturn:
 
 
 @contextmanager
-def user_errors(remedies: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Errors that a user can mend end in one paragraph and exit code 2.
+def user_errors(needs: str | None = None, *, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2. `needs`: the extra that the command is of.
 
     `remedies` are the command's own words for what mends them, which only it has (`pipelines.errors`).
     """
+    from lora_drift.harness import extras
     from lora_drift.harness.check.cases import CaseError
-    from lora_drift.harness.check.tolerances import GateError
+    from lora_drift.harness.check.tolerances import ToleranceError
     from lora_drift.harness.minihub.factory import MiniHubError
     from lora_drift.harness.studies.matrix import MatrixError
     from lora_drift.harness.tags import TagError
     from lora_drift.pipelines import RequestError
 
+    if needs is not None and (lacking := extras.lacking(needs)):
+        fail(f"this command {lacking}")
     try:
         yield
     except RequestError as error:
         fail(error.told(remedies or {}))
-    except (CaseError, GateError, MiniHubError, TagError, MatrixError) as error:
+    except (CaseError, ToleranceError, MiniHubError, TagError, MatrixError) as error:
         fail(error)
 
 

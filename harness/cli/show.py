@@ -1,4 +1,4 @@
-"""What there is to know: `models`, `version`, and the mini hub."""
+"""`models`, `version`, and the mini hub."""
 
 import json
 import shutil
@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import user_errors
+from lora_drift.harness.cli.shared import fail, user_errors
 
 app = typer.Typer()
-minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache that the mini cases run on.")
+minihub_app = typer.Typer(no_args_is_help=True, help="The miniature Hugging Face cache on which the mini cases run.")
 app.add_typer(minihub_app, name="minihub")
 
 
@@ -23,19 +23,22 @@ def models(
     as_json: options.Json = False,
     write: Annotated[Path | None, typer.Option(help="write the catalogue to this folder (docs/models)")] = None,
 ) -> None:
-    """List the models and everything that changes their pictures; or show one of them with its verified status."""
+    """List the models with what changes their pictures, or show the page of one."""
     from lora_drift.pipelines import MODELS
 
     if write is not None:
-        from lora_drift.harness.report import catalogue
+        with user_errors(needs="check"):
+            from lora_drift.harness.paths import IN_CHECKOUT
+            from lora_drift.harness.report import catalogue
 
-        with user_errors():
+            if not IN_CHECKOUT:
+                fail("--write: the catalogue is made from a checkout's cases, goldens and reports; run this there")
             changed = catalogue.write(write)
         typer.echo("\n".join(map(str, changed)) or f"{write} is up to date")
         return
     if model is not None:
         with user_errors():
-            from lora_drift.pipelines.settings import spec_of
+            from lora_drift.pipelines.registry import spec_of
 
             spec_of(model)
         show_model(model, as_json)
@@ -59,19 +62,19 @@ def show_model(model: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from lora_drift.harness.report import catalogue
+    from lora_drift.harness.report import PAGES
     from lora_drift.pipelines import MODELS
 
     if as_json:
         typer.echo(json.dumps(asdict(MODELS[model]), indent=2))
     else:
-        text = catalogue.page(model).split("-->\n", 1)[1]
+        text = (PAGES / f"{model}.md").read_text(encoding="utf-8").split("-->\n", 1)[1]
         Console(width=None if sys.stdout.isatty() else 120).print(Markdown(text))
 
 
 @app.command()
 def version() -> None:
-    """Versions of this package and of what pictures depend on."""
+    """Print the versions of this package and of the libraries that pictures depend on."""
     from importlib.metadata import version as of
 
     for package in ("lora-drift", "torch", "diffusers", "transformers", "safetensors"):
@@ -80,7 +83,7 @@ def version() -> None:
 
 @minihub_app.command("build")
 def minihub_build(as_json: options.Json = False) -> None:
-    """Build the mini hub (a second or two) and print its folder. Does nothing when it is there."""
+    """Build the mini hub, unless it is there already, and print its folder. Takes a second or two."""
     with user_errors():
         from lora_drift.harness.minihub import factory
 
@@ -90,7 +93,7 @@ def minihub_build(as_json: options.Json = False) -> None:
 
 @minihub_app.command("verify")
 def minihub_verify() -> None:
-    """Check every file of the mini hub against the committed manifest."""
+    """Compare the hash of every file of the mini hub with the committed manifests."""
     with user_errors():
         from lora_drift.harness.minihub import factory
 
@@ -108,8 +111,8 @@ def minihub_path() -> None:
 @minihub_app.command("full")
 def minihub_full(
     model: Annotated[list[str], typer.Option(help="a model of `harness/minihub/full.py` (repeatable)")],
-    home: Annotated[Path, typer.Option(help="folder to build it in, to be used as HF_HOME")],
-    prune: Annotated[bool, typer.Option(help="remove the weights of other models from that folder first")] = False,
+    home: Annotated[Path, typer.Option(help="folder to build in; use it as HF_HOME")],
+    prune: Annotated[bool, typer.Option(help="first remove the weights of other models from that folder")] = False,
 ) -> None:
     """Build models of the real size with random weights, as benchmarks/gpu.py measures them (tens of gigabytes)."""
     with user_errors():
@@ -120,9 +123,12 @@ def minihub_full(
 
 @minihub_app.command("manifest")
 def minihub_manifest() -> None:
-    """Developer command: rebuild from a changed factory and commit its hashes as the new truth."""
+    """For developers: build the mini hub again after a change, and write the hashes of its files to the manifests."""
     from lora_drift.harness.minihub import factory
+    from lora_drift.harness.paths import IN_CHECKOUT
 
+    if not IN_CHECKOUT:
+        fail("the manifest is a file of lora-drift's repository; run this in a checkout")
     shutil.rmtree(factory.default_home(), ignore_errors=True)
     factory.write_manifests(factory.build(check=False))
     typer.echo(str(factory.MANIFESTS))

@@ -1,4 +1,4 @@
-"""Every deviation on every model (`mutate`), every model on every release (`matrix`)."""
+"""Every variation on every model (`mutate`), and every model on every library release (`matrix`)."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import progress, user_errors
+from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 app = typer.Typer()
 
@@ -16,15 +16,17 @@ app = typer.Typer()
 def mutate(
     model: options.Models = None,
     case: options.Cases = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
-    results: Annotated[Path | None, typer.Option("--json", help="keep one JSON object per variation here")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with what the file of --json holds already")] = False,
+    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes, a model each")] = 1,
+    results: Annotated[
+        Path | None, typer.Option("--json", help="write a line of JSON for each variation to this file")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the file of --json")] = False,
 ) -> None:
-    """Render named deviations (variations) on every model: would its cases notice each, and say where it begins?
+    """Render every known mistake (variation) on every model: would its cases notice it, and name the right stage?
 
     A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
     """
-    with user_errors():
+    with user_errors(needs="check"):
         from lora_drift.harness.check import runner
         from lora_drift.harness.deviations import mutation, mutation_report
         from lora_drift.pipelines import MODELS
@@ -33,7 +35,7 @@ def mutate(
         file = results or Path("build") / "mutation.jsonl"
         with progress("mutating", len(model or MODELS), quiet=False) as advance:
             found = mutation.run(
-                model or [], case or [], tag=tag, jobs=jobs, file=file.resolve(), resume=resume, progress=advance
+                model or [], case or [], tag=tag, workers=workers, file=file.resolve(), resume=resume, progress=advance
             )
         mutation_report.show(found)
         if not model and not case:
@@ -59,39 +61,42 @@ class SeveralValues(TyperCommand):
 
 @app.command(cls=SeveralValues)
 def matrix(
-    diffusers: Annotated[list[str], typer.Option(help="releases, oldest first (`git:REF`: of the checkout)")],
+    diffusers: Annotated[list[str], typer.Option(help="releases, oldest first; git:REF is a commit of --checkout")],
     transformers: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
     torch: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
     model: options.Models = None,
     case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora, or `base` of each")] = None,
     tag: options.Tag = None,
-    plain: Annotated[bool, typer.Option("--plain", help="plain Diffusers scripts, compared between releases")] = False,
-    checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout; bisects what is found")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations at a time")] = 1,
+    stock: Annotated[bool, typer.Option("--stock", help="stock Diffusers scripts, compared between releases")] = False,
+    checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout, in which findings are bisected")] = None,
+    workers: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations to run at once")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,
 ) -> None:
-    """Run the mini cases on every combination of library releases, and name the release with which something begins.
+    """Run the mini cases on every combination of library releases, and name the release in which a difference begins.
 
-    Options that take several releases may be given several at once. Each combination gets an environment (cached; it
-    borrows what is not under test from this one). Interrupted, the next run goes on; what changed is measured again.
+    Each combination gets an environment of its own (cached), which borrows from this one what is not under test. An
+    interrupted run continues the next time; what has changed since is measured again.
 
         lora-drift matrix --diffusers 0.37.1 0.38.0 0.42.1 --transformers 4.57.3 5.23.0 --checkout diffusers -o reports
 
-    Exits with 0 only when every case of every combination is green, or the release lacks the model's classes.
+    Exits with 0 only when every case of every combination matches, or the release lacks the model's classes.
     """
-    with user_errors():
+    with user_errors(needs="check"):
+        from lora_drift.harness.paths import IN_CHECKOUT, homepage
         from lora_drift.harness.studies.matrix import command
 
+        if not IN_CHECKOUT:
+            fail(f"matrix compares a checkout's own files: git clone {homepage()}, and run it there")
         raise typer.Exit(
             command.run(
                 command.combinations(diffusers, transformers or [], torch or []),
                 model or [],
                 case or [],
                 tag=tag,
-                plain=plain,
+                stock=stock,
                 checkout=checkout,
-                jobs=jobs,
+                workers=workers,
                 json_file=results,
                 folder=output,
             )

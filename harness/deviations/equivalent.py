@@ -1,7 +1,10 @@
 """Variations that no case can notice, because they change nothing that is more than rounding: and why."""
 
 EQUIVALENT: dict[tuple[str, str], str] = {
-    ("live for merged", ""): "In float32 both are the same sum in another order; the gates are derived from this very "
+    (
+        "live for merged",
+        "",
+    ): "In float32 both are the same sum in another order; the tolerances are derived from this very "
     "pair (harness/studies/spread.py: merged against live LoRA). In bfloat16 they differ.",
     ("padded before the text encoder", ""): "Gemma's attention masks padding in front, its positions are relative, and "
     "the connectors read masked places as zeros: the words come out as without padding, but for rounding.",

@@ -1,7 +1,7 @@
 """The mutation score: would the cases notice each variation, and does the localiser name where it begins?
 
 For every model, each variation that applies is rendered on the model's cases, the quickest first, until one of them is
-caught: a gated metric leaves its gate. Then the boundary that the localiser names is held to the one that the
+caught: a judged metric is outside its tolerance. Then the stage that the localiser names is held to the one that the
 variation says it must show at.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import cases, divergence, metrics, runner, tolerances
-from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Metric
-from lora_drift.harness.check.runner import Bench, Rendered, encodings_kept
-from lora_drift.harness.check.trace import Trace
+from lora_drift.harness.check.runner import Bench, encodings_kept
+from lora_drift.harness.check.trace import Rendered, Trace
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
 
@@ -43,7 +43,7 @@ class Outcome(BaseModel):
     distance: float | None = None
     """Relative L2 distance of the final latents there; None when the shapes differ."""
     truth: str = ""
-    """The boundary at which it must show first."""
+    """The stage at which it must show first."""
     named: str = ""
     """The one that the localiser named."""
     boundary: str = ""
@@ -52,7 +52,7 @@ class Outcome(BaseModel):
 
     @property
     def located(self) -> bool:
-        return self.named.startswith(self.truth)
+        return divergence.agrees(self.named, self.truth)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def outcomes(
         NotMatching: a case is red already.
     """
     bench = Bench(device, tag=tag)
-    chosen = [c for c in cases.load_all() if c.model == model and (not only_cases or c.id in only_cases)]
+    chosen = cases.choose(cases.load_all(), [model], only_cases, tag=tag)
     prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
     prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
@@ -146,14 +146,14 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     )
     if outcome.verdict == "survived":
         return outcome
-    limit = bench.gates(prepared.case, prepared.golden)["trace"].limit
+    limit = bench.tolerances(prepared.case, prepared.golden)["trace"].limit
     found = divergence.distances(prepared.trace, ours.trace)
-    boundary = divergence.first(found, limit) or runner.finished(measured) or ""
+    stage = divergence.first(found, limit) or runner.finished(measured) or ""
     golden_mode = prepared.golden.settings.get("lora_mode")
     control = subject.settings.control  # what the golden was made with
     facts = {**ours.settings, "control": control, "lora_mode": mode, "golden_lora_mode": golden_mode}
-    named = divergence.place(boundary, prepared.trace, ours.trace, facts) if boundary else "nowhere"
-    return outcome.model_copy(update={"named": named, "boundary": boundary})
+    named = divergence.place(stage, prepared.trace, ours.trace, facts) if stage else "nowhere"
+    return outcome.model_copy(update={"named": named, "boundary": stage})
 
 
 def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContextManager[Any]:
@@ -167,8 +167,8 @@ def _honest_encodings(variation: Variation, subject: Subject) -> AbstractContext
 
 
 def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
-    """The gated metrics; one that cannot be measured (another shape, not a number) is outside its gate."""
-    limits = bench.gates(prepared.case, prepared.golden)
+    """The judged metrics; one that cannot be measured (another shape, not a number) is outside its tolerance."""
+    limits = bench.tolerances(prepared.case, prepared.golden)
     if prepared.reference.shape != ours.frames.shape or not np.isfinite(ours.latents).all():
         return [Metric(name="pixel_max", value=None, gate=limits["pixel_max"].limit)]
     latents = prepared.golden.latents()
@@ -212,29 +212,20 @@ def run(
     only_cases: list[str],
     *,
     tag: str,
-    jobs: int,
+    workers: int,
     file: Path,
     resume: bool,
     progress: Callable[[int, str], object],
 ) -> list[Outcome]:
-    """Every variation on every chosen model, a model at a time in each of `jobs` processes.
+    """Every variation on every chosen model, a model at a time in each of `workers` processes.
 
     `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
 
     Raises:
-        CaseError: no such model or case, or none left to try.
+        CaseError, TagError: no such model or case, or none left to try.
     """
-    known = cases.load_all()
-    unknown = [i for i in only_cases if i not in {c.id for c in known}]
-    unknown += [m for m in only_models if m not in {c.model for c in known}]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}")
-    chosen = [
-        c for c in known if (not only_cases or c.id in only_cases) and (not only_models or c.model in only_models)
-    ]
+    chosen = cases.choose(cases.load_all(), only_models, only_cases, tag=tag)
     models = list(dict.fromkeys(c.model for c in chosen))
-    if not models:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
     if not resume:
         file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +234,7 @@ def run(
         before.setdefault(outcome.model, []).append(outcome.variation)
     tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
     # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
             progress(number, model)
     return [outcome for outcome in read(file) if outcome.model in models]

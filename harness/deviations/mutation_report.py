@@ -12,60 +12,64 @@ from lora_drift.harness.paths import ROOT
 
 REPORT = ROOT / "reports" / "mutation"
 LOCATED = 0.95
-"""The share of caught variations whose boundary the localiser must name."""
+"""The share of caught variations whose stage the localiser must name."""
 MARKS = {"survived": "SURVIVED", "error": "ERROR", "equivalent": "="}
 
 
-def passing(found: list[Outcome]) -> bool:
+def passing(outcomes: list[Outcome]) -> bool:
     """No survivor, no error, and the localiser is right often enough."""
-    caught = [o for o in found if o.verdict == "caught"]
+    caught = [o for o in outcomes if o.verdict == "caught"]
     right = sum(o.located for o in caught)
-    return bool(found) and all(o.verdict in ("caught", "equivalent") for o in found) and right >= LOCATED * len(caught)
+    return (
+        bool(outcomes)
+        and all(o.verdict in ("caught", "equivalent") for o in outcomes)
+        and right >= LOCATED * len(caught)
+    )
 
 
-def per_model(found: Iterable[Outcome]) -> dict[str, Counter[str]]:
+def per_model(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
     """Model -> how many were tried, caught, located, ..."""
     counts: dict[str, Counter[str]] = {}
-    for outcome in found:
+    for outcome in outcomes:
         counts.setdefault(outcome.model, Counter()).update(
             {"tried": 1, outcome.verdict: 1, "located": int(outcome.verdict == "caught" and outcome.located)}
         )
     return dict(sorted(counts.items()))
 
 
-def show(found: list[Outcome]) -> None:
+def show(outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "variations", "caught", "equivalent", "survived", "error", "boundary named", box=None)
-    for model, n in per_model(found).items():
+    table = Table("model", "variations", "caught", "equivalent", "survived", "error", "stage named", box=None)
+    for model, n in per_model(outcomes).items():
         table.add_row(model, str(n["tried"]), *(str(n[k]) for k in ("caught", "equivalent", "survived", "error")),
                       f"{n['located']}/{n['caught']}")  # fmt: skip
     console = Console(width=140)
     console.print(table)
-    for title, lines in _lists(found):
+    for title, lines in _lists(outcomes):
         console.print(f"\n{title}:", *lines, sep="\n  ", markup=False, soft_wrap=True)
-    console.print(_summary(found), markup=False)
+    console.print(_summary(outcomes), markup=False)
 
 
-def _summary(found: list[Outcome]) -> str:
-    verdicts = Counter(o.verdict for o in found)
+def _summary(outcomes: list[Outcome]) -> str:
+    verdicts = Counter(o.verdict for o in outcomes)
     judged = verdicts["caught"] + verdicts["survived"] + verdicts["error"]
-    caught = [o for o in found if o.verdict == "caught"]
+    caught = [o for o in outcomes if o.verdict == "caught"]
     right = sum(o.located for o in caught)
     share = f" ({right / len(caught):.1%})" if caught else ""
-    return (f"{verdicts['caught']} of {judged} caught, {verdicts['equivalent']} equivalent besides; the boundary was "
+    return (f"{verdicts['caught']} of {judged} caught, {verdicts['equivalent']} equivalent besides; the stage was "
             f"named rightly for {right} of {len(caught)}{share}")  # fmt: skip
 
 
-def _lists(found: list[Outcome]) -> list[tuple[str, list[str]]]:
+def _lists(outcomes: list[Outcome]) -> list[tuple[str, list[str]]]:
     def lines(verdict: str) -> list[str]:
-        return [_line(o) for o in found if o.verdict == verdict]
+        return [_line(o) for o in outcomes if o.verdict == verdict]
 
     misplaced = [f"{o.model}: {o.variation} ({o.case}): {o.truth}, but named {o.named} [{o.boundary}]"
-                 for o in found if o.verdict == "caught" and not o.located]  # fmt: skip
+                 for o in outcomes if o.verdict == "caught" and not o.located]  # fmt: skip
     lists = (("Survived", lines("survived")), ("Could not be rendered", lines("error")),
-             ("Equivalent", lines("equivalent")), ("Boundary named wrongly", misplaced))  # fmt: skip
+             ("Equivalent", lines("equivalent")), ("Stage named wrongly", misplaced))  # fmt: skip
     return [(title, items) for title, items in lists if items]
 
 
@@ -74,18 +78,18 @@ def _line(o: Outcome) -> str:
     return f"{o.model}: {o.variation} (largest on {o.case}{distance})" + (f": {o.note}" if o.note else "")
 
 
-def write(found: list[Outcome], tag: str, out: Path = REPORT) -> Path:
+def write(outcomes: list[Outcome], tag: str, out: Path = REPORT) -> Path:
     """The committed result of a whole run; returns the path of the Markdown."""
-    found = sorted(found, key=lambda o: (o.model, list(LIBRARY).index(o.variation)))
-    out.with_suffix(".json").write_text(_json(found, tag), encoding="utf-8")
-    out.with_suffix(".md").write_text(_markdown(found, tag), encoding="utf-8")
+    outcomes = sorted(outcomes, key=lambda o: (o.model, list(LIBRARY).index(o.variation)))
+    out.with_suffix(".json").write_text(_json(outcomes, tag), encoding="utf-8")
+    out.with_suffix(".md").write_text(_markdown(outcomes, tag), encoding="utf-8")
     return out.with_suffix(".md")
 
 
-def _json(found: list[Outcome], tag: str) -> str:
-    """Model -> variation -> [case, boundary that was named]; of what was not caught [case, verdict, distance]."""
+def _json(outcomes: list[Outcome], tag: str) -> str:
+    """Model -> variation -> [case, stage that was named]; of what was not caught [case, verdict, distance]."""
     models: dict[str, dict[str, Any]] = {}
-    for o in found:
+    for o in outcomes:
         stem = o.case.partition("/")[2]
         what = [stem, o.named.partition(" (")[0] if o.located else f"{o.named} (should be {o.truth})"]
         models.setdefault(o.model, {})[o.variation] = what if o.verdict == "caught" else [stem, o.verdict, o.distance]
@@ -93,21 +97,21 @@ def _json(found: list[Outcome], tag: str) -> str:
     return f'{{"tag": {json.dumps(tag)}, "models": {{\n' + ",\n".join(lines) + "\n}}\n"
 
 
-def _markdown(found: list[Outcome], tag: str) -> str:
-    rows = ["| model | variations | caught | equivalent | survived | error | boundary named |", "|---|" + "---:|" * 6]
-    for model, n in per_model(found).items():
+def _markdown(outcomes: list[Outcome], tag: str) -> str:
+    rows = ["| model | variations | caught | equivalent | survived | error | stage named |", "|---|" + "---:|" * 6]
+    for model, n in per_model(outcomes).items():
         numbers = " | ".join(str(n[k]) for k in ("tried", "caught", "equivalent", "survived", "error"))
         rows.append(f"| {model} | {numbers} | {n['located']}/{n['caught']} |")
-    parts = [f"# Mutation score, {tag}", _summary(found) + ".", *_equivalents(found), "\n".join(rows)]
+    parts = [f"# Mutation score, {tag}", _summary(outcomes) + ".", *_equivalents(outcomes), "\n".join(rows)]
     parts += [f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines)
-              for title, lines in _lists(found) if title != "Equivalent"]  # fmt: skip
-    return "\n\n".join([*parts, "## Which case catches what", _matrix(found)]) + "\n"
+              for title, lines in _lists(outcomes) if title != "Equivalent"]  # fmt: skip
+    return "\n\n".join([*parts, "## Which case catches what", _matrix(outcomes)]) + "\n"
 
 
-def _equivalents(found: list[Outcome]) -> list[str]:
+def _equivalents(outcomes: list[Outcome]) -> list[str]:
     """One paragraph for each excused variation: the argument, and the largest distance measured."""
     excused: dict[tuple[str, str], list[Outcome]] = {}
-    for o in found:
+    for o in outcomes:
         if o.verdict == "equivalent":
             excused.setdefault((o.variation, o.note), []).append(o)
     return [
@@ -117,17 +121,17 @@ def _equivalents(found: list[Outcome]) -> list[str]:
     ]
 
 
-def _matrix(found: list[Outcome]) -> str:
-    """Variations by models: the case that caught it (a star: its boundary was named wrongly)."""
+def _matrix(outcomes: list[Outcome]) -> str:
+    """Variations by models: the case that caught it (a star: its stage was named wrongly)."""
     cells = {(o.variation, o.model): MARKS.get(o.verdict) or o.case.partition("/")[2] + "*" * (not o.located)
-             for o in found}  # fmt: skip
-    models = list(per_model(found))
+             for o in outcomes}  # fmt: skip
+    models = list(per_model(outcomes))
     lines = ["| variation | shows at | " + " | ".join(models) + " |", "|---|---|" + "---|" * len(models)]
     for name in LIBRARY:
-        places = sorted({o.truth for o in found if o.variation == name and o.truth})
+        places = sorted({o.truth for o in outcomes if o.variation == name and o.truth})
         if any((name, model) in cells for model in models):
             row = " | ".join(cells.get((name, model), "") for model in models)
             lines.append(f"| {name} | {', '.join(places)} | {row} |")
-    return "A cell names the case; `=` equivalent, `*` boundary named wrongly, empty: does not apply.\n\n" + "\n".join(
+    return "A cell names the case; `=` equivalent, `*` stage named wrongly, empty: does not apply.\n\n" + "\n".join(
         lines
     )

@@ -8,7 +8,6 @@ other sizes; what no model of the table loads (FLUX.1's CLIP in Flex.1's reposit
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
@@ -29,6 +28,7 @@ from lora_drift.harness.minihub.repos import MODELS, REPOS, flux
 from lora_drift.harness.minihub.repos.encoders import DECODER_RULES
 from lora_drift.harness.minihub.repos.flux2_files import Autoencoder, Transformer
 from lora_drift.harness.minihub.weights import Rule
+from lora_drift.pipelines.files import whole
 
 MARK = "full.json"
 """File in the home of such a hub, by which it is told from a mini hub."""
@@ -236,30 +236,23 @@ def _draw(target: Path, part: Part, say: Callable[[str], None]) -> None:
     started = time.perf_counter()
     shapes = part.shapes()
     sizes = {name: 2 * int(np.prod(shape, dtype=np.int64)) for name, shape in sorted(shapes.items())}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, size in sizes.items():
-        header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [offset, offset + size]}
-        offset += size
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    unfinished = target.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
+    head, places = weights.head({name: ("BF16", shapes[name], size) for name, size in sizes.items()})
+    total = sum(sizes.values())
+    with whole(target) as unfinished, unfinished.open("wb") as file:
+        file.write(head)
         file.flush()
-        file.truncate(8 + len(head) + offset)
+        file.truncate(len(head) + total)
 
         def write(name: str) -> None:
-            data, at = memoryview(tensor(part.key, name, shapes[name])), 8 + len(head) + header[name]["data_offsets"][0]
+            data, at = memoryview(tensor(part.key, name, shapes[name])), places[name]
             while data:  # a call writes 2 GiB at most
                 written = os.pwrite(file.fileno(), data, at)
                 data, at = data[written:], at + written
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(write, sizes))
-    unfinished.rename(target)
     seconds = time.perf_counter() - started
-    say(f"{part.repo}/{part.path}: {offset / 2e9:.3f} billion parameters in {seconds:.1f} s")
+    say(f"{part.repo}/{part.path}: {total / 2e9:.3f} billion parameters in {seconds:.1f} s")
 
 
 def tensor(key: str, name: str, shape: Sequence[int]) -> Any:

@@ -1,6 +1,4 @@
-"""Developer tool: read tensor names and shapes from the real model classes, once per new component.
-
-    python -m lora_drift.harness.minihub.layout          # in an environment with transformers 4.57 (the pinned one)
+"""Tensor names and shapes of each component, read from the real model classes once (`read_layouts.py`).
 
 Real checkpoints were saved with the key names of that generation; newer libraries rename keys while loading
 (transformers 5 drops CLIP's `text_model.`), so the names are kept as data and never derived at build time.
@@ -9,7 +7,6 @@ Real checkpoints were saved with the key names of that generation; newer librari
 import importlib
 import json
 import re
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from lora_drift.harness.minihub.repo import Weights
 LAYOUTS = Path(__file__).parent / "layouts"
 
 
-OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.models.omnigen2"}
+OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.families.omnigen2_transformer"}
 """Classes that Diffusers does not have. (That the trainer's class has the same tensors shows when a golden matches.)"""
 
 
@@ -39,8 +36,8 @@ def load(weights: Weights) -> dict[str, list[int]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no layout {path.name} for {weights.folder or weights.cls}: run "
-            "`python -m lora_drift.harness.minihub.layout` "
-            "in the trainer's environment (transformers 4.57) and commit the new file"
+            "`python -m lora_drift.harness.minihub.read_layouts` in"
+            " the trainer's environment (transformers 4.57) and commit the new file"
         )
     return {name: [int(n) for n in shape.split("x") if n] for name, shape in json.loads(path.read_text()).items()}
 
@@ -75,22 +72,3 @@ def read_from_class(weights: Weights) -> dict[str, str]:
 
 def _old_name(match: re.Match[str]) -> str:
     return "visual" if match[1] == "visual" else "model"
-
-
-def main() -> None:
-    from lora_drift.harness.minihub.repos import REPOS
-
-    LAYOUTS.mkdir(exist_ok=True)
-    wanted = {config_key(w): w for repo in REPOS.values() for w in repo.weights}
-    for stale in set(LAYOUTS.glob("*.json")) - {LAYOUTS / f"{key}.json" for key in wanted}:
-        stale.unlink()
-        print("removed", stale.name, file=sys.stderr)
-    for key, weights in wanted.items():
-        path = LAYOUTS / f"{key}.json"
-        if not path.is_file():
-            path.write_text(json.dumps(read_from_class(weights), indent=0) + "\n")
-            print("wrote", path.name, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

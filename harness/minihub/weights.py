@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,22 +71,37 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
         "float16": ("F16", lambda v: v.astype("<f2")),
         "bfloat16": ("BF16", to_bfloat16),
     }[dtype]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    chunks: list[bytes] = []
-    offset = 0
-    for name in sorted(tensors):
-        chunk = encode(tensors[name]).tobytes()
-        header[name] = {
-            "dtype": label,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, offset + len(chunk)],
-        }
-        chunks.append(chunk)
-        offset += len(chunk)
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+    chunks = {name: encode(tensors[name]).tobytes() for name in sorted(tensors)}
+    start, _ = head({name: (label, tensors[name].shape, len(chunk)) for name, chunk in chunks.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack("<Q", len(head)) + head + b"".join(chunks))
+    path.write_bytes(start + b"".join(chunks.values()))
+
+
+def head(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> tuple[bytes, dict[str, int]]:
+    """What a safetensors file begins with, and where in the file each tensor does, which follow in this order.
+
+    `tensors`: name -> (dtype as the format names it, shape, size in bytes).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset, places = 0, {}
+    for name, (dtype, shape, size) in tensors.items():
+        places[name] = offset
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = struct.pack("<Q", len(text)) + text
+    return start, {name: len(start) + place for name, place in places.items()}
+
+
+def parse_head(data: bytes) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file (tensors by name, and `__metadata__`), and where its tensors begin.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:start]), start
 
 
 LORA_PARTS = ("lora_down", "lora_up", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases
+from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.cases import Case
-from lora_drift.harness.check.goldens import GOLDENS, content, golden_path
+from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.report import history
+from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.profiles import PROFILES
@@ -27,6 +27,7 @@ from lora_drift.pipelines.spec import ModelSpec
 REPORTS = ROOT / "reports"
 GUIDANCE = {
     "cfg": "two passes above 1",
+    "cfg_always": "two passes",
     "cfg_above_zero": "two passes above 0, `pos + g (pos - neg)`",
     "embedded": "one pass; the scale is an input of the model",
 }
@@ -116,7 +117,7 @@ class Catalogue:
 
     @cached_property
     def mutants(self) -> dict[str, dict[str, list[Any]]]:
-        """Of reports/mutation.json: model -> variation -> [case, boundary]; not caught: [case, verdict, distance]."""
+        """Of reports/mutation.json: model -> variation -> [case, stage]; not caught: [case, verdict, distance]."""
         file = self.reports / "mutation.json"
         return json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
 
@@ -178,10 +179,9 @@ class Catalogue:
 
     def _golden(self, case: Case) -> tuple[str, str]:
         """(size, origin) from the golden; dashes where the trainer has not rendered the case."""
-        file = golden_path(tags.newest(), case.id, self.goldens)
-        if not file.is_file():
+        golden = content(tags.newest(), case.id, self.goldens)
+        if golden is None:
             return "–", "not recorded"
-        golden = content(file)
         out = golden["output"]
         frames = f", {out['frames']} frames" if out["frames"] > 1 else ""
         return f"{out['width']}x{out['height']}{frames}", golden["origin"]
@@ -198,13 +198,9 @@ def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
     return found
 
 
-def page(model: str) -> str:
-    """Markdown of one model's page, for the terminal."""
-    return _environment().get_template("model.md.j2").render(_page(Catalogue(), MODELS[model]))
-
-
 def write(folder: Path) -> list[Path]:
-    """Write every page to `folder`, and remove pages of models that there are no more. Returns what changed."""
+    """Write every page to `folder`, and remove pages of models that there are no more; beside docs/models also
+    verified.json, which is made from the same results. Returns what changed."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = pages()
     changed = [path for path in folder.glob("*.md") if path.name not in wanted]
@@ -215,6 +211,10 @@ def write(folder: Path) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             changed.append(path)
+    ours = folder.resolve() == PAGES.resolve()
+    if ours and verified_by.VERIFIED.read_text(encoding="utf-8") != verified_by.wanted():
+        verified_by.VERIFIED.write_text(verified_by.wanted(), encoding="utf-8")
+        changed.append(verified_by.VERIFIED)
     return changed
 
 

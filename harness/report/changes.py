@@ -12,7 +12,7 @@ from lora_drift.harness.paths import ROOT
 REPORTS = ROOT / "reports"
 LIBRARIES = ("torch", "diffusers", "transformers")
 WORSE = 2.0
-"""Latents whose error grew by this factor are worth a word even within their gate."""
+"""Latents whose error grew by this factor are worth a word even within their tolerance."""
 
 
 class Change(NamedTuple):
@@ -82,7 +82,7 @@ def compare(results: list[Result], since: str, summary: dict[str, Any]) -> Chang
 
 
 def _grew(result: Result, then: dict[str, Any]) -> bool:
-    """Are the latents further off than then, and by more than legal repeats differ?"""
+    """Are the latents further off than then, and by more than equally correct renders differ?"""
     now = next((m for m in result.metrics if m.name == "latents_rel_l2"), None)
     before = then["metrics"].get("latents_rel_l2", {}).get("value")
     if now is None or now.value is None or before is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lora_drift.harness import tags
 from lora_drift.harness.check import metrics
 from lora_drift.harness.check.cases import Case
-from lora_drift.harness.check.goldens import GOLDENS, Golden, content, golden_path
+from lora_drift.harness.check.goldens import GOLDENS, Golden, content
 
 SHOWN = ("picture", "latents", "audio")
 
@@ -51,10 +51,10 @@ def _before(tag: str) -> str | None:
 
 def _read(tag: str, case: Case, root: Path) -> Golden | None:
     """Without the checks of `goldens.load`, which every run of the cases makes."""
-    path = golden_path(tag, case.id, root)
-    if not path.is_file():
+    said = content(tag, case.id, root)
+    if said is None:
         return None
-    golden = Golden.model_validate(content(path))
+    golden = Golden.model_validate(said)
     golden.__dict__["root"] = root
     return golden
 

@@ -15,7 +15,6 @@ from lora_drift.harness import tags
 from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.report import scale
 from lora_drift.harness.report.render import environment, style
-from lora_drift.harness.studies.matrix.report import short
 
 FLOOR, CEILING = 1e-8, 1.0
 """Ends of the trend's scale, as of the trace's: below the rounding of float32, and an error as large as the signal."""
@@ -25,7 +24,7 @@ SIGNS = {"green": ("match", "✓"), "lacks": ("lacks", "–"), "drift": ("drift"
 """Status in a matrix -> class and sign of its cell."""
 TITLES = {
     "golden": "Releases: our pipelines beside the trainer",
-    "plain": "Releases: plain Diffusers beside the one before",
+    "plain": "Releases: stock Diffusers beside the one before",
 }
 
 
@@ -142,14 +141,14 @@ def _matrices(reports: Path) -> list[Group]:
     for content in sorted(found, key=lambda c: c["mode"]):  # golden, then plain
         installed = [c for c in content["combinations"] if "not_installable" not in c]
         installed.sort(key=lambda c: [int(n) if n.isdigit() else 0 for n in c["diffusers"].split(".")])
-        refused = [short(c) for c in content["combinations"] if "not_installable" in c]
+        refused = [scale.release_name(c) for c in content["combinations"] if "not_installable" in c]
         title = TITLES[content["mode"]]
         counts = ", ".join(f"{n} {status}" for status, n in content["counts"].items() if status != "not installable")
         about = f"Diffusers × transformers, at {content['tag']}: {counts}."
         if refused:
             about += f" pip cannot install {', '.join(refused)}."
         cells = [{model: _of_matrix(cell) for model, cell in c["models"].items()} for c in installed]
-        columns = [Column(short(c)) for c in installed]
+        columns = [Column(scale.release_name(c)) for c in installed]
         groups.append(Group(title, about, columns, cells, content["findings"]))
     return groups
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from lora_drift.harness.check import golden_store
+from lora_drift.harness.check import golden_store, metrics
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -113,7 +113,7 @@ class Comparison:
         a, b = self.golden.pixels, self.output.pixels
         if a is None or b is None or a.shape != b.shape:
             return None
-        return np.abs(b.astype(np.int16) - a.astype(np.int16)).astype(np.uint8)
+        return metrics.difference(a, b).astype(np.uint8)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from lora_drift.harness.check.results import Result
 
 SUSPECTS = {
     d.LORA: "how the LoRA file is read: alpha, rank, key names",
+    d.TOKENS: "the prompt or negative prompt, its template, the tokenizer: its normaliser, its limit",
     d.PROMPTS: "the prompt or negative prompt, its template, the tokenizer, the mask",
     d.CONTROL: "the control images: their size, order, or encoding",
     d.SCHEDULE: "the scheduler's class or config (shift), or the number of steps",

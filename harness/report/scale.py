@@ -1,6 +1,8 @@
 """What a reader sees of a number: three significant digits, a place on a bar, and which result is worst."""
 
+from collections.abc import Mapping
 from math import floor, isfinite, log10
+from typing import Any
 
 from lora_drift.harness.check.results import IDENTICAL, Metric, Result, Verdict
 
@@ -8,7 +10,7 @@ ORDER: tuple[Verdict, ...] = ("error", "corrupt", "missing", "stale", "drift", "
 """Worst first: where nothing could be compared, then what differs, then what is fine."""
 
 DECADES = 3
-"""A metric's bar spans this many powers of ten on either side of its gate, so that all gates line up."""
+"""A metric's bar spans this many powers of ten on either side of its tolerance, so that all tolerances line up."""
 ABBREVIATIONS = frozenset(("psnr", "ssim", "flip", "lpips", "l2"))
 NINES = 1e-5
 """A score that is nearer to 1 is shown as what is missing: nobody counts nines."""
@@ -23,7 +25,7 @@ def rounded(metric: Metric, number: float) -> float:
 
 
 def shown(number: float | None, metric: Metric | None = None) -> str:
-    """`number` as text, rounded as its metric asks for: 0.00123, 1.2e-5, 3. None is a boundary that our run lacks."""
+    """`number` as text, rounded as its metric asks for: 0.00123, 1.2e-5, 3. None is a stage that our run lacks."""
     if number is None:
         return "absent or of another shape"
     if metric and _is_score(metric) and 0 < 1 - number < NINES:
@@ -51,23 +53,23 @@ def distance(metric: Metric, number: float) -> float:
 
 
 def perfect(metric: Metric) -> bool:
-    """No difference at all, not only one within the gate."""
+    """No difference at all, not only one within the tolerance."""
     return metric.note == IDENTICAL if metric.value is None else distance(metric, metric.value) == 0
 
 
 def on_bar(metric: Metric, number: float) -> float:
-    """Where `number` lies on the metric's bar, in percent; the gate is at 50, worse is to the right."""
+    """Where `number` lies on the metric's bar, in percent; the tolerance is at 50, worse is to the right."""
     assert metric.gate is not None
-    value, gate = distance(metric, number), distance(metric, metric.gate)
+    value, tolerance = distance(metric, number), distance(metric, metric.gate)
     if not isfinite(value):
         return 100.0
-    if value == 0 or gate == 0:  # no logarithm; a gate of 0 wants equality
-        return 50.0 if value == gate else 0.0 if value == 0 else 100.0
-    return min(max(50 + 50 * log10(value / gate) / DECADES, 0.0), 100.0)
+    if value == 0 or tolerance == 0:  # no logarithm; a tolerance of 0 wants equality
+        return 50.0 if value == tolerance else 0.0 if value == 0 else 100.0
+    return min(max(50 + 50 * log10(value / tolerance) / DECADES, 0.0), 100.0)
 
 
 def standing(metric: Metric) -> str:
-    """ "within" or "outside" its gate, "free" (has none), or "unknown": not evaluated, which is never a pass."""
+    """ "within" or "outside" its tolerance, "free" (has none), or "unknown": not evaluated, which is never a pass."""
     if metric.value is None and metric.note != IDENTICAL:
         return "unknown"
     if metric.gate is None:
@@ -80,7 +82,7 @@ def worst_first(results: list[Result]) -> list[Result]:
 
 
 def _excess(result: Result) -> float:
-    """How far the worst metric lies on its bar; without a gate, the largest difference of a pixel in per cent."""
+    """How far the worst metric lies on its bar; without a tolerance, the largest difference of a pixel in per cent."""
     gated = [on_bar(m, m.value) for m in result.metrics if m.value is not None and m.gate is not None]
     pixel_max = [m.value / 255 * 100 for m in result.metrics if m.name == "pixel_max" and m.value is not None]
     return max(gated or pixel_max, default=0.0)
@@ -88,3 +90,9 @@ def _excess(result: Result) -> float:
 
 def _is_score(metric: Metric) -> bool:
     return metric.better == "higher" and metric.unit == ""
+
+
+def release_name(combination: Mapping[str, Any]) -> str:
+    """A column of a matrix.json: "0.42.1 × 5.23.0", Diffusers before transformers."""
+    torch = f" × torch {combination['torch']}" if "torch" in combination else ""
+    return f"{combination['diffusers'].removeprefix('git:')} × {combination['transformers']}{torch}"

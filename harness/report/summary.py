@@ -17,7 +17,7 @@ SCHEMA = 2
 KEPT = frozenset(
     ("pixel_max", "pixel_mean", "latents_rel_l2", "latents_cosine", "psnr", "ssim", "flip", "temporal"),
 )
-"""Metrics that every machine can measure (LPIPS is kept only where it is gated), so that files agree."""
+"""Metrics that every machine can measure (LPIPS is kept only where it is judged), so that files agree."""
 COMMENT_ROWS = 30
 """Failing cases that a pull-request comment lists; the report has them all."""
 
@@ -88,8 +88,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
     """summary.md: the counts and one table row for each case."""
     head = ("case", "tier", "device", "verdict", "pixel max", "latents rel L2", "SSIM", "FLIP", "controls caught")
     rows = [_row(case) for case in summary["cases"]]
-    gates = "Values are `value (gate)`; a value without parentheses has no gate."
-    return f"# {_cell(summary['tag'])}\n\n{_sentence(summary['verdicts'])}\n\n{_table(head, rows)}\n\n{gates}\n"
+    tolerances = "Values are `value (tolerance)`; a value without parentheses has no tolerance."
+    return f"# {_cell(summary['tag'])}\n\n{_sentence(summary['verdicts'])}\n\n{_table(head, rows)}\n\n{tolerances}\n"
 
 
 def as_comment(frame: pd.DataFrame, tag: str, changes: list[Change]) -> str:
@@ -214,7 +214,7 @@ def _row(case: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _pair(metric: dict[str, Any] | None) -> str:
-    """`value (gate)`, both rounded already."""
+    """`value (tolerance)`, both rounded already."""
     if metric is None or metric["value"] is None:
         return "–"
     value = as_text(metric["value"])

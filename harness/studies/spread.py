@@ -1,87 +1,23 @@
-"""Measures the spread between renders that are legally the same, from which the gates are derived."""
+"""Measures the spread between renders that are equally correct, from which the tolerances are derived."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_drift.harness.check import cases, goldens, metrics, runner, tolerances
+from lora_drift.harness.check import cases, goldens, noise_floor, runner, tolerances
 from lora_drift.harness.check.cases import Case, Tier
 from lora_drift.harness.check.results import Result
-from lora_drift.harness.check.runner import Bench, Rendered
+from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.tolerances import FACTORS
-from lora_drift.harness.check.trace import Trace, errors
-from lora_drift.harness.environment import device_kind
-
-DETERMINISTIC = "deterministic kernels against default ones"
-"""Part of a noise floor, but no gate is derived from it: in half precision other kernels make another picture."""
+from lora_drift.harness.check.trace import Rendered, Trace
+from lora_drift.harness.minihub import factory
 
 Spread = dict[str, tuple[float, str]]
 """Metric name -> (largest distance, "case: comparison")."""
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def deterministic_kernels() -> Iterator[None]:
-    import torch
-
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
-
-
-def distances(a: Rendered, b: Rendered) -> dict[str, float]:
-    """The gated distances between two renders of one case."""
-    levels = {m.name: m.value or 0.0 for m in metrics.pixel_levels(a.frames, b.frames)}
-    sound = (
-        {"audio_rel_l2": metrics.relative_l2(a.audio, b.audio)} if a.audio is not None and b.audio is not None else {}
-    )
-    return {
-        **sound,
-        "latents_rel_l2": metrics.relative_l2(a.latents, b.latents),
-        "pixel_max": levels["pixel_max"],
-        "pixel_mean": levels["pixel_mean"],
-        "trace": max(errors(a.trace, b.trace).values()),
-    }
-
-
-def repeats(bench: Bench, case: Case, golden: goldens.Golden) -> Iterator[tuple[str, Rendered, Rendered]]:
-    """(comparison, one render, the other) within this environment."""
-    first = runner.legal_repeat(bench, case, golden)
-    yield "same code again", first, runner.legal_repeat(bench, case, golden)
-    if bench.device != "cpu":
-        with deterministic_kernels():
-            yield DETERMINISTIC, runner.legal_repeat(bench, case, golden), first
-    if bench.dtype != "float32":  # in half precision the order of operations makes another picture, in the trainer too
-        return
-    if case.lora is not None and not (case.quantization and case.quantization.quantize):
-        merged, live = (runner.legal_repeat(bench, case, golden, mode) for mode in ("merged", "live"))
-        yield "merged against live LoRA", merged, live
-    if bench.device == "cpu":
-        with threads(2):
-            yield "one thread against two", first, runner.legal_repeat(bench, case, golden)
-
-
-def floors(bench: Bench, case: Case, golden: goldens.Golden) -> dict[str, dict[str, float]]:
-    """Comparison -> metric name -> distance: the noise floor of one case on this device."""
-    return {comparison: distances(a, b) for comparison, a, b in repeats(bench, case, golden)}
 
 
 def measure(
@@ -93,26 +29,30 @@ def measure(
     bench, spread = Bench(device, dtype), Spread()
     for case, golden in _goldens(bench, tier):
         progress(case.id)
-        found = floors(bench, case, golden)
+        render = partial(runner.legal_repeat, bench, case, golden)
+        floors = noise_floor.measure(render, case, device=bench.device, dtype=bench.dtype)
         if other is not None:
-            again = runner.legal_repeat(bench, case, golden)
-            found[f"another environment ({other.stem})"] = distances(_loaded(other, case), again)
-        _widen(spread, case.id, found)
+            floors[f"another environment ({other.stem})"] = noise_floor.distances(_loaded(other, case), render())
+        _widen(spread, case.id, floors)
     return spread
 
 
 def of_results(results: Iterable[Result]) -> dict[str, Spread]:
-    """What gates are filed under -> the largest distances in the noise floors of `results` (`--drift-floor`)."""
+    """What tolerances are filed under -> the largest distances in the noise floors of `results` (`--drift-floor`)."""
     spreads: dict[str, Spread] = {}
     for result in results:
         if result.noise_floor:
-            _widen(spreads.setdefault(key(result.environment, result.tier), {}), result.case, result.noise_floor)
+            _widen(
+                spreads.setdefault(tolerances.key(result.tier, result.environment), {}),
+                result.case,
+                result.noise_floor,
+            )
     return spreads
 
 
-def _widen(spread: Spread, case_id: str, found: Mapping[str, Mapping[str, float]]) -> None:
-    for comparison, values in found.items():
-        for name, value in values.items() if comparison != DETERMINISTIC else ():
+def _widen(spread: Spread, case_id: str, floors: Mapping[str, Mapping[str, float]]) -> None:
+    for comparison, values in floors.items():
+        for name, value in values.items() if comparison != noise_floor.DETERMINISTIC else ():
             if value >= spread.get(name, (-1.0, ""))[0]:
                 spread[name] = (value, f"{case_id}: {comparison}")
 
@@ -149,16 +89,41 @@ def _loaded(folder: Path, case: Case) -> Rendered:
         return Rendered(arrays["frames"], arrays["latents"], trace, {}, arrays.get("audio"))
 
 
-def key(environment: Mapping[str, Any], tier: str = "mini") -> str:
-    """What the gates of a tier's cases are filed under: "mini/h100/bfloat16"."""
-    return f"{tier}/{device_kind(environment)}/{environment['dtype']}"
+def of_recordings(there: Path, tag: str) -> dict[str, Spread]:
+    """How far the trainer on another processor is from itself: `there` is a goldens folder that the recorder wrote on
+    that processor, compared with this checkout's case by case, as far as both have it.
+
+    Trainings are left out: on another processor they end in another LoRA.
+    """
+    spread: Spread = {}
+    for case in cases.load_all():
+        manifest = factory.manifest_sha256(case.model, case.extras)
+        try:
+            pair = [goldens.load(tag, case, manifest, root) for root in (goldens.GOLDENS, there)]
+        except goldens.Missing:
+            continue
+        ours, theirs = (golden.environment["cpu"] for golden in pair)
+        if case.training is None and ours != theirs:
+            one, other = (_recorded(golden) for golden in pair)
+            _widen(spread, case.id, {f"the trainer on {theirs} and on {ours}": noise_floor.distances(one, other)})
+    return {tolerances.key("mini", goldens.CPU | {"cpu": "there"}, {"cpu": "here"}): spread} if spread else {}
+
+
+def _recorded(golden: goldens.Golden) -> Rendered:
+    trace = Trace.load(golden.path("trace"))
+    audio = golden.audio() if "audio" in golden.artefacts else None
+    return Rendered(golden.frames(), golden.latents(), trace, golden.settings, audio)
 
 
 def write(spread: Spread, key: str) -> None:
-    """Put the gates derived from `spread` into gates.json under `key`."""
-    table = json.loads(tolerances.GATES.read_text(encoding="utf-8")) if tolerances.GATES.is_file() else {"gates": {}}
+    """Put the tolerances derived from `spread` into tolerances.json under `key`."""
+    table = (
+        json.loads(tolerances.TOLERANCES.read_text(encoding="utf-8"))
+        if tolerances.TOLERANCES.is_file()
+        else {"gates": {}}
+    )
     table["gates"][key] = {
         name: {"spread": float(f"{value:.3g}"), "factor": FACTORS[name], "seen_in": seen}
         for name, (value, seen) in sorted(spread.items())
     }
-    tolerances.GATES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    tolerances.TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

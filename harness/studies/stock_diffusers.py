@@ -1,10 +1,10 @@
-"""What plain Diffusers renders for a case: a script as anybody would write it, without anything of `pipelines`' care.
+"""What stock Diffusers renders for a case: a script as anybody would write it, without anything of `pipelines`' care.
 
     python -m lora_drift.harness.studies.stock_diffusers OUT CASE...
 
 writes one JSON line a case to OUT/results.jsonl, pictures and traces beside it.
 
-So `lora-drift matrix --plain` sees what a Diffusers release changes for its users. The benchmark compares it with the
+So `lora-drift matrix --stock` sees what a Diffusers release changes for its users. The benchmark compares it with the
 trainer.
 """
 
@@ -28,16 +28,16 @@ from lora_drift.harness.minihub import factory
 from lora_drift.pipelines.settings import Settings
 
 
-class NoPlainScript(Exception):
+class NoStockScript(Exception):
     """Diffusers has no pipeline for this model, or the case asks for what such a script would not do."""
 
 
-class Plain:
-    """A loaded plain pipeline and the call that renders one case."""
+class StockPipeline:
+    """A loaded stock pipeline and the call that renders one case."""
 
     def __init__(self, case: Case, golden: Golden) -> None:
         if case.extras or case.quantization:
-            raise NoPlainScript(f"{case.id}: a plain script renders neither quantised bases nor other base models")
+            raise NoStockScript(f"{case.id}: a stock script renders neither quantised bases nor other base models")
         settings = runner.Bench(tag=golden.tag).settings(case)
         pipe, self.loaded = stock(case.model)
         pipe.set_progress_bar_config(disable=True)
@@ -102,7 +102,7 @@ def stock(model: str, dtype: str = "float32") -> tuple[Any, str]:
     """(the stock pipeline with its repository's own scheduler, how a script would load it).
 
     Raises:
-        NoPlainScript: there is none.
+        NoStockScript: there is none.
     """
     import diffusers
     import torch
@@ -112,11 +112,11 @@ def stock(model: str, dtype: str = "float32") -> tuple[Any, str]:
 
     spec, torch_dtype = MODELS[model], getattr(torch, dtype)
     if spec.pipeline == "ours":
-        raise NoPlainScript(f"Diffusers has no pipeline for {spec.title}")
+        raise NoStockScript(f"Diffusers has no pipeline for {spec.title}")
     loaded = f'pipe = DiffusionPipeline.from_pretrained("{spec.base}", torch_dtype=torch.{dtype})'
     try:
         # Copies of encoders that the trainer keeps in repositories of its own have other weights in the mini hub (to
-        # show mix-ups), though not in reality: the plain script gets the trainer's.
+        # show mix-ups), though not in reality: the stock script gets the trainer's.
         elsewhere = {
             name: loading.component(spec.base, name, repo, torch_dtype) for name, repo in spec.components.items()
         }
@@ -145,11 +145,11 @@ def short(error: Exception) -> str:
 
 
 def difference(before: tuple[np.ndarray, Trace], after: tuple[np.ndarray, Trace]) -> dict[str, Any]:
-    """Mean and maximum pixel difference of two renders and the first boundary at which they part."""
+    """Mean and maximum pixel difference of two renders and the first stage at which they part."""
     from lora_drift.harness.check import metrics, tolerances
     from lora_drift.harness.check.trace import errors
 
-    limits = tolerances.load("mini", "cpu", "float32")
+    limits = tolerances.load("mini", goldens.CPU)
     found = errors(before[1], after[1])
     parted = next(((n, e) for n, e in found.items() if not e <= limits["trace"].limit), (None, None))
     if before[0].shape != after[0].shape:
@@ -176,14 +176,14 @@ def main(out: Path, tag: str, case_ids: list[str]) -> None:
             try:
                 quiet()
                 case = cases.load(cases.CASES / f"{case_id}.yaml")
-                made = Plain(case, goldens.load(tag, case, factory.manifest_sha256(case.model, case.extras)))
+                made = StockPipeline(case, goldens.load(tag, case, factory.manifest_sha256(case.model, case.extras)))
                 with capture(made.pipe) as trace:
                     picture = made.render()
                 (out / case_id).parent.mkdir(parents=True, exist_ok=True)
                 np.save(out / f"{case_id}.npy", picture)
                 trace.save(out / f"{case_id}.safetensors")
                 line["script"] = made.script()
-            except Exception as error:  # noqa: BLE001  that a plain script fails is a finding: the line carries it
+            except Exception as error:  # noqa: BLE001  that a stock script fails is a finding: the line carries it
                 line["message"] = short(error)
             line["seconds"] = round(time.perf_counter() - started, 3)
             stream.write(json.dumps(line) + "\n")

@@ -3,51 +3,112 @@
 The weights are one file in the original layout, which is renamed here for the stock Diffusers classes.
 """
 
+from __future__ import annotations
+
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import loading
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.family import nothing_to_refuse
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 if TYPE_CHECKING:
     import torch
 
-NORM_EPS = 1e-6
-"""Of the norms in the guidance layer (chroma/src/layers.py RMSNorm). Diffusers takes what the dtype resolves, which in
-bfloat16 is 0.0078."""
+
+@dataclass(frozen=True, kw_only=True)
+class Chroma(ModelSpec):
+    norm_eps: float
+    """Of the norms in the guidance layer (chroma/src/layers.py RMSNorm). Diffusers takes what the dtype resolves, which
+    in bfloat16 is 0.0078."""
+    padding_read: int
+    """Tokens of padding that the denoiser reads behind the words (src/model.py modify_mask_to_attend_padding)."""
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+ROWS = (
+    Chroma(
+        id="chroma",
+        title="Chroma1 Base",
+        kind="image",
+        family="chroma",
+        pipeline="ChromaPipeline",
+        base="lodestones/Chroma1-Base",
+        components={
+            "text_encoder": "ostris/Flex.1-alpha",
+            "tokenizer": "ostris/Flex.1-alpha",
+            "vae": "ostris/Flex.1-alpha",
+        },
+        denoisers={"": "transformer"},
+        quantizes=Quantizes(("text_encoder",), reads="exclude"),
+        lora_prefixes=("diffusion_model.", "transformer."),
+        scheduler=Scheduler(
+            "diffusers.FlowMatchEulerDiscreteScheduler",
+            {
+                "base_image_seq_len": 256,
+                "base_shift": 0.5,
+                "max_image_seq_len": 4096,
+                "max_shift": 1.15,
+                "num_train_timesteps": 1000,
+                "shift": 3.0,
+                "use_dynamic_shifting": True,
+            },
+        ),
+        size_divisor=16,
+        width=1024,
+        height=1024,
+        steps=25,
+        guidance_scale=4.0,
+        guidance="cfg",
+        max_sequence_length=512,
+        encoder_attention={"text_encoder": "eager"},
+        norm_eps=1e-6,
+        padding_read=1,
+        quirks=(
+            "T5 and VAE come from Flex.1, whatever the Chroma repository holds.",
+            "T5 reads its padding like words (no attention mask); the denoiser reads the words and one token of "
+            "padding, by a true mask. Stock Diffusers masks T5 and adds its mask of ones and zeros to the attention.",
+            "The words are counted in the model's dtype: in bfloat16, an odd number above 256 is rounded to an even "
+            "one, and one token more or less is read.",
+            "The LoRA's keys are those of the original file (double_blocks, single_blocks). Diffusers' own loader "
+            "(0.38, 0.42.1) takes none of them: it warns, and renders the base model.",
+        ),
+        source=(
+            "extensions_built_in/diffusion_models/chroma/chroma_model.py",
+            "extensions_built_in/diffusion_models/chroma/pipeline.py",
+            "extensions_built_in/diffusion_models/chroma/src/model.py",
+        ),
+    ),
+)
+
+
+def load(spec: Chroma, base: str, dtype: Any) -> Any:
     import diffusers
     import transformers
-    from torch import nn
 
-    def extra(component: str, library: Any, cls: str, folder: str) -> Any:
-        return getattr(library, cls).from_pretrained(spec.components[component], subfolder=folder)
-
-    pipe: Any = diffusers.ChromaPipeline(
+    parts = spec.components
+    pipe: Any = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
-        tokenizer=extra("tokenizer", transformers, "T5TokenizerFast", "tokenizer_2"),
-        text_encoder=extra("text_encoder", transformers, "T5EncoderModel", "text_encoder_2"),
-        vae=extra("vae", diffusers, "AutoencoderKL", "vae"),
-        transformer=load_denoiser(checkpoint(base), dtype),
+        tokenizer=loading.tokenizer(spec, "tokenizer", "T5TokenizerFast", parts["tokenizer"], "tokenizer_2"),
+        text_encoder=transformers.T5EncoderModel.from_pretrained(parts["text_encoder"], subfolder="text_encoder_2"),
+        vae=diffusers.AutoencoderKL.from_pretrained(parts["vae"], subfolder="vae"),
+        transformer=load_denoiser(checkpoint(base), dtype, spec.norm_eps),
     )
-    for module in (pipe.text_encoder, pipe.vae, pipe.transformer):
-        # nn.Module's own `to`: that of Diffusers warns of the very cast that the trainer makes.
-        nn.Module.to(module, dtype).eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    loading.keep_attention(pipe)
-    return pipe
+    return loading.finished(pipe, spec, dtype)
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> Media:
-    embeds, mask = encode(pipe, settings.prompt)
-    negative_embeds, negative_mask = encode(pipe, settings.negative_prompt)
+check = nothing_to_refuse
+
+
+def render(pipe: Any, spec: Chroma, settings: Settings, **call: Any) -> Media:
+    embeds, mask = encode(pipe, spec, settings.prompt)
+    negative_embeds, negative_mask = encode(pipe, spec, settings.negative_prompt)
     output = pipe(
         prompt_embeds=embeds,
         prompt_attention_mask=mask,
@@ -56,25 +117,26 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         width=settings.width,
         height=settings.height,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=spec.pipeline_scale(settings.guidance_scale),
         **call,
     )
     return Media(list(output.images))
 
 
-def encode(pipe: Any, prompt: str) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """(embeddings [1, 512, width], mask [1, 512] of bool: which of them the denoiser reads)."""
-    tokens = pipe.tokenizer([prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt")
+def encode(pipe: Any, spec: Chroma, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(embeddings [1, tokens, width], mask [1, tokens] of bool: which of them the denoiser reads)."""
+    length = spec.max_sequence_length
+    tokens = pipe.tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     device, dtype = pipe._execution_device, pipe.text_encoder.dtype
     embeds = pipe.text_encoder(tokens.input_ids.to(device))[0]
     mask = tokens.attention_mask.to(device, dtype)
-    words = int(mask.sum(dim=-1).item())  # in the model's dtype, as src/model.py modify_mask_to_attend_padding counts
-    mask[:, words : words + 1] = 1
+    words = int(mask.sum(dim=-1).item())  # in the model's dtype, as src/model.py counts
+    mask[:, words : words + spec.padding_read] = 1
     # Boolean: Diffusers would add a mask of numbers to the attention instead of masking with it.
     return embeds, mask.bool()
 
 
-# ---- the original single file
+# ------------------------------------------------------------------------------------------- the original single file
 
 
 def checkpoint(base: str) -> Path:
@@ -97,16 +159,13 @@ def checkpoint(base: str) -> Path:
         ) from error
 
 
-def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
+def denoiser_shapes(_spec: Chroma, base: str) -> Shapes:
     """Weight shapes in Diffusers' names, from the header of the file (no weights are read)."""
     import torch
     from diffusers import ChromaTransformer2DModel
-    from safetensors import safe_open
 
-    with safe_open(checkpoint(base), framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     with torch.device("meta"):
-        model: Any = ChromaTransformer2DModel(**sizes(shapes))
+        model: Any = ChromaTransformer2DModel(**sizes(tensor_shapes(checkpoint(base))))
     return {"transformer": dict(module_shapes(model))}
 
 
@@ -141,7 +200,7 @@ def sizes(shapes: dict[str, list[int]]) -> dict[str, Any]:
     }
 
 
-def load_denoiser(path: Path, dtype: Any) -> Any:
+def load_denoiser(path: Path, dtype: Any, norm_eps: float) -> Any:
     """The denoiser with the weights of the file."""
     from accelerate import init_empty_weights
     from diffusers import ChromaTransformer2DModel
@@ -159,9 +218,11 @@ def load_denoiser(path: Path, dtype: Any) -> Any:
         renamed |= {n: part.clone() for n, part in zip(names, parts, strict=True)}
     model.load_state_dict(renamed, assign=True)
     for norm in model.distilled_guidance_layer.norms:
-        norm.eps = NORM_EPS
+        norm.eps = norm_eps
     return model
 
+
+# --------------------------------------------------------------------------------------------------------------- LoRA
 
 RENAMED = (
     (r"^double_blocks", "transformer_blocks"),

@@ -2,7 +2,7 @@
 src/sampling.py).
 
 The trainer loads single files into network classes of its own; here they are converted to Diffusers' classes, which
-differ in where they round (models/flux2.py). What else differs from the stock pipelines is the schedule.
+differ in where they round (flux2_rounding.py). What else differs from the stock pipelines is the schedule.
 """
 
 from __future__ import annotations
@@ -10,33 +10,160 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
-from lora_drift.pipelines.models.flux2 import round_as_the_trainer
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True, kw_only=True)
+class Flux2(ModelSpec):
+    layout: Literal["files", "folders"]
+    """The trainer's single files, or Diffusers' folders."""
+    transformer_file: str
+    vae_file: str
+    """Names of the single files."""
+    text_encoder_class: str
+    tokenizer_class: str
+    """Of transformers."""
+    padding_side: Literal["left", "right"] | None
+    """None: as the tokenizer's files say."""
+    encoder_layers: tuple[int, ...]
+    """Whose hidden states are the prompt's embeddings."""
+    base_image_seq_len: int
+    base_shift: float
+    max_image_seq_len: int
+    max_shift: float
+    """The schedule is shifted by e^mu, where mu is linear in latent tokens: base_shift at base_image_seq_len, max_shift
+    at max_image_seq_len."""
+    smallest_reference_side: int
+    longest_reference_ratio: int
+    """What reference pictures the trainer takes: pixels a side, and how many times as long as wide."""
+    reference_dtype: Literal["bfloat16", "float32"]
+    """To which latents of reference pictures are rounded, whatever the model's dtype."""
+
+
+FLUX2_SCHEDULER = Scheduler(
+    # The sigmas come from `schedule` and are final.
+    "ours.FlowMatchEulerInModelDtype",
+    {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
+)
+COMMON: dict[str, Any] = {
+    "kind": "image",
+    "family": "flux2",
+    "denoisers": {"": "transformer"},
+    "quantizes": Quantizes(),
+    "lora_prefixes": ("diffusion_model.", "transformer."),
+    "scheduler": FLUX2_SCHEDULER,
+    "size_divisor": 16,
+    "width": 1024,
+    "height": 1024,
+    "steps": 25,
+    "guidance_scale": 4.0,
+    "max_sequence_length": 512,
+    "controls": (0, 3),
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "smallest_reference_side": 64,
+    "longest_reference_ratio": 8,
+    "reference_dtype": "bfloat16",
+}
+QUIRKS = (
+    "Sigmas are shifted by a mu that is linear in the number of latent tokens, reference pictures not counted; stock "
+    "Diffusers uses one fitted to the number of steps as well.",
+    "Reference pictures are used at their own size (at most 1024 x 1024 pixels), centre-cropped to multiples of 16.",
+    "Their latents are rounded to bfloat16 in every dtype.",
+    "The autoencoder's activation is x * sigmoid(x), rounded twice.",
+)
+SOURCE = tuple(
+    f"extensions_built_in/diffusion_models/flux2/{name}"
+    for name in ("flux2_model.py", "src/pipeline.py", "src/sampling.py", "src/model.py", "src/autoencoder.py")
+)
+
+
+def klein(size: str, encoder: str) -> Flux2:
+    """FLUX.2 klein base, 4B or 9B: the autoencoder and the text encoder come from elsewhere."""
+    return Flux2(
+        id=f"flux2_klein_{size.lower()}",
+        title=f"FLUX.2 klein base {size}",
+        since="0.7.20",
+        pipeline="Flux2KleinPipeline",
+        base=f"black-forest-labs/FLUX.2-klein-base-{size}",
+        components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},
+        guidance="cfg",
+        slow_tokenizers=("tokenizer",),
+        layout="files",
+        transformer_file=f"flux-2-klein-base-{size.lower()}.safetensors",
+        vae_file="ae.safetensors",
+        text_encoder_class="Qwen3ForCausalLM",
+        tokenizer_class="Qwen2Tokenizer",
+        padding_side=None,
+        encoder_layers=(9, 18, 27),
+        quirks=QUIRKS,
+        source=(*SOURCE, "extensions_built_in/diffusion_models/flux2/flux2_klein_model.py"),
+        **COMMON,
+    )
+
+
+def dev(id: str, layout: Literal["files", "folders"], *quirks: str) -> Flux2:
+    """FLUX.2 dev; the text encoder comes from elsewhere."""
+    return Flux2(
+        id=id,
+        title="FLUX.2 dev",
+        pipeline="Flux2Pipeline",
+        base="black-forest-labs/FLUX.2-dev",
+        components={"text_encoder": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"},
+        guidance="embedded",
+        layout=layout,
+        transformer_file="flux2-dev.safetensors",
+        vae_file="ae.safetensors",
+        text_encoder_class="Mistral3ForConditionalGeneration",
+        tokenizer_class="AutoProcessor",
+        padding_side="left",
+        encoder_layers=(10, 20, 30),
+        quirks=(
+            "The negative prompt is encoded and then ignored.",
+            "The text encoder is Mistral Small 3.1, not the one in the folder text_encoder (3.2).",
+            *QUIRKS,
+            *quirks,
+        ),
+        source=SOURCE,
+        **COMMON,
+    )
+
+
+ROWS = (
+    klein("4B", "Qwen/Qwen3-4B"),
+    klein("9B", "Qwen/Qwen3-8B"),
+    dev("flux2", "files"),
+    dev(
+        "flux2_diffusers",
+        "folders",
+        "The trainer has no such model: these are flux2's Diffusers folders, held to flux2's samples.",
+    ),
+)
+
 
 Sizes = Mapping[str, Sequence[int]]
 """Tensor name -> shape of a single file."""
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+def load(spec: Flux2, base: str, dtype: Any) -> Any:
     import diffusers
-    from torch import nn
 
-    transformer, vae = (_folders if spec.extra["layout"] == "folders" else _files)(spec, base)
+    from lora_drift.pipelines.families.flux2_rounding import round_like_the_trainers_network
+
+    transformer, vae = (_folders if spec.layout == "folders" else _files)(spec, base)
     encoder, tokenizer = _text_encoder(spec, dtype)
-    for module in (transformer, vae, encoder):
-        nn.Module.to(module, dtype)  # past Diffusers' own `to`, which warns of the very cast that the trainer makes
-        module.eval().requires_grad_(False)
     pipe = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
         vae=vae,
@@ -44,91 +171,55 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
         tokenizer=tokenizer,
         transformer=transformer,
     )
-    round_as_the_trainer(pipe)
-    pipe.set_progress_bar_config(disable=True)
+    loading.finished(pipe, spec, dtype)
+    round_like_the_trainers_network(pipe, spec.reference_dtype)
     return pipe
 
 
-def check(_spec: ModelSpec, _base: str, settings: Settings) -> None:
+def check(spec: Flux2, _base: str, settings: Settings) -> None:
     """Refuse a reference picture that the trainer refuses too (src/sampling.py `cap_min_pixels`)."""
     for path in settings.control:
         width, height = images.rgb(path).size
-        if min(width, height) < 64 or max(width, height) > 8 * min(width, height):
-            raise RequestError(f"control image {path}: it is {width}x{height}; FLUX.2 takes pictures of at least 64 "
-                               "pixels a side, at most 8 times as long as wide")  # fmt: skip
+        least, ratio = spec.smallest_reference_side, spec.longest_reference_ratio
+        if min(width, height) < least or max(width, height) > ratio * min(width, height):
+            raise RequestError(f"control image {path}: it is {width}x{height}; FLUX.2 takes pictures of at least "
+                               f"{least} pixels a side, at most {ratio} times as long as wide")  # fmt: skip
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+def render(pipe: Any, spec: Flux2, settings: Settings, **call: Any) -> Media:
     references = [images.rgb(path) for path in settings.control]  # cropped to multiples of 16, as the trainer does
-    call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt)
-    # klein only: dev takes the scale as an input and no negative prompt. Asked of the class, because the property of an
-    # instance fails, and so seems absent, until the pipeline was called once.
-    if hasattr(type(pipe), "do_classifier_free_guidance"):
-        call["negative_prompt_embeds"], _ = pipe.encode_prompt(settings.negative_prompt)
+    encoding = {"max_sequence_length": spec.max_sequence_length, "text_encoder_out_layers": spec.encoder_layers}
+    call["prompt_embeds"], _ = pipe.encode_prompt(settings.prompt, **encoding)
+    if spec.guidance != "embedded":  # dev takes the scale as an input, and no negative prompt
+        call["negative_prompt_embeds"], _ = pipe.encode_prompt(settings.negative_prompt, **encoding)
     tokens = (settings.width // 16) * (settings.height // 16)
     output = pipe(
         image=references or None,
         width=settings.width,
         height=settings.height,
         num_inference_steps=settings.steps,
-        sigmas=schedule(settings.steps, tokens),
-        guidance_scale=settings.guidance_scale,
+        sigmas=schedule(spec, settings.steps, tokens),
+        guidance_scale=spec.pipeline_scale(settings.guidance_scale),
         **call,
     )
     return Media(list(output.images))
 
 
-def schedule(steps: int, tokens: int) -> list[float]:
+def schedule(spec: Flux2, steps: int, tokens: int) -> list[float]:
     """Sigmas of src/sampling.py `get_schedule`, without the last 0: evenly spaced, then shifted by exp(mu), which is
-    linear in the number of latent tokens (0.5 at 256, 1.15 at 4096). Stock Diffusers fits mu to the steps as well."""
+    linear in the number of latent tokens. Stock Diffusers fits mu to the steps as well."""
     import torch
 
-    slope = (1.15 - 0.5) / (4096 - 256)
-    shift = math.exp(slope * tokens + (0.5 - slope * 256))
+    slope = (spec.max_shift - spec.base_shift) / (spec.max_image_seq_len - spec.base_image_seq_len)
+    shift = math.exp(slope * tokens + (spec.base_shift - slope * spec.base_image_seq_len))
     even = torch.linspace(1, 0, steps + 1)[:-1]
     return (shift / (shift + (1 / even - 1))).tolist()
 
 
-def lora_targets(name: str) -> list[Target]:
-    """Module names of the trainer's own network class -> Diffusers', which has q, k and v apart."""
-    for old, new in (
-        ("double_blocks.", "transformer_blocks."),
-        ("single_blocks.", "single_transformer_blocks."),
-        ("linear1", "attn.to_qkv_mlp_proj"),
-        ("linear2", "attn.to_out"),
-        ("img_attn.proj", "attn.to_out.0"),
-        ("txt_attn.proj", "attn.to_add_out"),
-        ("img_mlp.0", "ff.linear_in"),
-        ("img_mlp.2", "ff.linear_out"),
-        ("txt_mlp.0", "ff_context.linear_in"),
-        ("txt_mlp.2", "ff_context.linear_out"),
-    ):
-        name = re.sub(rf"(^|(?<=\.)){re.escape(old)}(?=$|\d)", new, name)
-    if name.endswith("img_attn.qkv"):
-        return [Target(name.replace("img_attn.qkv", f"attn.to_{part}")) for part in "qkv"]
-    if name.endswith("txt_attn.qkv"):
-        return [Target(name.replace("txt_attn.qkv", f"attn.add_{part}_proj")) for part in "qkv"]
-    return [Target(name)]
+# ------------------------------------------------------------------------------------------------------------ loading
 
 
-def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
-    """Weight shapes of the transformer's modules, from the head of the single file (or the folder's config)."""
-    if spec.extra["layout"] == "folders":
-        return loading.denoiser_shapes(spec, base)
-    import torch
-    from diffusers import Flux2Transformer2DModel
-
-    with torch.device("meta"):
-        model: Any = Flux2Transformer2DModel(
-            **_transformer_config(_sizes(_file(base, spec.extra["transformer"], spec)))
-        )
-    return {"transformer": dict(module_shapes(model))}
-
-
-# Loading -----------------------------------------------------------------------------------------------------------
-
-
-def _folders(_spec: ModelSpec, base: str) -> tuple[Any, Any]:
+def _folders(_spec: Flux2, base: str) -> tuple[Any, Any]:
     """Transformer and autoencoder from Diffusers folders, in the files' dtypes."""
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
@@ -138,7 +229,7 @@ def _folders(_spec: ModelSpec, base: str) -> tuple[Any, Any]:
     )
 
 
-def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
+def _files(spec: Flux2, base: str) -> tuple[Any, Any]:
     """Transformer and autoencoder from the single files that the trainer loads."""
     import torch
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -148,16 +239,16 @@ def _files(spec: ModelSpec, base: str) -> tuple[Any, Any]:
     )
     from safetensors.torch import load_file
 
-    path = _file(base, spec.extra["transformer"], spec)
+    path = _file(base, spec.transformer_file, spec)
     with torch.device("meta"):
-        transformer: Any = Flux2Transformer2DModel(**_transformer_config(_sizes(path)))
+        transformer: Any = Flux2Transformer2DModel(**_transformer_config(tensor_shapes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
     transformer.load_state_dict(tensors, assign=True)
 
     # Next to the transformer, or in a repository of its own (klein).
-    beside = Path(base).is_dir() and (Path(base) / spec.extra["vae"]).is_file()
-    path = _file(base if beside else spec.components.get("vae", base), spec.extra["vae"], spec)
-    vae: Any = AutoencoderKLFlux2(**_vae_config(_sizes(path)))
+    beside = Path(base).is_dir() and (Path(base) / spec.vae_file).is_file()
+    path = _file(base if beside else spec.components.get("vae", base), spec.vae_file, spec)
+    vae: Any = AutoencoderKLFlux2(**_vae_config(tensor_shapes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
         module, _, kind = name.rpartition(".")
@@ -171,20 +262,19 @@ _LDM_NAMES = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "po
 """FLUX.2 keeps these two inside the halves; Diffusers' converter knows them outside."""
 
 
-def _text_encoder(spec: ModelSpec, dtype: Any) -> tuple[Any, Any]:
+def _text_encoder(spec: Flux2, dtype: Any) -> tuple[Any, Any]:
     """From a repository of its own, also where the base model's folders hold one."""
     import transformers
 
     repo = spec.components["text_encoder"]
-    encoder = getattr(transformers, spec.extra["text_encoder"]).from_pretrained(repo, dtype=dtype)
-    if spec.extra["text_encoder"] == "Qwen3ForCausalLM":
-        return encoder, transformers.Qwen2Tokenizer.from_pretrained(repo)
-    processor = transformers.AutoProcessor.from_pretrained(repo)
-    processor.tokenizer.padding_side = "left"  # the default of the class that transformers 4 chooses
-    return encoder, processor
+    encoder = getattr(transformers, spec.text_encoder_class).from_pretrained(repo, dtype=dtype)
+    tokenizer = loading.tokenizer(spec, "tokenizer", spec.tokenizer_class, repo)
+    if spec.padding_side is not None:  # transformers 4 chooses a class with this default
+        getattr(tokenizer, "tokenizer", tokenizer).padding_side = spec.padding_side
+    return encoder, tokenizer
 
 
-def _file(base: str, name: str, spec: ModelSpec) -> Path:
+def _file(base: str, name: str, spec: Flux2) -> Path:
     """`name` in a folder or hub repository.
 
     Raises:
@@ -202,16 +292,8 @@ def _file(base: str, name: str, spec: ModelSpec) -> Path:
     return path
 
 
-def _wanted(spec: ModelSpec) -> str:
+def _wanted(spec: Flux2) -> str:
     return f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
-
-
-def _sizes(path: Path) -> Sizes:
-    """Shapes from the head of a safetensors file, without reading weights."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _count(sizes: Sizes, pattern: str) -> int:
@@ -247,3 +329,42 @@ def _vae_config(sizes: Sizes) -> dict[str, Any]:
         "layers_per_block": _count(sizes, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": sizes["decoder.conv_in.weight"][1],
     }
+
+
+def denoiser_shapes(spec: Flux2, base: str) -> Shapes:
+    """Weight shapes of the transformer's modules, from the head of the single file (or the folder's config)."""
+    if spec.layout == "folders":
+        return loading.denoiser_shapes(spec, base)
+    import torch
+    from diffusers import Flux2Transformer2DModel
+
+    with torch.device("meta"):
+        model: Any = Flux2Transformer2DModel(
+            **_transformer_config(tensor_shapes(_file(base, spec.transformer_file, spec)))
+        )
+    return {"transformer": dict(module_shapes(model))}
+
+
+# --------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def lora_targets(name: str) -> list[Target]:
+    """Module names of the trainer's own network class -> Diffusers', which has q, k and v apart."""
+    for old, new in (
+        ("double_blocks.", "transformer_blocks."),
+        ("single_blocks.", "single_transformer_blocks."),
+        ("linear1", "attn.to_qkv_mlp_proj"),
+        ("linear2", "attn.to_out"),
+        ("img_attn.proj", "attn.to_out.0"),
+        ("txt_attn.proj", "attn.to_add_out"),
+        ("img_mlp.0", "ff.linear_in"),
+        ("img_mlp.2", "ff.linear_out"),
+        ("txt_mlp.0", "ff_context.linear_in"),
+        ("txt_mlp.2", "ff_context.linear_out"),
+    ):
+        name = re.sub(rf"(^|(?<=\.)){re.escape(old)}(?=$|\d)", new, name)
+    if name.endswith("img_attn.qkv"):
+        return [Target(name.replace("img_attn.qkv", f"attn.to_{part}")) for part in "qkv"]
+    if name.endswith("txt_attn.qkv"):
+        return [Target(name.replace("txt_attn.qkv", f"attn.add_{part}_proj")) for part in "qkv"]
+    return [Target(name)]

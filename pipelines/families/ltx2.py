@@ -1,47 +1,212 @@
 """LTX-2 and LTX-2.3. Follows extensions_built_in/diffusion_models/ltx2/ltx2.py."""
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_drift.pipelines import images, loading
+from lora_drift.pipelines.family import nothing_to_refuse
 from lora_drift.pipelines.lora import Target
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
-
-TOKENS = 1024
-"""Length to which embeddings are padded."""
+from lora_drift.pipelines.spec import Earlier, Filter, ModelSpec, Quantizes, Scheduler
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
-    from transformers import Gemma3ForConditionalGeneration, GemmaTokenizerFast
+@dataclass(frozen=True, kw_only=True)
+class LTX2(ModelSpec):
+    padding_side: Literal["left", "right"]
+    """The connectors look at it."""
+    control_filter: Filter
+    """By which the control image is stretched to the size of the video."""
+    control_crf: int
+    """How strongly the control image is compressed as a frame of H.264 before it is encoded; 0: not at all."""
+    frame_rate: float
+    """That the model renders for, whatever the fps of the file."""
+    stg_scale: float
+    modality_scale: float
+    guidance_rescale: float
+    audio_guidance_scale: float | None
+    audio_stg_scale: float | None
+    audio_modality_scale: float | None
+    audio_guidance_rescale: float | None
+    spatio_temporal_guidance_blocks: tuple[int, ...] | None
+    use_cross_timestep: bool
+    """From stg_scale: arguments of LTX2Pipeline. None: the sound takes the video's value."""
+
+
+GUIDANCE_OPTIONS = (
+    "stg_scale",
+    "modality_scale",
+    "guidance_rescale",
+    "audio_guidance_scale",
+    "audio_stg_scale",
+    "audio_modality_scale",
+    "audio_guidance_rescale",
+    "spatio_temporal_guidance_blocks",
+    "use_cross_timestep",
+)
+LTX2_SCHEDULER = Scheduler(
+    "diffusers.FlowMatchEulerDiscreteScheduler",
+    {
+        "base_image_seq_len": 1024,
+        # The trainer says 0.95, but the Diffusers that it pins takes every video for one of `max_image_seq_len` tokens,
+        # which means `max_shift` whatever the size.
+        "base_shift": 2.05,
+        "max_image_seq_len": 4096,
+        "max_shift": 2.05,
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "shift_terminal": 0.1,
+        "time_shift_type": "exponential",
+        "use_dynamic_shifting": True,
+    },
+)
+
+LTX2_GUIDANCE: Mapping[str, Any] = {
+    "stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_scale": None,
+    "audio_stg_scale": None,
+    "audio_modality_scale": None,
+    "audio_guidance_rescale": None,
+    "spatio_temporal_guidance_blocks": None,
+    "use_cross_timestep": False,
+}
+"""Defaults of the pinned Diffusers, which the trainer leaves alone; newer ones default to LTX-2.3's values. None: the
+sound takes the video's value."""
+
+LTX23_GUIDANCE: Mapping[str, Any] = {
+    "stg_scale": 1.0,
+    "modality_scale": 3.0,
+    "guidance_rescale": 0.7,
+    "audio_guidance_scale": 7.0,
+    "audio_stg_scale": 1.0,
+    "audio_modality_scale": 3.0,
+    "audio_guidance_rescale": 0.7,
+    "spatio_temporal_guidance_blocks": (28,),
+    "use_cross_timestep": True,
+}
+
+COMMON: dict[str, Any] = {
+    "kind": "video",
+    "family": "ltx2",
+    "pipeline": "LTX2Pipeline",
+    "denoisers": {"": "transformer"},
+    "quantizes": Quantizes(encoder_qtype="qtype_te"),
+    "lora_prefixes": ("diffusion_model.", "transformer."),
+    "scheduler": LTX2_SCHEDULER,
+    "size_divisor": 32,
+    "width": 768,
+    "height": 768,
+    "steps": 25,
+    "fewest_steps": 2,
+    "guidance_scale": 4.0,
+    "max_sequence_length": 1024,
+    "padding_side": "left",
+    "controls": (0, 1),
+    "control_filter": "lanczos",
+    "control_crf": 0,
+    "frame_rate": 24.0,
+    "num_frames": 121,
+    "fps": 24,
+    "frame_step": 8,
+    "frames_floored": True,
+    "source": (
+        "extensions_built_in/diffusion_models/ltx2/ltx2.py",
+        "extensions_built_in/diffusion_models/ltx2/convert_ltx2_to_diffusers.py",
+    ),
+}
+QUIRKS = (
+    "The model renders for 24 frames a second, whatever fps is asked for: fps only sets how fast the file plays, so at "
+    "another fps sound and picture run apart.",
+    "The schedule is shifted as for 4096 tokens, whatever the size (the pinned Diffusers counts no tokens).",
+    "A frame count that is not 8n + 1 is floored to one (16 -> 9); newer Diffusers and other models round otherwise.",
+    "The control image is squeezed to the video's size, and not put through H.264 first, as newer Diffusers does.",
+    "One step stops the trainer (its schedule is 0 / 0); here it is refused.",
+    "A single frame is saved without its sound.",
+    "The trainer decodes in tiles when `low_vram` is on, the default of its UI; goldens and pictures here are whole.",
+)
+
+ROWS = (
+    LTX2(
+        id="ltx2",
+        title="LTX-2",
+        base="Lightricks/LTX-2",
+        guidance="cfg",
+        **LTX2_GUIDANCE,
+        earlier=(
+            Earlier(
+                before="0.7.29",
+                why="The schedule was shifted by the number of latent tokens (LTX2Pipeline before Diffusers #12934): a "
+                "small video was shifted less.",
+                fields={
+                    "scheduler": Scheduler(LTX2_SCHEDULER.cls, {**LTX2_SCHEDULER.config, "base_shift": 0.95}),
+                },
+            ),
+        ),
+        quirks=(
+            *QUIRKS,
+            "By default the trainer looks for Gemma in folders that google's repository lacks, so its jobs need "
+            "`te_name_or_path: Lightricks/LTX-2`, where the text encoder is taken from here too.",
+        ),
+        **COMMON,
+    ),
+    LTX2(
+        id="ltx2.3",
+        title="LTX-2.3",
+        since="0.7.29",
+        base="diffusers/LTX-2.3-Diffusers",
+        components={
+            "text_encoder": "google/gemma-3-12b-it-qat-q4_0-unquantized",
+            "tokenizer": "google/gemma-3-12b-it-qat-q4_0-unquantized",
+        },
+        guidance="cfg_always",  # the sound has a scale of its own
+        **LTX23_GUIDANCE,
+        requires=("diffusers>=0.38",),
+        quirks=(
+            *QUIRKS,
+            "The sound has a guidance scale of its own (7), so the negative prompt counts at any guidance scale.",
+            "The base is the same model in Diffusers' layout; the trainer's UI names Lightricks' single file, which it "
+            "converts to that layout while loading.",
+        ),
+        **COMMON,
+    ),
+)
+
+
+def load(spec: LTX2, base: str, dtype: Any) -> Any:
+    from transformers import Gemma3ForConditionalGeneration
 
     options: dict[str, Any] = {}
     if "text_encoder" in spec.components and not (Path(base) / "text_encoder").is_dir():
         # From the root of Gemma's own repository (`ltx_te_path`).
         repo = spec.components["text_encoder"]
         options["text_encoder"] = Gemma3ForConditionalGeneration.from_pretrained(repo, dtype=dtype)
-        options["tokenizer"] = GemmaTokenizerFast.from_pretrained(repo)
+        options["tokenizer"] = loading.tokenizer(spec, "tokenizer", "GemmaTokenizerFast", repo)
     pipe = loading.pipeline(spec, base, dtype, **options)
     pipe.text_encoder.model.vision_tower = None
-    pipe.tokenizer.padding_side = "left"  # the connectors look at it
-    pipe.guidance_options = dict(spec.extra)
+    pipe.tokenizer.padding_side = spec.padding_side
     return pipe
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+check = nothing_to_refuse
+
+
+def render(pipe: Any, spec: LTX2, settings: Settings, **call: Any) -> Media:
     _shift_by_tokens(pipe.scheduler, settings)
-    embeds, mask = _embeddings(pipe, settings.prompt)
-    negative_embeds, negative_mask = _embeddings(pipe, settings.negative_prompt)
+    embeds, mask = _embeddings(pipe, spec, settings.prompt)
+    negative_embeds, negative_mask = _embeddings(pipe, spec, settings.negative_prompt)
     runner = pipe
     if settings.control:
-        runner, conditioning = _image_to_video(pipe, settings)
+        runner, conditioning = _image_to_video(pipe, spec, settings)
         call |= conditioning
     # Diffusers 0.37 has none of these options: it does what LTX-2's values (and not LTX-2.3's) mean.
     known = inspect.signature(runner.__call__).parameters
-    call |= {name: value for name, value in pipe.guidance_options.items() if name in known}
-    # No frame_rate: the trainer leaves it at 24, whatever the fps of the file.
+    options = {name: getattr(spec, name) for name in GUIDANCE_OPTIONS if name in known}
+    call = {"frame_rate": spec.frame_rate, **options, **call}
     frames, sound = runner(
         prompt_embeds=embeds,
         prompt_attention_mask=mask,
@@ -51,7 +216,7 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         height=settings.height,
         num_frames=settings.num_frames,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=spec.pipeline_scale(settings.guidance_scale),
         output_type="pil",
         return_dict=False,
         **call,
@@ -73,8 +238,8 @@ def _shift_by_tokens(scheduler: Any, settings: Settings) -> None:
     scheduler.register_to_config(base_shift=shift, max_shift=shift)
 
 
-def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:
-    """Embeddings [1, 1024, width * layers] and mask [1, 1024]: every layer's hidden states of the prompt's tokens.
+def _embeddings(pipe: Any, spec: LTX2, prompt: str) -> tuple[Any, Any]:
+    """Embeddings [1, tokens, width * layers] and mask [1, tokens]: every layer's hidden states of the prompt's tokens.
 
     Diffusers pads the tokens before Gemma sees them, the trainer pads what comes out, with zeros on the left
     (`get_prompt_embeds`, `pad_embeds`). It also casts the mask to the model's dtype.
@@ -82,7 +247,7 @@ def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:
     import torch
     from torch.nn.functional import pad
 
-    tokens = pipe.tokenizer([prompt.strip()], max_length=TOKENS, truncation=True, return_tensors="pt")
+    tokens = pipe.tokenizer([prompt.strip()], max_length=spec.max_sequence_length, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask.to(pipe._execution_device)
     output = pipe.text_encoder(
         input_ids=tokens.input_ids.to(mask.device), attention_mask=mask, output_hidden_states=True
@@ -92,23 +257,27 @@ def _embeddings(pipe: Any, prompt: str) -> tuple[Any, Any]:
         embeds = pipe._pack_text_embeds(layers, mask.sum(dim=-1), device=layers.device).to(pipe.transformer.dtype)
     else:
         embeds = layers.flatten(2, 3).to(pipe.transformer.dtype)
-    missing = TOKENS - embeds.shape[1]
+    assert spec.max_sequence_length is not None
+    missing = spec.max_sequence_length - embeds.shape[1]
     return pad(embeds, (0, 0, missing, 0)), pad(mask.to(embeds.dtype), (missing, 0))
 
 
-def _image_to_video(pipe: Any, settings: Settings) -> tuple[Any, dict[str, Any]]:
+def _image_to_video(pipe: Any, spec: LTX2, settings: Settings) -> tuple[Any, dict[str, Any]]:
     """The image-to-video pipeline over the same components, and its further arguments."""
     from diffusers import LTX2ImageToVideoPipeline
-    from PIL import Image
 
     runner = LTX2ImageToVideoPipeline(**pipe.components)
     runner.set_progress_bar_config(disable=True)
     size = (settings.width, settings.height)
-    arguments: dict[str, Any] = {"image": images.rgb(settings.control[0]).resize(size, Image.Resampling.LANCZOS)}
+    arguments: dict[str, Any] = {"image": images.resized(images.rgb(settings.control[0]), size, spec.control_filter)}
     if "image_crf" in inspect.signature(runner.__call__).parameters:
-        arguments["image_crf"] = 0  # newer Diffusers would compress the picture first
+        arguments["image_crf"] = spec.control_crf  # by default newer Diffusers compresses the picture
     return runner, arguments
 
+
+# ----------------------------------------------------------------------------------------------------------------- LoRA
+
+denoiser_shapes = loading.denoiser_shapes
 
 ORIGINAL_NAMES = {
     "patchify_proj": "proj_in",

@@ -1,24 +1,105 @@
 """Stable Diffusion 1.5 and XL. Follows toolkit/stable_diffusion_model.py and toolkit/train_tools.py."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from lora_drift.pipelines import loading
+from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import LEGACY, ModelSpec, Scheduler
+
+
+def ddpm(steps_offset: int) -> Scheduler:
+    return Scheduler(
+        "diffusers.DDPMScheduler",
+        {
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "clip_sample": False,
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "steps_offset": steps_offset,
+            "timestep_spacing": "leading",
+        },
+    )
+
+
+ROWS: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        id="sd15",
+        title="Stable Diffusion 1.5",
+        kind="image",
+        family="sd",
+        pipeline="StableDiffusionPipeline",
+        base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        denoisers={"": "unet"},
+        lora_prefixes=("lora_unet_",),
+        scheduler=ddpm(steps_offset=1),
+        size_divisor=8,
+        width=512,
+        height=512,
+        steps=25,
+        most_steps=999,  # with the offset, the first of a thousand would be timestep 1000, which there is not
+        guidance_scale=6.0,
+        guidance="cfg",
+        max_sequence_length=77,
+        encoder_attention={"text_encoder": "sdpa_with_mask"},
+        quirks=(
+            "The trainer asks for steps_offset 0, but hands its scheduler to the constructor of "
+            "StableDiffusionPipeline, which rewrites it to 1: every timestep is one later.",
+            "DDPM draws fresh noise in every step, from the same CPU generator; in the last too, whose timestep is 1.",
+        ),
+        source=LEGACY,
+    ),
+    ModelSpec(
+        id="sdxl",
+        title="Stable Diffusion XL",
+        kind="image",
+        family="sd",
+        pipeline="StableDiffusionXLPipeline",
+        base="stabilityai/stable-diffusion-xl-base-1.0",
+        denoisers={"": "unet"},
+        lora_prefixes=("lora_unet_",),
+        scheduler=ddpm(steps_offset=0),
+        size_divisor=8,
+        width=1024,
+        height=1024,
+        steps=25,
+        guidance_scale=6.0,
+        guidance="cfg",
+        max_sequence_length=77,
+        encoder_attention={"text_encoder": "sdpa_with_mask", "text_encoder_2": "sdpa_with_mask"},
+        quirks=(
+            "An empty negative prompt is encoded like any other; stock Diffusers would zero its embeddings.",
+            "A negative prompt given by the flag --n reaches the first text encoder only; the second keeps the one "
+            "from the sample's `neg` field. --p2 and --n2 are parsed and then overwritten.",
+            "No watermark, whatever is installed.",
+        ),
+        source=(*LEGACY, "toolkit/config_modules.py"),
+    ),
+)
 
 
 def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     if spec.pipeline == "StableDiffusionPipeline":
         # The trainer samples without the safety checker, which would blacken pictures.
-        return loading.pipeline(
-            spec, base, dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    return loading.pipeline(spec, base, dtype, add_watermarker=False)
+        parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = loading.pipeline(spec, base, dtype, **parts)
+    else:
+        pipe = loading.pipeline(spec, base, dtype, add_watermarker=False)
+        pipe.tokenizer_2.model_max_length = spec.max_sequence_length
+    pipe.tokenizer.model_max_length = spec.max_sequence_length  # where Diffusers looks
+    return pipe
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> Media:
-    if hasattr(pipe, "text_encoder_2"):
+check = nothing_to_refuse
+
+
+def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Media:
+    if spec.pipeline == "StableDiffusionXLPipeline":
         # As lists: an empty string for the second encoder would be replaced by the first encoder's prompt
         # (`negative_prompt_2 or negative_prompt`), and a missing negative prompt would be zeroed instead of encoded.
         call |= {
@@ -32,7 +113,11 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         width=settings.width,
         height=settings.height,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=spec.pipeline_scale(settings.guidance_scale),
         **call,
     )
     return Media(list(output.images))
+
+
+denoiser_shapes = loading.denoiser_shapes
+lora_targets = same_name

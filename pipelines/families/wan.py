@@ -1,32 +1,266 @@
 """Wan 2.1 and 2.2, from text or from a first frame. Follows toolkit/models/wan21/*.py and, for 2.2, wan22/*.py."""
 
+from __future__ import annotations
+
+import dataclasses
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_drift.pipelines import images, loading, noise
+from lora_drift.pipelines import images, loading
+from lora_drift.pipelines.family import nothing_to_refuse
 from lora_drift.pipelines.lora import Target
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import Earlier, Filter, ModelSpec, Posterior, Quantizes, Scheduler
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Wan(ModelSpec):
+    boundary_ratio: float | None = None
+    """At which part of the timesteps the second expert takes over; None: there is one."""
+    expand_timesteps: bool = False
+    """Has each latent pixel a timestep of its own? Then a first frame is held at 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanFirstFrame(Wan):
+    control_filter: Filter
+    """By which the control image is stretched to the size of the video, before the pipeline, and so CLIP, sees it."""
+    control_posterior: Posterior
+    """mode: as Diffusers' pipeline prepares it."""
+
+
+UNIPC_CONFIG: Mapping[str, Any] = {
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "predict_x0": True,
+    "prediction_type": "flow_prediction",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "timestep_spacing": "linspace",
+    "use_flow_sigmas": True,
+}
+
+
+def unipc(flow_shift: float, most_steps: int, most_before: int) -> dict[str, Any]:
+    """The fields of a row that say how UniPC lays out its steps; `most_before` 0.7.29."""
+    config = {**UNIPC_CONFIG, "flow_shift": flow_shift}
+    return {
+        "scheduler": Scheduler("ours.UniPCWithSigmasOnCPU", config),
+        "most_steps": most_steps,
+        "earlier": (
+            Earlier(
+                before="0.7.29",
+                why="UniPC's steps went from 0.999 to 0 before the shift, not from 1 to 0.001: so the Diffusers of "
+                "those versions laid them out (UniPCMultistepScheduler, Diffusers #12109).",
+                fields={"scheduler": Scheduler("ours.FlowUniPCFromBelowOne", config), "most_steps": most_before},
+            ),
+        ),
+    }
+
+
+UNIPC = (
+    "Trainer versions before 0.11 sample Wan with UniPC; the saved flow_shift of other Wan repositories "
+    "(5.0) is not used."
+)
+LOSSY = "The frames are saved as a lossy animated WebP by the trainer; the golden holds them losslessly."
+LANCZOS = (
+    "The control image is stretched to the video's size (LANCZOS, aspect not kept) before anything else sees it, "
+    "the CLIP image encoder of Wan 2.1 included."
+)
+POSTERIOR = (
+    "The control image's latents are a sample of the VAE's posterior, drawn right after the noise; stock Diffusers "
+    "takes the posterior's mode. The trainer names no generator for it: on the CPU the draw continues the noise's."
+)
+FLOORED = "The frame count is rounded down before the pipeline could round it (8 -> 5, where the others make 9)."
+
+
+def from_first_frame(row: Wan, posterior: Posterior, **fields: Any) -> WanFirstFrame:
+    """The same row but for `fields`, and what a first frame needs."""
+    shared = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+    return WanFirstFrame(**{**shared, "control_filter": "lanczos", "control_posterior": posterior, **fields})
+
+
+WAN21_1B = Wan(
+    id="wan21_1b",
+    title="Wan 2.1 T2V 1.3B",
+    kind="video",
+    family="wan",
+    pipeline="WanPipeline",
+    base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    components={"text_encoder": "ai-toolkit/umt5_xxl_encoder", "tokenizer": "ai-toolkit/umt5_xxl_encoder"},
+    denoisers={"": "transformer"},
+    quantizes=Quantizes(by_default=(False, True)),
+    lora_prefixes=("diffusion_model.", "transformer."),
+    **unipc(flow_shift=3.0, most_steps=333, most_before=500),
+    size_divisor=16,
+    size_rule="refuse",
+    width=1024,
+    height=1024,
+    steps=25,
+    guidance_scale=4.0,
+    guidance="cfg",
+    max_sequence_length=512,
+    encoder_attention={"text_encoder": "eager"},
+    num_frames=41,
+    fps=16,
+    frame_step=4,
+    quirks=(
+        UNIPC,
+        "A size that is not a multiple of 16 stops the trainer; here it is refused before anything loads.",
+        LOSSY,
+    ),
+    source=("toolkit/models/wan21/wan21.py", "toolkit/models/wan21/wan_lora_convert.py"),
+)
+
+WAN21_14B = replace(
+    WAN21_1B,
+    id="wan21_14b",
+    title="Wan 2.1 T2V 14B",
+    base="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    quantizes=Quantizes(),
+)
+
+WAN21_I2V_14B = from_first_frame(
+    WAN21_1B,
+    "mode",
+    id="wan21_i2v_14b",
+    title="Wan 2.1 I2V 14B 720P",
+    pipeline="WanImageToVideoPipeline",
+    base="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+    quantizes=Quantizes(),
+    controls=(1, 1),
+    size_rule="floor",
+    quirks=(
+        "The scheduler is that of the text-to-video models (flow_shift 3.0) for 480P and 720P alike.",
+        LANCZOS,
+        "Newer Transformers releases resize for CLIP by another routine; the one of the trainer's release is used.",
+        LOSSY,
+    ),
+    source=("toolkit/models/wan21/wan21_i2v.py", *WAN21_1B.source),
+)
+
+WAN21_I2V_14B480P = replace(
+    WAN21_I2V_14B,
+    id="wan21_i2v_14b480p",
+    title="Wan 2.1 I2V 14B 480P",
+    base="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+)
+
+WAN22_14B_T2V = replace(
+    WAN21_1B,
+    id="wan22_14b_t2v",
+    title="Wan 2.2 T2V A14B",
+    base="ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
+    components={**WAN21_1B.components, "vae": "ai-toolkit/wan2.1-vae"},
+    denoisers={"high": "transformer", "low": "transformer_2"},
+    quantizes=Quantizes(),
+    size_rule="floor",
+    boundary_ratio=0.875,
+    quirks=(
+        UNIPC,
+        "A LoRA is saved as two files, *_high_noise and *_low_noise; with `split_multistage_loras: false` as one, "
+        "whose keys name the expert; and with one expert trained as that expert's file alone.",
+        LOSSY,
+    ),
+    source=(
+        "extensions_built_in/diffusion_models/wan22/wan22_14b_model.py",
+        "extensions_built_in/diffusion_models/wan22/wan22_pipeline.py",
+        *WAN21_1B.source,
+    ),
+)
+
+WAN22_14B_I2V = from_first_frame(
+    WAN22_14B_T2V,
+    "sample",
+    id="wan22_14b_i2v",
+    title="Wan 2.2 I2V A14B",
+    pipeline="WanImageToVideoPipeline",
+    base="ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16",
+    controls=(1, 1),
+    frames_floored=True,
+    quirks=(
+        "The experts change over at 0.875, as for text to video, although the released model says 0.9.",
+        LANCZOS,
+        POSTERIOR,
+        FLOORED,
+        *WAN22_14B_T2V.quirks,
+    ),
+    source=(
+        "extensions_built_in/diffusion_models/wan22/wan22_14b_i2v_model.py",
+        "toolkit/models/wan21/wan_utils.py",
+        *WAN22_14B_T2V.source,
+    ),
+)
+
+WAN22_5B = from_first_frame(
+    WAN21_1B,
+    "sample",
+    id="wan22_5b",
+    title="Wan 2.2 TI2V 5B",
+    base="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    quantizes=Quantizes(),
+    **unipc(flow_shift=5.0, most_steps=200, most_before=250),
+    size_divisor=32,
+    size_rule="floor",
+    width=768,
+    height=768,
+    controls=(0, 1),
+    num_frames=121,
+    fps=24,
+    frames_floored=True,
+    expand_timesteps=True,
+    quirks=(
+        LANCZOS,
+        POSTERIOR,
+        "With a control image the first latent frame is put back after every step, from the first step's input.",
+        FLOORED,
+        LOSSY,
+    ),
+    source=(
+        "extensions_built_in/diffusion_models/wan22/wan22_5b_model.py",
+        "extensions_built_in/diffusion_models/wan22/wan22_pipeline.py",
+        "toolkit/models/wan21/wan_utils.py",
+        *WAN21_1B.source,
+    ),
+)
+
+ROWS: tuple[Wan, ...] = (
+    WAN21_1B,
+    WAN21_14B,
+    WAN21_I2V_14B480P,
+    WAN21_I2V_14B,
+    WAN22_14B_T2V,
+    WAN22_14B_I2V,
+    WAN22_5B,
+)
+
+
+def load(spec: Wan, base: str, dtype: Any) -> Any:
     import diffusers
     import transformers
 
-    options = dict(spec.extra.get("pipeline", {}))
+    options: dict[str, Any] = {"expand_timesteps": spec.expand_timesteps}
+    if spec.boundary_ratio is not None:
+        options["boundary_ratio"] = spec.boundary_ratio
     if "vae" in spec.components and not (Path(base) / "vae").is_dir():
         # This repository is the autoencoder and nothing else: no subfolder.
         options["vae"] = diffusers.AutoencoderKLWan.from_pretrained(spec.components["vae"])
-    if spec.pipeline == "WanImageToVideoPipeline" and "boundary_ratio" not in options:
+    if spec.pipeline == "WanImageToVideoPipeline" and spec.boundary_ratio is None:
         # Transformers 5 gave the old name to another resize; the old one, by Pillow, is the trainer's.
         processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
         options["image_processor"] = processor.from_pretrained(base, subfolder="image_processor")
     return loading.pipeline(spec, base, dtype, **options)
 
 
-def render(pipe: Any, settings: Settings, **call: Any) -> Media:
+check = nothing_to_refuse
+
+
+def render(pipe: Any, spec: Wan, settings: Settings, **call: Any) -> Media:
     call |= {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
@@ -34,30 +268,30 @@ def render(pipe: Any, settings: Settings, **call: Any) -> Media:
         "height": settings.height,
         "num_frames": settings.num_frames,
         "num_inference_steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "max_sequence_length": 512,
+        "guidance_scale": spec.pipeline_scale(settings.guidance_scale),
+        "max_sequence_length": spec.max_sequence_length,
         "output_type": "pil",
     }
     if settings.control:
-        pipe, call = _from_first_frame(pipe, settings, call)
+        assert isinstance(spec, WanFirstFrame)
+        pipe, call = _with_first_frame(pipe, spec, settings, call)
     return Media(list(pipe(**call).frames[0]))
 
 
-def _from_first_frame(pipe: Any, settings: Settings, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_first_frame(
+    pipe: Any, spec: WanFirstFrame, settings: Settings, call: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """(pipeline, arguments) that make the video begin with the control image."""
-    from PIL import Image
-
-    # The trainer stretches the picture to the video before the pipeline, and so CLIP, sees it.
     size = (settings.width, settings.height)
-    call = {**call, "image": images.rgb(settings.control[0]).resize(size, Image.Resampling.LANCZOS)}
-    if pipe.config.expand_timesteps:
-        return _held_first_frame(pipe, call)
-    if pipe.config.boundary_ratio is not None:
-        return _sampled_condition(pipe, call)
-    return pipe, call  # Wan 2.1: as stock Diffusers does, which takes the posterior's mode
+    call = {**call, "image": images.resized(images.rgb(settings.control[0]), size, spec.control_filter)}
+    if spec.expand_timesteps:
+        return _held_first_frame(pipe, spec, call)
+    if spec.control_posterior == "sample":
+        return _sampled_condition(pipe, spec, call)
+    return pipe, call
 
 
-def _sampled_condition(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _sampled_condition(pipe: Any, spec: WanFirstFrame, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Wan 2.2 14B: noise beside a mask and the encoded first frame, 16 + 4 + 16 channels.
 
     Follows `add_first_frame_conditioning` in toolkit/models/wan21/wan_utils.py.
@@ -67,7 +301,7 @@ def _sampled_condition(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, 
     latents = _noise(pipe, call, channels=pipe.vae.config.z_dim)
     frame = _pixels(pipe, call).unsqueeze(2)
     black = frame.new_zeros(()).expand(1, 3, call["num_frames"] - 1, *frame.shape[3:])
-    condition = _encode(pipe, torch.cat([frame, black], dim=2), call["generator"])
+    condition = _encode(pipe, spec, torch.cat([frame, black], dim=2), call["generator"])
     # Four mask channels, one for each of the frames that a latent frame holds; of the first only one is a frame.
     mask = torch.zeros(1, 4, *latents.shape[2:], dtype=latents.dtype, device=latents.device)
     mask[:, :, 0] = 1
@@ -77,7 +311,7 @@ def _sampled_condition(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, 
     return pipe, call
 
 
-def _held_first_frame(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _held_first_frame(pipe: Any, spec: WanFirstFrame, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Wan 2.2 5B: the first latent frame is the encoded picture, at timestep 0 throughout.
 
     Follows `add_first_frame_conditioning_v22` in toolkit/models/wan21/wan_utils.py and the mask in wan22_pipeline.py.
@@ -86,7 +320,7 @@ def _held_first_frame(pipe: Any, call: dict[str, Any]) -> tuple[Any, dict[str, A
     from diffusers import WanImageToVideoPipeline
 
     latents = _noise(pipe, call, channels=pipe.transformer.config.in_channels)
-    condition = _encode(pipe, _pixels(pipe, call).unsqueeze(2), call["generator"])
+    condition = _encode(pipe, spec, _pixels(pipe, call).unsqueeze(2), call["generator"])
     latents[:, :, :1] = condition
     mask = torch.ones_like(latents[:, :1])
     mask[:, :, 0] = 0
@@ -108,6 +342,8 @@ def _noise(pipe: Any, call: dict[str, Any], channels: int) -> Any:
     """Initial noise [1, channels, latent frames, height, width]: drawn in float32, rounded to the model's dtype."""
     import torch
 
+    from lora_drift.pipelines import noise
+
     frames = (call["num_frames"] - 1) // pipe.vae_scale_factor_temporal + 1
     height, width = (call[side] // pipe.vae_scale_factor_spatial for side in ("height", "width"))
     shape = (1, channels, frames, height, width)
@@ -122,16 +358,23 @@ def _pixels(pipe: Any, call: dict[str, Any]) -> Any:
     return picture.to(pipe._execution_device, pipe.transformer.dtype) * 2.0 - 1.0
 
 
-def _encode(pipe: Any, video: Any, generator: Any) -> Any:
-    """Normalised latents of `video` [1, 3, frames, height, width]: a *sample* of the posterior, in its dtype."""
+def _encode(pipe: Any, spec: WanFirstFrame, video: Any, generator: Any) -> Any:
+    """Normalised latents of `video` [1, 3, frames, height, width], in its dtype."""
     import torch
 
-    latents = noise.posterior_sample(pipe.vae.encode(video).latent_dist, generator)
+    from lora_drift.pipelines import noise
+
+    latents = noise.posterior(pipe.vae.encode(video).latent_dist, spec.control_posterior, generator)
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1)
         for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
     )
     return (latents - mean.to(latents)) * (1.0 / std.to(latents))
+
+
+# ----------------------------------------------------------------------------------------------------------------- LoRA
+
+denoiser_shapes = loading.denoiser_shapes
 
 
 def lora_targets(name: str) -> list[Target]:

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from lora_drift.harness.check.runner import encodings_kept
-from lora_drift.harness.deviations.library.base import Subject, Variation, patched
+from lora_drift.harness.deviations.library.base import Kind, Subject, Variation, patched
 
-CHANGE_ENCODERS = {"encode", "precision"}
-CHANGE_DENOISERS = {"precision"}
-CHANGE_VAE = {"precision", "output"}
+CHANGE_ENCODERS: set[Kind] = {"encode", "precision"}
+CHANGE_DENOISERS: set[Kind] = {"precision"}
+CHANGE_VAE: set[Kind] = {"precision", "output"}
 """Kinds of variations that change how these compute, not only what they are given."""
 
 

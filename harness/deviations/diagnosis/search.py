@@ -14,16 +14,21 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import divergence, tolerances
 from lora_drift.harness.check.divergence import SIZE
+from lora_drift.harness.check.metrics import rms_difference
 from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.harness.deviations.library.base import Kind
+from lora_drift.harness.environment import facts
 from lora_drift.pipelines.errors import NotFinite
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
-ORDER = ("output", "guidance", "request", "noise", "schedule", "adapter", "encode", "control", "precision")
+ORDER: tuple[Kind, ...] = (
+    "output", "guidance", "request", "noise", "schedule", "adapter", "text", "encode", "control", "precision",
+)  # fmt: skip
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
 """Of how many variations, the best by themselves, pairs with all others are tried."""
@@ -31,7 +36,7 @@ PROMISING = 0.8
 """A variation is worth pairing if it brings the distance down to this part: distances of independent causes add like
 squares, so that one of two takes away three tenths by itself. (Less contrast brings any two pictures nearer.)"""
 UNMEASURED = 0.05
-"""Where no gate was measured: the part of the distance that may be left and count as arithmetic."""
+"""Where no tolerance was measured: the part of the distance that may be left and count as arithmetic."""
 
 
 class Candidate(BaseModel):
@@ -67,7 +72,7 @@ class Diagnosis(BaseModel):
     limit: float | None
     """Up to here a distance is arithmetic; None where that is not known."""
     measured_limit: bool
-    """Whether `limit` follows from a gate, or was supposed."""
+    """Whether `limit` follows from a tolerance, or was assumed."""
     size: str = ""
     codec: str = ""
     codec_floor: float | None = None
@@ -109,7 +114,7 @@ def diagnose(
 
     Args:
         trace: what `trace.capture` saw there; without a picture, its final latents are compared.
-        tier: of the base model's weights, by which gates are chosen: "mini" or "full".
+        tier: of the base model's weights, by which tolerances are chosen: "mini" or "full".
         seconds: stop after this time with what is known by then.
     """
     search = Search(subject, theirs, trace=trace, tier=tier)
@@ -136,7 +141,7 @@ class Search:
         self.floor: float | None = None
         self.limit: float | None = None
         self._started, self._deadline = time.perf_counter(), float("inf")
-        self._limits = self._gates(tier)
+        self._limits = self._tolerances(tier)
         self._frames: Frames | None = None
 
     # ---------------------------------------------------------------------------------------------------- the search
@@ -174,7 +179,7 @@ class Search:
         """The cheapest first; before them those that show where the traces part."""
         found = sorted(applicable(self.subject), key=lambda v: ORDER.index(v.kind))
         if self.first:
-            found.sort(key=lambda v: not self.first.startswith(v.shows(self.subject)))
+            found.sort(key=lambda v: not divergence.agrees(self.first, v.shows(self.subject)))
         return found
 
     def _pairs(self, singles: list[Variation]) -> Iterator[tuple[Variation, ...]]:
@@ -208,7 +213,7 @@ class Search:
             if frames.shape != self.theirs.frames.shape:
                 self.size = f"theirs is {_words(self.theirs.size)}, the reference {_words(frames.shape[:3])}"
             elif self.theirs.again is not None:
-                self.floor = _rms(self.theirs.again(frames), frames)
+                self.floor = rms_difference(self.theirs.again(frames), frames)
         self.reference = self._distance(frames, trace)
         self.limit = self._arithmetic(frames)
 
@@ -269,13 +274,13 @@ class Search:
             return error if np.isfinite(error) else None
         if frames.shape != self.theirs.frames.shape:
             return None
-        return _rms(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
+        return rms_difference(frames if self.theirs.again is None else self.theirs.again(frames), self.theirs.frames)
 
-    def _gates(self, tier: str) -> dict[str, tolerances.Gate] | None:
+    def _tolerances(self, tier: str) -> dict[str, tolerances.Tolerance] | None:
         base = self.subject.pipeline.base
         try:
-            return tolerances.load(tier, base.device.partition(":")[0], base.dtype)
-        except tolerances.GateError:
+            return tolerances.load(tier, facts(base.device, base.dtype), {"cpu": "theirs, whatever it was"})
+        except tolerances.ToleranceError:
             return None
 
     def _arithmetic(self, frames: Frames) -> float | None:
@@ -293,7 +298,7 @@ class Search:
             return least
         # A codec makes much of little. The spread itself, then: what is beyond it would hide small causes.
         saved = again(frames)
-        return max(least, *(_rms(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
+        return max(least, *(rms_difference(again(_nudged(frames, mean.spread, seed)), saved) for seed in range(3)))
 
     def _divergence(self, ours: Trace) -> str:
         """Where their trace leaves ours."""
@@ -340,10 +345,6 @@ class Search:
             complete=self.complete,
             seconds=round(time.perf_counter() - self._started, 2),
         )
-
-
-def _rms(a: Frames, b: Frames) -> float:
-    return float(np.sqrt(np.square(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64)))
 
 
 def _nudged(frames: Frames, share: float, seed: int) -> Frames:

@@ -16,12 +16,24 @@ applying the second to what the first yields. What a variation needs is `Subject
 
 from collections.abc import Iterator
 
-# Each module adds its variations, in the order of the inference graph; the first import decides.
-from lora_drift.harness.deviations.library import request, adapter, encode, control, schedule  # isort: skip  # noqa: F401
-from lora_drift.harness.deviations.library import noise, guidance, precision, output  # isort: skip  # noqa: F401
-from lora_drift.harness.deviations.library.base import LIBRARY, Subject, Variation
+from lora_drift.harness.deviations.library import (  # noqa: F401  each adds its variations
+    adapter,
+    control,
+    encode,
+    guidance,
+    noise,
+    output,
+    precision,
+    request,
+    schedule,
+    text,
+)
+from lora_drift.harness.deviations.library.base import Subject, Variation, library
 
 __all__ = ["LIBRARY", "Subject", "Variation", "applicable"]
+
+LIBRARY = library()
+"""Every variation by its name, in the order of the inference graph."""
 
 
 def applicable(subject: Subject) -> Iterator[Variation]:

@@ -10,7 +10,7 @@ import torch
 from lora_drift.harness.check.divergence import DENOISER, LORA
 from lora_drift.harness.deviations.library.base import Subject, patched, variation
 from lora_drift.pipelines import adapter
-from lora_drift.pipelines.lora import Delta, Kron, LowRank
+from lora_drift.pipelines.lora import Delta, LoKr, LowRank
 
 
 def _has(s: Subject) -> bool:
@@ -25,7 +25,7 @@ def _low_rank(s: Subject) -> bool:
     return s.lora is not None and any(isinstance(d.change, LowRank) for d in s.lora.deltas)
 
 
-def _rescaled(s: Subject, scale: Callable[[LowRank | Kron], float]) -> Iterator[Subject]:
+def _rescaled(s: Subject, scale: Callable[[LowRank | LoKr], float]) -> Iterator[Subject]:
     yield s.with_deltas(lambda d: replace(d, change=replace(d.change, scale=scale(d.change))))
 
 
@@ -44,6 +44,7 @@ def _drops_some(pattern: str) -> Callable[[Subject], bool]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issues 801, 667, 372, diffusers 9361: keys that match nothing are skipped silently",
     applies=_has,
@@ -54,6 +55,7 @@ def lora_off(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=DENOISER,
     source="runcomfy ai-toolkit-inference ltx2.py lines 155-158: the first load ignores a scale other than 1",
     applies=lambda s: _has(s) and s.settings.multiplier != 1,
@@ -64,6 +66,7 @@ def multiplier_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=DENOISER,
     source="runcomfy ai-toolkit-inference: each LoRA switch stacked on the fused old one; diffusers 5604, cog-flux 24",
     applies=_has,
@@ -74,6 +77,7 @@ def lora_applied_twice(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="diffusers 9134, ComfyUI 6909; runcomfy ai-toolkit-inference hidream.py, omnigen2.py: alpha ignored",
     applies=_scales,
@@ -84,6 +88,7 @@ def alpha_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="alpha baked into the weights by a converter, and the key left in (kohya's and LyCORIS' scripts)",
     applies=_scales,
@@ -94,6 +99,7 @@ def alpha_applied_twice(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="kohya's default alpha is 1; the trainer saves no alpha for transformers, where it forces alpha = rank",
     applies=lambda s: _has(s) and _low_rank(s) and not _scales(s),
@@ -104,6 +110,7 @@ def missing_alpha_read_as_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="PEFT computes B @ A in the adapter's dtype and fuse_lora adds in bfloat16; trainer: float32, rounded once",
     applies=lambda s: _has(s) and _low_rank(s) and not _dora(s) and not s.pipeline.base.quantization.quantize,
@@ -112,7 +119,7 @@ def fused_in_bfloat16(s: Subject) -> Iterator[Subject]:
     """The product of the LoRA's halves is rounded to bfloat16 before it is merged."""
     scaled = adapter.scaled
 
-    def rounded(change: LowRank | Kron, multiplier: float) -> torch.Tensor:
+    def rounded(change: LowRank | LoKr, multiplier: float) -> torch.Tensor:
         return scaled(change, multiplier).to(torch.bfloat16).float()
 
     with patched(adapter, "scaled", rounded):
@@ -121,6 +128,7 @@ def fused_in_bfloat16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=DENOISER,
     source="stacks with PEFT adapters (Diffusers set_adapters, ComfyUI) against the trainer's merge, or the reverse",
     applies=lambda s: _has(s) and not _dora(s) and not s.pipeline.base.quantization.quantize,
@@ -130,11 +138,11 @@ def live_for_merged(s: Subject) -> Iterator[Subject]:
     yield s.with_deltas(lambda delta: delta, mode="live" if s.pipeline.mode == "merged" else "merged")
 
 
-def _rounded(change: LowRank | Kron, dtype: torch.dtype) -> LowRank | Kron:
+def _rounded(change: LowRank | LoKr, dtype: torch.dtype) -> LowRank | LoKr:
     def to(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype).float()
 
-    if isinstance(change, Kron):
+    if isinstance(change, LoKr):
         return replace(change, w1=to(change.w1), w2=to(change.w2))
     return replace(change, down=to(change.down), up=to(change.up))
 
@@ -151,6 +159,7 @@ def _rounding(dtype: torch.dtype) -> Callable[[Subject], bool]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="the trainer's save.dtype is bf16 in its UI, float16 by default: a file converted once more is rounded",
     applies=_rounding(torch.bfloat16),
@@ -161,6 +170,7 @@ def lora_rounded_to_bfloat16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ComfyUI and Nunchaku keep LoRAs in float8 with float8 bases; cog-flux issue 24 (needs 1.7 instead of 1.1)",
     applies=_rounding(torch.float8_e4m3fn),
@@ -171,6 +181,7 @@ def lora_rounded_to_float8(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issue 372: names of one kind of layer are not converted, and skipped with a warning",
     applies=_drops_some(r"to_out|to_add_out|proj_out|attn\.to_qkv_mlp_proj|o_proj|attention\.out"),
@@ -182,6 +193,7 @@ def output_projections_not_loaded(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="kohya-style loaders with a map of attention layers only; musubi-tuner issue 661",
     applies=_drops_some(r"\bff\b|ff_|ff\.|ffn|mlp|feed_forward|conv|resnet|linear"),
@@ -192,6 +204,7 @@ def only_attention_layers_loaded(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="a loader that counts blocks from a shorter model (schnell, lite, pruned) leaves the last one out",
     applies=lambda s: _has(s) and s.lora is not None and len(s.lora.deltas) > 1,
@@ -204,6 +217,7 @@ def last_module_not_loaded(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issue 739: LTX-2's sound layers spoil the result elsewhere and are left out there",
     applies=lambda s: s.spec.family == "ltx2" and _drops_some("audio|video_to_audio|a2v|v2a")(s),
@@ -222,6 +236,7 @@ def _expert(component: str) -> Callable[[Subject], bool]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issue 349: only one of Wan 2.2's two files is loaded",
     applies=_expert("transformer_2"),
@@ -232,6 +247,7 @@ def low_noise_lora_missing(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issue 349: only one of Wan 2.2's two files is loaded",
     applies=_expert("transformer"),
@@ -242,6 +258,7 @@ def high_noise_lora_missing(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="ostris/ai-toolkit issues 349 and 421: high and low confused",
     applies=lambda s: _expert("transformer")(s) or _expert("transformer_2")(s),
@@ -257,6 +274,7 @@ def _dora(s: Subject) -> bool:
 
 
 @variation(
+    "adapter",
     shows=DENOISER,
     source="the trainer's key `magnitude` is neither Diffusers' lora_magnitude_vector nor ComfyUI's dora_scale",
     applies=_dora,
@@ -272,6 +290,7 @@ def dora_magnitude_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="convolutions of LoCon files are skipped by loaders for Linear layers (diffusers before 0.17, kohya names)",
     applies=lambda s: s.lora is not None and any(_convolution(d) for d in s.lora.deltas),
@@ -286,6 +305,7 @@ def _convolution(delta: Delta) -> bool:
 
 
 @variation(
+    "adapter",
     shows=LORA,
     source="fused qkv matrices split in another order (BFL's, Diffusers', musubi's): FLUX.2 and Chroma converters",
     applies=lambda s: (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from lora_drift.pipelines import Pipeline, loading
 from lora_drift.pipelines.lora import Delta, Lora
 from lora_drift.pipelines.runtime import Base
 from lora_drift.pipelines.settings import Request, Settings, resolve
-from lora_drift.pipelines.spec import GUIDED_ABOVE, ModelSpec, Scheduler
+from lora_drift.pipelines.spec import ModelSpec, Scheduler
 
 _MISSING = object()
 _numbers = itertools.count()
@@ -57,8 +57,7 @@ class Subject:
     @property
     def guided(self) -> bool:
         """Does a second pass read the negative prompt?"""
-        threshold = GUIDED_ABOVE[self.spec.guidance]
-        return self.settings.guidance_scale > threshold
+        return self.spec.guides(self.settings.guidance_scale)
 
     def but(self, **settings: Any) -> Subject:
         """With other settings."""
@@ -94,16 +93,30 @@ class Subject:
         return self.around_render(lambda render, pipe, settings, call: render(pipe, settings, **call, **arguments))
 
     def around_render(self, wrapper: Callable[[Callable[..., Any], Any, Settings, dict[str, Any]], Any]) -> Subject:
-        """With `wrapper(render, pipe, settings, call)` in place of the family's `render(pipe, settings, **call)`."""
+        """With `wrapper(render, pipe, settings, call)` in place of the family's `render`, which it is handed."""
         base = self._shared()
-        render = base.family.render
-        wrapped: Any = SimpleNamespace(render=lambda pipe, settings, **call: wrapper(render, pipe, settings, call))
+        family = base.family
+
+        def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Any:
+            def own(pipe: Any, settings: Settings, **call: Any) -> Any:
+                return family.render(pipe, spec, settings, **call)
+
+            return wrapper(own, pipe, settings, call)
+
+        wrapped: Any = SimpleNamespace(render=render, check=family.check)
         base.family = wrapped
         return replace(self, pipeline=replace(self.pipeline, base=base))
 
 
 Change = Callable[[Subject], Iterator[Subject]]
 Shows = str | Callable[[Subject], str]
+Kind = Literal[
+    "request", "adapter", "text", "encode", "control", "schedule", "noise", "guidance", "precision", "output"
+]  # fmt: skip
+"""What part of the inference graph a variation changes: the request, the LoRA, the letters of prompts, their encoding,
+control images, the schedule with its scheduler, the noise, the guidance, the numbers that anything computes with, or
+the decoding and what follows it."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -115,14 +128,13 @@ class Variation:
     """One sentence: what another stack does there."""
     source: str
     """Where it was seen: a bug, a thread, a difference between stacks."""
-    kind: str
-    """Module of this package: what part of the graph it belongs to."""
+    kind: Kind
     applies: Callable[[Subject], bool]
     change: Change
     _shows: Shows
 
     def shows(self, subject: Subject) -> str:
-        """The boundary at which it must show first: a prefix of `divergence.place`."""
+        """The stage at which it must show first: a prefix of `divergence.place`."""
         return self._shows if isinstance(self._shows, str) else self._shows(subject)
 
     def applied(self, subject: Subject) -> AbstractContextManager[Subject]:
@@ -130,21 +142,26 @@ class Variation:
         return contextmanager(self.change)(subject)
 
 
-LIBRARY: dict[str, Variation] = {}
-"""Every variation by its name, in the order of the inference graph."""
+_defined: dict[str, Variation] = {}
 
 
-def variation(*, shows: Shows, source: str, applies: Callable[[Subject], bool]) -> Callable[[Change], Change]:
+def variation(
+    kind: Kind, *, shows: Shows, source: str, applies: Callable[[Subject], bool]
+) -> Callable[[Change], Change]:
     """Add a function to the library. Its name is the variation's, its docstring says what another stack does."""
 
     def add(change: Change) -> Change:
         name = change.__name__.replace("_", " ").strip()
-        assert change.__doc__ and name not in LIBRARY
-        about = " ".join(change.__doc__.split())
-        LIBRARY[name] = Variation(name, about, source, change.__module__.rpartition(".")[2], applies, change, shows)
+        assert change.__doc__ and name not in _defined
+        _defined[name] = Variation(name, " ".join(change.__doc__.split()), source, kind, applies, change, shows)
         return change
 
     return add
+
+
+def library() -> dict[str, Variation]:
+    """The variations defined so far, by name, in the order of the inference graph, in whatever files they stand."""
+    return dict(sorted(_defined.items(), key=lambda item: KINDS.index(item[1].kind)))
 
 
 # -------------------------------------------------------------------------------------------------------- predicates
@@ -165,8 +182,8 @@ def config(s: Subject, name: str) -> Any:
 
 def flow_euler(s: Subject) -> bool:
     """Diffusers' flow-matching Euler scheduler, or ours that only lay it out or round otherwise."""
-    ours = ("FlowMatchEulerToZero", "FlowMatchEulerInOwnDtype")
-    return s.spec.scheduler.cls in ("FlowMatchEulerDiscreteScheduler", *ours)
+    ours = ("ours.FlowMatchEulerToZero", "ours.FlowMatchEulerInModelDtype")
+    return s.spec.scheduler.cls in ("diffusers.FlowMatchEulerDiscreteScheduler", *ours)
 
 
 # ------------------------------------------------------------------------------------------------------------- tools

@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import math
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from lora_drift.harness.check.divergence import CONTROL, NEGATIVE, NOISE, POSITIVE
 from lora_drift.harness.deviations.library.base import Subject, called_with, hooked, patched, variation, wrapped
@@ -71,6 +69,7 @@ def _filtered(other: Callable[[int], int]) -> AbstractContextManager[None]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="ComfyUI's image nodes default to nearest-exact; Diffusers' VaeImageProcessor takes any filter",
     applies=_resized,
@@ -82,6 +81,7 @@ def resized_to_the_nearest_pixel(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="runcomfy ai-toolkit-inference qwen_image.py line 611: LANCZOS in place of the trainer's BILINEAR",
     applies=_resized,
@@ -106,6 +106,7 @@ def _boxed(s: Subject, picture: Picture, inside: bool) -> Picture:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="ComfyUI's ImageScale with crop 'center'; image-to-video examples crop; the trainer stretches",
     applies=lambda s: _has(s) and s.spec.family != "flux2" and _other_shape(s),
@@ -117,6 +118,7 @@ def cropped_instead_of_stretched(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="servers that fit uploads into a canvas (Diffusers resize_mode 'fill', A1111's 'resize and fill')",
     applies=lambda s: _has(s) and s.spec.family != "flux2" and _other_shape(s),
@@ -128,6 +130,7 @@ def padded_instead_of_stretched(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="OpenCV reads BGR; nodes and servers that decode uploads with cv2.imdecode",
     applies=_has,
@@ -139,6 +142,7 @@ def control_image_in_bgr(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="servers that store uploads as JPEG (runcomfy ai-toolkit-inference does so with its own pictures)",
     applies=_has,
@@ -164,6 +168,7 @@ def _alpha(s: Subject) -> bool:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="browsers and ComfyUI's LoadImage blend transparency with a background; the trainer drops the channel",
     applies=_alpha,
@@ -181,20 +186,22 @@ def transparency_blended_with_white(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="inpainting masks: white means 'paint here' in Diffusers and ComfyUI, alpha 0 means it in the trainer",
-    applies=lambda s: _has(s) and s.spec.family == "flex2" and ".inpaint." in s.settings.control[0],
+    applies=lambda s: _has(s) and s.spec.id == "flex2" and ".inpaint." in s.settings.control[0],
 )
 def inpainting_mask_inverted(s: Subject) -> Iterator[Subject]:
     """What should be painted is kept, and the other way round."""
-    from lora_drift.pipelines.families import flex2
+    from lora_drift.pipelines.families import flux
 
-    alpha = flex2.inpaint_alpha
-    with patched(flex2, "inpaint_alpha", lambda path: 1 - alpha(path)):
+    alpha = flux.inpaint_alpha
+    with patched(flux, "inpaint_alpha", lambda path: 1 - alpha(path)):
         yield s
 
 
 @variation(
+    "control",
     shows=_opened,
     source="runcomfy ai-toolkit-inference request.py lines 66-80; clients that send a map of control images unordered",
     applies=lambda s: len(s.settings.control) > 1,
@@ -205,6 +212,7 @@ def control_images_in_another_order(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_opened,
     source="runcomfy ai-toolkit-inference request.py: ctrl_img is dropped beside ctrl_img_2; nodes with one input",
     applies=lambda s: len(s.settings.control) > 1,
@@ -215,6 +223,7 @@ def first_control_image_only(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="trainer toolkit/models/base_model.py: ctrl_img is also ctrl_img_1, so the text encoder sees it twice",
     applies=lambda s: s.settings.ctrl_img is not None and s.spec.family == "qwen",
@@ -225,8 +234,9 @@ def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     # Where the control image's posterior is drawn before the noise, the noise becomes another without it.
-    shows=lambda s: NOISE if s.spec.family == "flex2" else _encoded(s),
+    shows=lambda s: NOISE if s.spec.id == "flex2" else _encoded(s),
     source="runcomfy ai-toolkit-inference flex2.py lines 63-77, flux2_diffusers.py line 56: control images ignored",
     applies=lambda s: _has(s) and s.spec.controls[0] == 0,
 )
@@ -236,6 +246,7 @@ def control_image_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=_encoded,
     source="Diffusers do_normalize: VAEs expect -1 to 1, vision encoders and to_tensor give 0 to 1",
     applies=_has,
@@ -251,6 +262,7 @@ def control_image_from_zero_to_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="Diffusers 0.42 LTX2ImageToVideoPipeline image_crf 33 by default; the trainer's pinned one has no such step",
     applies=lambda s: _has(s) and s.spec.family == "ltx2",
@@ -261,8 +273,8 @@ def control_image_through_h264(s: Subject) -> Iterator[Subject]:
 
     conditioned = ltx2._image_to_video
 
-    def call(pipe: Any, settings: Any) -> Any:
-        runner, arguments = conditioned(pipe, settings)
+    def call(pipe: Any, spec: Any, settings: Any) -> Any:
+        runner, arguments = conditioned(pipe, spec, settings)
         return runner, {**arguments, "image": _h264(arguments["image"])}
 
     with patched(ltx2, "_image_to_video", call):
@@ -282,9 +294,10 @@ def _h264(picture: Picture) -> Picture:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="stock FluxKontextPipeline's _auto_resize picks one of Kontext's resolutions; the trainer turns it off",
-    applies=lambda s: s.spec.family == "flux_kontext",
+    applies=lambda s: s.spec.id == "flux_kontext",
 )
 def control_image_at_a_preferred_size(s: Subject) -> Iterator[Subject]:
     """The control image is resized to a resolution that Kontext was trained on."""
@@ -300,6 +313,7 @@ def control_image_at_a_preferred_size(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="ComfyUI's FLUX.2 and other workflows scale references to the picture's size; the trainer crops them to 16",
     applies=lambda s: (
@@ -313,6 +327,7 @@ def references_at_the_size_of_the_picture(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="Diffusers VAE_IMAGE_SIZE (a megapixel); ComfyUI's Qwen edit nodes encode references at other sizes",
     applies=lambda s: s.spec.family == "qwen" and s.spec.controls[1] > 1,
@@ -326,6 +341,7 @@ def references_at_another_area(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "control",
     shows=CONTROL,
     source="ComfyUI's CLIPVisionEncode crops the original; the trainer gives CLIP the picture stretched to the video",
     applies=lambda s: s.spec.id.startswith("wan21_i2v") and _other_shape(s),
@@ -348,58 +364,40 @@ def _sees(s: Subject) -> bool:
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="trainer 0.11 mended the swap of height and width; stock Diffusers and ComfyUI keep proportions",
     applies=_sees,
 )
 def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images with width and height as they are."""
-    from lora_drift.pipelines.families import qwen
-
-    def upright(image: torch.Tensor, area: int) -> torch.Tensor:
-        ratio = image.shape[3] / image.shape[2]
-        width = math.sqrt(area * ratio)
-        size = (round(width / ratio / 32) * 32, round(width / 32) * 32)
-        return functional.interpolate(image, size=size, mode="bilinear")
-
-    with patched(qwen, "_sides_swapped", upright):
-        yield s
+    yield s.with_spec(seen_sides_swapped=False)
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="stock Diffusers hands over pictures of 0 to 255; the trainer tensors of 0 to 1, which are divided again",
     applies=_sees,
 )
 def picture_divided_by_255_once(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images as bright as they are."""
-    from lora_drift.pipelines.families import qwen
-
-    tensor = qwen._tensor
-    with patched(qwen, "_tensor", lambda image, pipe: tensor(image, pipe) * 255):
-        yield s
+    yield s.with_spec(seen_white=255.0)
 
 
 @variation(
+    "control",
     shows=NEGATIVE,
     source="runcomfy ai-toolkit-inference qwen_image.py lines 722-727: the negative prompt sees what the positive does",
     applies=lambda s: _sees(s) and s.spec.controls[1] > 1 and s.guided,
 )
 def negative_prompt_sees_the_same_picture(s: Subject) -> Iterator[Subject]:
     """The negative prompt's pictures are resized once."""
-    from lora_drift.pipelines.families import qwen
-
-    embeds, seen_first = qwen._embeds, []
-
-    def call(pipe: Any, name: str, text: str, seen: Any) -> Any:
-        seen_first.append(seen)
-        return embeds(pipe, name, text, seen_first[0])
-
-    with patched(qwen, "_embeds", call):
-        yield s
+    yield s.with_spec(seen_again_by_negative=False)
 
 
 @variation(
+    "control",
     shows=POSITIVE,
     source="transformers 5 with Diffusers to 0.42: picture tokens are not marked, so they get the positions of words",
     applies=lambda s: _sees(s) and "mm_token_type_ids" in inspect.signature(s.pipe.text_encoder.forward).parameters,

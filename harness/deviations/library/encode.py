@@ -24,7 +24,7 @@ from lora_drift.harness.deviations.library.base import (
     wrapped,
 )
 
-FLUX1 = ("flux", "flux_kontext", "flex2")
+FLUX1 = ("flux",)
 DEV = ("flux2", "flux2_diffusers")
 
 
@@ -56,6 +56,7 @@ def _encoding(s: Subject, **arguments: Any) -> AbstractContextManager[None]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="runcomfy ai-toolkit-inference's documentation: without OmniGen2's template a LoRA seems not to work",
     applies=families("qwen", "zimage", "omnigen2", "lumina2", "flux2"),
@@ -80,6 +81,7 @@ def prompt_template_missing(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="trainer omnigen2 applies its template twice, by mistake; stacks that format before the pipeline does",
     applies=lambda s: (s.spec.family in ("zimage", "lumina2", "qwen") and s.spec.id != "qwen_image_edit")
@@ -104,6 +106,7 @@ def prompt_template_applied_twice(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="OmniGen2's own pipeline applies its template once; the trainer twice (pipeline_omnigen2.py line 387)",
     applies=families("omnigen2"),
@@ -120,6 +123,7 @@ def prompt_template_applied_once(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=NEGATIVE,
     source="stock Diffusers' Lumina2Pipeline and runcomfy ai-toolkit-inference lumina2.py: the positive prompt only",
     applies=lambda s: s.spec.family == "lumina2" and s.guided,
@@ -137,6 +141,7 @@ def negative_prompt_without_system_prompt(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="ComfyUI drops the tokens of Qwen-Image's template by searching for them, others by number (34 or 64)",
     applies=families("qwen"),
@@ -151,19 +156,19 @@ def template_tokens_not_dropped(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="wrappers that pass `prompt` only to the first encoder (prompt_2 = ''); trainer: the same prompt for all",
-    applies=lambda s: (
-        s.spec.family in ("flux", "flux_kontext", "flex2", "hidream", "hidream_e1") or s.spec.id == "sdxl"
-    ),
+    applies=lambda s: s.spec.family in ("flux", "hidream") or s.spec.id == "sdxl",
 )
 def second_encoder_gets_no_prompt(s: Subject) -> Iterator[Subject]:
     """The second text encoder (HiDream's T5) encodes an empty prompt."""
-    with _encoding(s, **{"prompt_3" if s.spec.family.startswith("hidream") else "prompt_2": [""]}):
+    with _encoding(s, **{"prompt_3" if s.spec.family == "hidream" else "prompt_2": [""]}):
         yield s
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="ComfyUI's and Forge's FLUX workflows with CLIP left empty or bypassed",
     applies=families(*FLUX1),
@@ -175,6 +180,7 @@ def clip_gets_no_prompt(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="FLUX servers that keep T5 only feed zeros for the pooled embedding (mflux, stable-diffusion.cpp options)",
     applies=families(*FLUX1),
@@ -190,6 +196,7 @@ def pooled_embedding_of_zeros(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="Diffusers StableDiffusionXLPipeline force_zeros_for_empty_prompt with negative_prompt None",
     applies=lambda s: s.spec.id == "sdxl" and s.guided and not s.settings.negative_prompt,
@@ -206,6 +213,7 @@ def empty_negative_prompt_zeroed(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=NEGATIVE,
     source="trainer toolkit/config_modules.py: `--n` does not reach the second encoder; stock SDXL uses it for both",
     applies=lambda s: s.spec.id == "sdxl" and s.guided and s.settings.negative_prompt_2 != s.settings.negative_prompt,
@@ -216,6 +224,7 @@ def negative_flag_for_both_encoders(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="A1111's and ComfyUI's clip skip; diffusers clip_skip",
     applies=families("sd"),
@@ -235,6 +244,7 @@ def clip_skip(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="Z-Image and Lumina 2 read the last layer but one; generic text-encoder nodes hand over the last",
     applies=families("zimage", "lumina2"),
@@ -251,6 +261,7 @@ def last_hidden_layer(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=CONDITIONING,
     source="A1111, ComfyUI and SD.Next fill in SDXL's size conditioning differently (1024x1024, or 4096)",
     applies=lambda s: s.spec.id == "sdxl",
@@ -264,6 +275,7 @@ def size_conditioning_of_a_megapixel(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="Diffusers' defaults and model cards: 256 tokens for FLUX schnell and Lumina 2, 226 for Wan; trainer: 512",
     applies=families(*FLUX1, "wan", "flux2"),
@@ -275,9 +287,10 @@ def max_sequence_length_of_the_model_card(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="the tokenizer's saved padding side is not what its pipeline was written for (transformers 4 and 5 differ)",
-    applies=families(*FLUX1, "chroma", "wan", "lumina2", "flux2", "hidream", "hidream_e1"),
+    applies=families(*FLUX1, "chroma", "wan", "lumina2", "flux2", "hidream"),
 )
 def padding_on_the_other_side(s: Subject) -> Iterator[Subject]:
     """Prompts are padded in front in place of behind, or the other way round."""
@@ -290,6 +303,7 @@ def padding_on_the_other_side(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="custom encoders (prompt weighting, compel, sd_embed) tokenize without special tokens and add their own",
     applies=families("sd", *FLUX1, "chroma", "wan", "lumina2"),
@@ -302,6 +316,7 @@ def no_special_tokens(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="stock Diffusers' ChromaPipeline masks T5, as the trainer's attn_masking does for FLUX (off by default)",
     applies=families(*FLUX1, "chroma"),
@@ -318,9 +333,10 @@ def t5_masked(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="ComfyUI's Wan encoder masks, GGUF and other text encoders do not; FLUX.2's padding stays in the sequence",
-    applies=families("wan", "flux2", "hidream", "hidream_e1"),
+    applies=families("wan", "flux2", "hidream"),
 )
 def text_encoder_mask_dropped(s: Subject) -> Iterator[Subject]:
     """The text encoder reads its padding like words."""
@@ -336,6 +352,7 @@ def text_encoder_mask_dropped(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="Lumina 2 ports without its caption mask; diffusers 13377: a mask of None",
     applies=families("lumina2"),
@@ -355,14 +372,15 @@ def _chroma_mask(change: Callable[[torch.Tensor], torch.Tensor]) -> AbstractCont
 
     encode = chroma.encode
 
-    def masked(pipe: Any, text: str) -> Any:
-        embeds, mask = encode(pipe, text)
+    def masked(pipe: Any, spec: Any, text: str) -> Any:
+        embeds, mask = encode(pipe, spec, text)
         return embeds, change(mask)
 
     return patched(chroma, "encode", masked)
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="Chroma's own mask keeps one token of padding (modify_mask_to_attend_padding); a plain mask keeps none",
     applies=families("chroma"),
@@ -378,6 +396,7 @@ def padding_token_hidden(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=PROMPTS,
     source="FLUX pipelines over Chroma's weights pass no mask (ostris/ai-toolkit issue 309)",
     applies=families("chroma"),
@@ -389,6 +408,7 @@ def all_padding_read(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="stock Diffusers' LTX2Pipeline pads before Gemma; the trainer since 0.7.23 behind it",
     applies=families("ltx2"),
@@ -397,9 +417,13 @@ def padded_before_the_text_encoder(s: Subject) -> Iterator[Subject]:
     """LTX-2's prompt is padded to 1024 tokens before Gemma reads it."""
     from lora_drift.pipelines.families import ltx2
 
-    def embeddings(pipe: Any, text: str) -> tuple[Any, Any]:
+    def embeddings(pipe: Any, spec: Any, text: str) -> tuple[Any, Any]:
         tokens = pipe.tokenizer(
-            [text.strip()], max_length=ltx2.TOKENS, padding="max_length", truncation=True, return_tensors="pt"
+            [text.strip()],
+            max_length=spec.max_sequence_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
         )
         output = pipe.text_encoder(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
@@ -430,6 +454,7 @@ def _text_encoders_in(dtype: torch.dtype) -> tuple[Callable[[Subject], bool], Ca
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="ComfyUI's t5xxl_fp8_e4m3fn and the trainer's quantize_te (qfloat8, the UI's default)",
     applies=everywhere,
@@ -440,6 +465,7 @@ def text_encoder_in_float8(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="T5 in float16 (ComfyUI's t5xxl_fp16, half-precision pipelines)",
     applies=_text_encoders_in(torch.float16)[0],
@@ -450,6 +476,7 @@ def text_encoder_in_float16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="hidream_model.py asks Llama for attentions, which makes it eager; everything else runs it fused",
     applies=families("hidream", "hidream_e1"),
@@ -472,6 +499,7 @@ def _attention(encoder: Any, kind: str) -> Iterator[None]:
 
 
 @variation(
+    "encode",
     shows=POSITIVE,
     source="transformers 4.57 runs Gemma 2 on SDPA without its cap; newer ones apply it (pipelines/families/lumina2)",
     applies=families("lumina2"),

@@ -15,6 +15,7 @@ def _embedded(s: Subject) -> bool:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Z-Image counts guidance from 0 and trainer 0.11 passes g - 1; ComfyUI's cfg is the conventional g",
     applies=lambda s: s.guided or _embedded(s),
@@ -25,6 +26,7 @@ def guidance_one_less(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Z-Image in Diffusers: pos + g (pos - neg), which is a conventional g + 1; ostris/ai-toolkit issue 589",
     applies=lambda s: s.guided or _embedded(s),
@@ -35,9 +37,10 @@ def guidance_one_more(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Diffusers issue 13377: guidance was silently off because the negative mask was None; turbo workflows use 1",
-    applies=lambda s: s.guided and not s.spec.extra.get("audio_guidance_scale"),
+    applies=lambda s: s.guided and s.spec.guidance != "cfg_always",
 )
 def guidance_off(s: Subject) -> Iterator[Subject]:
     """There is one pass, with the prompt alone."""
@@ -45,6 +48,7 @@ def guidance_off(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Diffusers 8600b4c1 (trainer 0.7.19 to 0.7.24): Z-Image guides above 1; since 072d15ee above 0",
     applies=lambda s: s.spec.guidance == "cfg_above_zero" and 0 < s.settings.guidance_scale <= 1,
@@ -55,9 +59,10 @@ def guidance_only_above_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="bghira/SimpleTuner issue 748: real guidance in place of the distilled one",
-    applies=lambda s: s.spec.family in ("flux", "flux_kontext", "flex2") and s.settings.guidance_scale > 1,
+    applies=lambda s: s.spec.family == "flux" and s.settings.guidance_scale > 1,
 )
 def true_guidance_for_embedded(s: Subject) -> Iterator[Subject]:
     """Two passes are made and guided, beside the scale that is an input."""
@@ -66,6 +71,7 @@ def true_guidance_for_embedded(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="FLUX workflows without a FluxGuidance node, and trainers that bypass the embedder (Flex.1), send 1",
     applies=lambda s: _embedded(s) and s.settings.guidance_scale != 1,
@@ -76,6 +82,7 @@ def embedded_guidance_of_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="BFL's and Diffusers' default 3.5 is kept by wrappers that do not pass guidance on",
     applies=lambda s: _embedded(s) and s.settings.guidance_scale != 3.5,
@@ -86,6 +93,7 @@ def embedded_guidance_of_the_default(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Diffusers guidance_rescale (0.7 in its examples); ComfyUI's RescaleCFG",
     applies=lambda s: s.guided and s.spec.id == "sdxl" and s.settings.guidance_rescale == 0,
@@ -110,6 +118,7 @@ class _Torch(ModuleType):
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="ComfyUI's plain CFG (its CFGNorm node is separate); Diffusers pipeline_qwenimage.py rescales always",
     applies=lambda s: s.guided and s.spec.id in ("qwen_image", "qwen_image_2512", "qwen_image_edit", "lumina2"),
@@ -123,6 +132,7 @@ def guided_prediction_not_rescaled(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="stock QwenImageEditPlusPipeline always rescales; trainer qwen_image_pipelines.py: do_cfg_norm off",
     applies=lambda s: s.guided and s.spec.controls[1] > 1 and s.spec.family == "qwen" and not s.settings.do_cfg_norm,
@@ -133,6 +143,7 @@ def guided_prediction_rescaled(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Z-Image's own pipeline has cfg_normalization; Diffusers and the trainer leave it off",
     applies=lambda s: s.guided and s.spec.family == "zimage",
@@ -143,37 +154,29 @@ def guided_prediction_clipped(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="runcomfy ai-toolkit-inference hidream.py: image guidance 4; trainer: 2, the default of its pipeline",
-    applies=lambda s: s.guided and s.spec.family == "hidream_e1",
+    applies=lambda s: s.guided and s.spec.id == "hidream_e1",
 )
 def image_guidance_of_another_stack(s: Subject) -> Iterator[Subject]:
     """HiDream-E1's image guidance is 4."""
-    from lora_drift.pipelines.families import hidream_e1
-
-    with patched(hidream_e1, "IMAGE_GUIDANCE", 4.0):
-        yield s
+    yield s.with_spec(image_guidance_scale=4.0)
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="HiDream-E1's clip_cfg_norm is an option of its pipeline (pipeline_hidream_image_editing.py line 806)",
-    applies=lambda s: s.guided and s.spec.family == "hidream_e1",
+    applies=lambda s: s.guided and s.spec.id == "hidream_e1",
 )
 def text_guidance_not_clipped(s: Subject) -> Iterator[Subject]:
     """HiDream-E1's text-guided prediction may grow longer than the plain one."""
-    from lora_drift.pipelines.families import hidream_e1
-
-    def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
-        without_image, negative, positive = prediction.chunk(3)
-        text = negative + scale * (positive - negative)
-        return without_image + hidream_e1.IMAGE_GUIDANCE * (text - without_image)
-
-    with patched(hidream_e1, "_guide", guide):
-        yield s
+    yield s.with_spec(text_guidance_clipped=False)
 
 
 @variation(
+    "guidance",
     shows=CONTROL,
     source="OmniGen2's own default: with image guidance above 1 the negative pass has no reference",
     applies=lambda s: s.guided and s.spec.family == "omnigen2" and bool(s.settings.control),
@@ -192,45 +195,44 @@ def reference_left_out_of_the_negative_pass(s: Subject) -> Iterator[Subject]:
 
 def _ltx(name: str, off: Any) -> Any:
     """Applies where LTX's guidance option `name` has another value than `off`."""
-    return lambda s: s.spec.family == "ltx2" and s.spec.extra[name] != off
-
-
-def _options(s: Subject, **options: Any) -> Iterator[Subject]:
-    with patched(s.pipe, "guidance_options", {**s.pipe.guidance_options, **options}):
-        yield s
+    return lambda s: s.spec.family == "ltx2" and s.spec.own[name] != off
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="runcomfy ai-toolkit-inference ltx2.py passes none of LTX-2.3's guidance arguments",
     applies=_ltx("stg_scale", 0.0),
 )
 def spatio_temporal_guidance_off(s: Subject) -> Iterator[Subject]:
     """LTX-2.3 is sampled without its perturbed pass."""
-    yield from _options(s, stg_scale=0.0, audio_stg_scale=0.0)
+    yield s.with_spec(stg_scale=0.0, audio_stg_scale=0.0)
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="runcomfy ai-toolkit-inference ltx2.py passes none of LTX-2.3's guidance arguments",
     applies=_ltx("modality_scale", 1.0),
 )
 def modality_guidance_off(s: Subject) -> Iterator[Subject]:
     """LTX-2.3 is sampled without the pass in which sound and picture do not see each other."""
-    yield from _options(s, modality_scale=1.0, audio_modality_scale=1.0)
+    yield s.with_spec(modality_scale=1.0, audio_modality_scale=1.0)
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="runcomfy ai-toolkit-inference ltx2.py passes none of LTX-2.3's guidance arguments",
     applies=_ltx("guidance_rescale", 0.0),
 )
 def ltx_guidance_not_rescaled(s: Subject) -> Iterator[Subject]:
     """LTX-2.3's guided prediction keeps its own spread."""
-    yield from _options(s, guidance_rescale=0.0, audio_guidance_rescale=0.0)
+    yield s.with_spec(guidance_rescale=0.0, audio_guidance_rescale=0.0)
 
 
 @variation(
+    "guidance",
     # The sound's scheduler is a copy that no trace follows; the next step's video reads the sound.
     shows="transformer input: audio_hidden_states",
     source="runcomfy ai-toolkit-inference ltx2.py; the pinned Diffusers' default gives the sound the video's scale",
@@ -238,30 +240,33 @@ def ltx_guidance_not_rescaled(s: Subject) -> Iterator[Subject]:
 )
 def sound_guided_like_the_picture(s: Subject) -> Iterator[Subject]:
     """The sound takes the video's guidance scale."""
-    yield from _options(s, audio_guidance_scale=None)
+    yield s.with_spec(audio_guidance_scale=None)
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
-    source="Diffusers 0.42 LTX2Pipeline: defaults of LTX-2.3, also for LTX-2 (pipelines/table/ltx2.py)",
+    source="Diffusers 0.42 LTX2Pipeline: defaults of LTX-2.3, also for LTX-2 (pipelines/families/ltx2.py)",
     applies=_ltx("stg_scale", 1.0),
 )
 def guidance_of_the_other_ltx(s: Subject) -> Iterator[Subject]:
     """LTX-2 is guided by LTX-2.3's defaults."""
-    yield from _options(s, modality_scale=3.0, guidance_rescale=0.7, audio_guidance_scale=7.0)
+    yield s.with_spec(modality_scale=3.0, guidance_rescale=0.7, audio_guidance_scale=7.0)
 
 
 @variation(
+    "guidance",
     shows=DENOISER,
     source="Diffusers' LTX2Pipeline use_cross_timestep: on for LTX-2.3, off for LTX-2",
     applies=families("ltx2"),
 )
 def cross_timestep_of_the_other_ltx(s: Subject) -> Iterator[Subject]:
     """The sound's and the picture's attention see the other's timestep, or do not."""
-    yield from _options(s, use_cross_timestep=not s.spec.extra["use_cross_timestep"])
+    yield s.with_spec(use_cross_timestep=not s.spec.own["use_cross_timestep"])
 
 
 @variation(
+    "guidance",
     shows=GUIDANCE,
     source="Lumina 2's cfg_trunc_ratio is 0.25 in Diffusers' example; the trainer leaves it at 1",
     applies=lambda s: s.guided and s.spec.family == "lumina2",

@@ -23,10 +23,11 @@ def _drawing(change: Change) -> AbstractContextManager[None]:
 
 
 def _spatial(s: Subject) -> bool:
-    return s.spec.family not in ("flex2", "ltx2")  # these draw what is packed already
+    return s.spec.id != "flex2" and s.spec.family != "ltx2"  # these draw what is packed already
 
 
 @variation(
+    "noise",
     shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
     source="ostris/ai-toolkit issue 589, musubi-tuner issue 198, SimpleTuner issue 409: noise of a CUDA generator",
     applies=everywhere,
@@ -45,7 +46,7 @@ def noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
 def _posterior_first(s: Subject) -> bool:
     """Is a control image's posterior sampled, so that another draw is another control image too?"""
-    return bool(s.settings.control) and s.spec.family in ("flex2", "omnigen2")
+    return bool(s.settings.control) and s.spec.id in ("flex2", "omnigen2")
 
 
 def _in_bfloat16(stream: NoiseStream) -> AbstractContextManager[None]:
@@ -63,6 +64,7 @@ def _draws_otherwise(stream: NoiseStream) -> Callable[[Subject], bool]:
 
 
 @variation(
+    "noise",
     shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
     source="torch's bfloat16 normal stream changed in 2.12; ComfyUI and half-precision pipelines draw so",
     applies=_draws_otherwise("torch-2.13"),
@@ -74,6 +76,7 @@ def noise_drawn_in_bfloat16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
     source="torch's bfloat16 normal stream changed in 2.12; the trainer's README installs 2.7.0",
     applies=_draws_otherwise("torch-2.11"),
@@ -85,6 +88,7 @@ def noise_drawn_in_bfloat16_by_an_older_torch(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
     source="a float32 draw cast to a half-precision pipeline's dtype (Diffusers pitfalls.md: noise dtype)",
     applies=everywhere,
@@ -96,6 +100,7 @@ def noise_rounded_to_float16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=NOISE,
     source="JAX and MLX ports (mflux, DiffusionKit) draw noise with the channels last",
     applies=lambda s: _spatial(s) and not _posterior_first(s),
@@ -115,6 +120,7 @@ def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=NOISE,
     source="AnimateDiff-like nodes and first Wan ports draw one picture of noise after the other",
     applies=lambda s: s.spec.family == "wan" and s.settings.num_frames > s.spec.frame_step,
@@ -132,9 +138,10 @@ def noise_drawn_frame_by_frame(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=STEP,
     source="the DDPM step without a generator draws from torch's global state (trainer seeds that; others do not)",
-    applies=lambda s: s.spec.scheduler.cls == "DDPMScheduler" and s.settings.steps > 1,
+    applies=lambda s: s.spec.scheduler.name == "DDPMScheduler" and s.settings.steps > 1,
 )
 def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
     """The noise of the steps comes from a generator of its own, the first noise does not."""
@@ -150,11 +157,12 @@ def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
 
 def _samples_posterior(s: Subject) -> bool:
-    sampling = s.spec.family in ("flex2", "omnigen2") or s.spec.id in ("wan22_14b_i2v", "wan22_5b")
+    sampling = s.spec.id in ("flex2", "omnigen2", "wan22_14b_i2v", "wan22_5b")
     return sampling and bool(s.settings.control)
 
 
 @variation(
+    "noise",
     shows=CONTROL,
     source="stock Diffusers takes the mode of a control image's posterior (pipeline_wan_i2v.py, sample_mode argmax)",
     applies=_samples_posterior,
@@ -177,6 +185,7 @@ def control_image_as_the_posterior_mode(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=CONTROL,
     source="runcomfy ai-toolkit-inference: trainer code that names no generator draws from unseeded global state",
     applies=_samples_posterior,
@@ -204,6 +213,7 @@ def control_image_drawn_unseeded(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "noise",
     shows=NOISE,
     source="SD.Next's and A1111's `initial noise multiplier`, 'eta noise seed delta'; ComfyUI's inject-noise nodes",
     applies=lambda s: not _posterior_first(s),

@@ -47,6 +47,7 @@ def _vae_weights(s: Subject, dtype: torch.dtype) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=_vae(DECODER),
     source="the trainer decodes in bfloat16 whatever vae_dtype says (BaseSDTrainProcess.py line 1723)",
     applies=lambda s: changes(s, s.pipe.vae, rounded(torch.bfloat16)),
@@ -57,6 +58,7 @@ def vae_in_bfloat16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=_vae(DECODER),
     source="half-precision pipelines; sdxl-vae-fp16-fix exists because of it; ostris/ai-toolkit issue 146",
     applies=lambda s: changes(s, s.pipe.vae, rounded(torch.float16)),
@@ -67,6 +69,7 @@ def vae_in_float16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=DECODER,
     source="trainer ltx2.py lines 667-676 and 0.11: tiled decoding with low_vram; Diffusers enable_vae_tiling",
     applies=lambda s: s.spec.family != "ltx2",
@@ -101,6 +104,7 @@ def _configures(*names: str) -> Callable[[Subject], bool]:
 
 
 @variation(
+    "output",
     shows=_vae(DECODER_INPUT),
     source="raw latents handed from sampler to decoder nodes: Diffusers scales them, ComfyUI's formats do inside",
     applies=_configures("scaling_factor", "latents_std"),
@@ -117,6 +121,7 @@ def latents_not_unscaled(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=_vae(DECODER_INPUT),
     source="decoders written for Stable Diffusion have no shift_factor (FLUX, SD3) and no latents_mean (Wan, Qwen)",
     applies=_configures("shift_factor", "latents_mean"),
@@ -156,6 +161,7 @@ def _codec(frame: Image.Image, kind: str, quality: int) -> Image.Image:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="OpenCV writes BGR: cv2.imwrite of an RGB array",
     applies=everywhere,
@@ -166,6 +172,7 @@ def red_and_blue_exchanged(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="colour-managed viewers and EXR/PNG gAMA round trips",
     applies=everywhere,
@@ -176,6 +183,7 @@ def gamma_applied_twice(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="decoders that give -1 to 1 read as 0 to 1 (Diffusers do_denormalize off)",
     applies=everywhere,
@@ -186,6 +194,7 @@ def output_range_not_halved(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="video encoders' limited range (16 to 235) shown as full range",
     applies=everywhere,
@@ -196,6 +205,7 @@ def limited_range(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="(x * 255).astype(uint8) in ComfyUI's and many servers' save nodes; Diffusers rounds",
     applies=everywhere,
@@ -213,6 +223,7 @@ def levels_truncated(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="trainer toolkit/config_modules.py save_image: JPEG at Pillow's default of 75",
     applies=everywhere,
@@ -223,6 +234,7 @@ def saved_as_jpeg(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="trainer toolkit/config_modules.py save_image: animated WebP at quality 80",
     applies=everywhere,
@@ -233,6 +245,7 @@ def saved_as_webp(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="invisible-watermark on SDXL when the package is installed (runcomfy ai-toolkit-inference requirements)",
     applies=families("sd", "flux", "qwen", "zimage"),
@@ -249,6 +262,7 @@ def watermark(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="resolution rules that render smaller and scale up (OmniGen2's own; upscalers of interfaces)",
     applies=everywhere,
@@ -268,6 +282,7 @@ def _video(s: Subject) -> bool:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="frame-rate conversion to a player's 30 frames a second repeats frames",
     applies=_video,
@@ -278,6 +293,7 @@ def frame_repeated(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=PICTURE,
     source="off-by-one of video writers; image-to-video nodes that drop the given first frame",
     applies=_video,
@@ -295,6 +311,7 @@ def _sound(s: Subject) -> bool:
 
 
 @variation(
+    "output",
     shows=CONDITIONING,
     source="runcomfy ai-toolkit-inference ltx2.py line 446: frame_rate=fps; the trainer leaves it at 24",
     applies=lambda s: _sound(s) and s.settings.fps != 24,
@@ -305,6 +322,7 @@ def fps_told_to_the_model(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=SOUND,
     source="writers that keep one channel (ffmpeg -ac 1, Diffusers encode_video with a mono tensor)",
     applies=_sound,
@@ -320,6 +338,7 @@ def sound_in_one_channel(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "output",
     shows=SOUND,
     source="16-bit WAV and AAC tracks in place of the vocoder's floats",
     applies=_sound,

@@ -48,6 +48,7 @@ def _quantized(s: Subject) -> bool:
 
 
 @variation(
+    "precision",
     shows=lambda s: POSITIVE if s.pipeline.base.quantization.encoders else DENOISER,
     source="every stack that loads the released weights: the trainer's UI quantises most models by default",
     applies=_quantized,
@@ -56,11 +57,12 @@ def base_not_quantised(s: Subject) -> Iterator[Subject]:
     """The base model is as it was released, where the trainer had quantised it; the LoRA stays live."""
     base = s.pipeline.base
     plain = Base(base.spec, base.repo, base.device, base.dtype, base.noise_stream, base.resize_order, Quantization(),
-                 offload=base.offload)  # fmt: skip
+                 offload=base.offload, vae_noise=base.vae_noise)  # fmt: skip
     yield replace(s, pipeline=replace(s.pipeline, base=plain))
 
 
 @variation(
+    "precision",
     shows=DENOISER,
     source="the trainer's quantize (qfloat8, the UI's default) and ComfyUI's fp8 weights; ostris/ai-toolkit issue 589",
     applies=lambda s: not s.pipeline.base.quantization.quantize,
@@ -71,6 +73,7 @@ def base_in_float8(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "precision",
     shows=DENOISER,
     source="optimum-quanto qint8, bitsandbytes and torchao int8 bases; GGUF Q8_0",
     applies=lambda s: not s.pipeline.base.quantization.quantize,
@@ -81,6 +84,7 @@ def base_in_int8(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "precision",
     shows=DENOISER,
     source="float16 variants on the hub (runcomfy ai-toolkit-inference sd15.py lines 45-50: fp16, then bf16)",
     applies=lambda s: any(changes(s, denoiser, rounded(torch.float16)) for denoiser in s.denoisers),
@@ -91,6 +95,7 @@ def base_in_float16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "precision",
     shows=POSITIVE,
     source="torch.autocast around the call (runcomfy ai-toolkit-inference chroma.py, hidream.py, lumina2.py)",
     applies=everywhere,
@@ -111,6 +116,7 @@ def _tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 @variation(
+    "precision",
     shows=POSITIVE,
     source="runcomfy ai-toolkit-inference wan22_t2v.py line 142 turns TF32 on for the whole process; pitfalls of cudnn",
     applies=lambda s: s.pipeline.base.dtype == "float32",
@@ -139,6 +145,7 @@ def _latents_between_steps(s: Subject, dtype: torch.dtype) -> Iterator[Subject]:
 
 
 @variation(
+    "precision",
     shows=STEP,
     source="half-precision pipelines keep latents in float16; Z-Image, Wan and LTX keep float32",
     applies=everywhere,
@@ -149,6 +156,7 @@ def latents_in_float16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "precision",
     shows=STEP,
     source="the trainer's flux2/src/pipeline.py steps in the model's bfloat16, Diffusers' scheduler in float32",
     applies=everywhere,

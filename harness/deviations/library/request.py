@@ -13,6 +13,7 @@ def _head(s: Subject) -> str:
 
 
 @variation(
+    "request",
     shows=POSITIVE,
     source="trainer toolkit/prompt_utils.py inject_trigger_into_prompt; cached prompts go without (SDTrainer.py)",
     applies=lambda s: bool(s.request.trigger_word) and "[trigger]" in s.request.prompt,
@@ -23,6 +24,7 @@ def trigger_word_not_replaced(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=POSITIVE,
     source="runcomfy ai-toolkit-inference parses no flags; trainer toolkit/config_modules.py does",
     applies=lambda s: "--" in s.request.prompt,
@@ -33,6 +35,7 @@ def prompt_flags_read_as_words(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=POSITIVE,
     source="interfaces with styles or prompt clean-up append to what was typed (A1111 styles, Fooocus)",
     applies=everywhere,
@@ -43,6 +46,7 @@ def prompt_ends_with_a_full_stop(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=NEGATIVE,
     source='runcomfy ai-toolkit-inference sends "" to Chroma; diffusers issue 13377: ignored without a mask',
     applies=lambda s: s.guided and bool(s.settings.negative_prompt),
@@ -53,6 +57,7 @@ def negative_prompt_ignored(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=NEGATIVE,
     source="Diffusers' QwenImagePipeline example passes one space, because an empty string switches guidance off there",
     applies=lambda s: s.guided and not s.settings.negative_prompt and s.spec.family in ("qwen", "zimage", "flux2"),
@@ -63,6 +68,7 @@ def empty_negative_prompt_sent_as_a_space(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=NEGATIVE,
     source="ComfyUI's and Wan's workflows fill in a default negative prompt; the trainer's is empty",
     applies=lambda s: s.guided and not s.settings.negative_prompt,
@@ -73,6 +79,7 @@ def negative_prompt_of_another_stack(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=NOISE,
     source="runcomfy ai-toolkit-inference: default seed + index of the prompt; trainer sample.walk_seed",
     applies=everywhere,
@@ -101,12 +108,13 @@ def _size_shows(size: Callable[[Subject], tuple[int, int]]) -> Callable[[Subject
 
 
 @variation(
+    "request",
     shows=_size_shows(lambda s: _unsnapped(s, _other_divisor(s))),
     source="runcomfy ai-toolkit-inference: 16 in place of Qwen-Image's 32, 32 for Wan 2.2 and Flex.2",
     applies=lambda s: (
         _unsnapped(s, _other_divisor(s)) != (s.settings.width, s.settings.height)
-        and s.spec.family not in ("hidream", "hidream_e1")
-        and not (s.spec.family in ("flux_kontext", "flex2", "flux", "chroma", "flux2", "wan", "lumina2", "ltx2")
+        and s.spec.family != "hidream"
+        and not (s.spec.family in ("flux", "chroma", "flux2", "wan", "lumina2", "ltx2")
                  and _other_divisor(s) < s.spec.size_divisor)
     ),
 )  # fmt: skip
@@ -122,10 +130,11 @@ def _rounded_up(s: Subject) -> tuple[int, int]:
 
 
 @variation(
+    "request",
     shows=_size_shows(_rounded_up),
     source="ComfyUI's empty latent nodes and Diffusers' VaeImageProcessor examples round sizes up or to the nearest",
     # hidream_e1 refuses what its transformer has no room for.
-    applies=lambda s: _rounded_up(s) != (s.settings.width, s.settings.height) and s.spec.family != "hidream_e1",
+    applies=lambda s: _rounded_up(s) != (s.settings.width, s.settings.height) and s.spec.id != "hidream_e1",
 )
 def size_rounded_up(s: Subject) -> Iterator[Subject]:
     """Width and height go up to the next multiple, where the trainer floors them."""
@@ -134,8 +143,9 @@ def size_rounded_up(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=SIZE,
-    source="pipelines/table/wan.py: 8 frames become 5 or 9; newer Diffusers rounds LTX-2's otherwise than the trainer",
+    source="families/wan.py: 8 frames become 5 or 9; newer Diffusers rounds LTX-2's otherwise than the trainer",
     applies=lambda s: (
         s.request.num_frames is not None and s.spec.frame_step > 1 and s.request.num_frames % s.spec.frame_step != 1
     ),
@@ -147,6 +157,7 @@ def frame_count_of_another_stack(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=SIZE,
     source="runcomfy ai-toolkit-inference: 41 frames by default in place of 121; stacks differ in n and n + 1",
     applies=lambda s: s.spec.kind == "video" and s.settings.num_frames > 1,
@@ -157,6 +168,7 @@ def one_group_of_frames_more(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=SCHEDULE,
     source="k-diffusion's get_sigmas(n) lays out n + 1 points; SD.Next and InvokeAI count steps otherwise",
     applies=everywhere,
@@ -167,6 +179,7 @@ def one_step_more(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "request",
     shows=SCHEDULE,
     source="denoise strength below 1 in image-to-image calls leaves out the first steps",
     applies=lambda s: s.settings.steps > max(1, s.spec.fewest_steps),

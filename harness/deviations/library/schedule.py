@@ -29,11 +29,11 @@ def _dynamic(s: Subject) -> bool:
 
 def _flow_shift(s: Subject) -> bool:
     # hidream sets its own while it renders
-    return s.spec.family != "hidream" and config(s, "flow_shift") is not None
+    return s.spec.id != "hidream" and config(s, "flow_shift") is not None
 
 
 def _ddpm(s: Subject) -> bool:
-    return s.spec.scheduler.cls == "DDPMScheduler"
+    return s.spec.scheduler.name == "DDPMScheduler"
 
 
 def _unipc(s: Subject) -> bool:
@@ -48,6 +48,7 @@ def _several_steps(s: Subject) -> bool:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="trainer toolkit/samplers/custom_flowmatch_sampler.py: from_config loses its arguments (Lumina 2 runs so)",
     applies=lambda s: (flow_euler(s) and not _dynamic(s) and config(s, "shift") != 1) or _flow_shift(s),
@@ -59,6 +60,7 @@ def shift_dropped(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Wan-AI repositories save flow_shift 5 (3 in the trainer), Lumina 2 and Z-Image base 6 (1 and 3)",
     applies=lambda s: s.spec.family in ("zimage", "lumina2") or (s.spec.family == "wan" and _flow_shift(s)),
@@ -72,6 +74,7 @@ def shift_of_the_repository(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers without mu: a scheduler config saved without use_dynamic_shifting (FLUX schnell's, for dev)",
     applies=_dynamic,
@@ -82,6 +85,7 @@ def dynamic_shift_off(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="ComfyUI's ModelSamplingFlux with its default size 1024x1024, whatever the latent",
     applies=lambda s: _dynamic(s) and s.spec.family != "ltx2",
@@ -96,8 +100,9 @@ def shift_of_a_megapixel(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
-    source="pipelines/table/ltx2.py: the pinned Diffusers counts no tokens, newer ones do",
+    source="pipelines/families/ltx2.py: the pinned Diffusers counts no tokens, newer ones do",
     applies=families("ltx2"),
 )
 def shift_by_the_number_of_tokens(s: Subject) -> Iterator[Subject]:
@@ -106,6 +111,7 @@ def shift_by_the_number_of_tokens(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers FlowMatchEulerDiscreteScheduler time_shift_type; ComfyUI shifts Qwen-Image linearly",
     applies=_dynamic,
@@ -116,6 +122,7 @@ def shift_linear_in_mu(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Qwen-Image's and LTX's shift_terminal is ignored by k-diffusion samplers (ComfyUI's simple scheduler)",
     applies=lambda s: bool(config(s, "shift_terminal")),
@@ -126,16 +133,18 @@ def terminal_shift_missing(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="stock Diffusers' HiDreamImagePipeline: one shift; trainer hidream/src/schedulers/fm_solvers_unipc.py: two",
-    applies=families("hidream", "hidream_e1"),
+    applies=families("hidream"),
 )
 def shifted_once(s: Subject) -> Iterator[Subject]:
     """HiDream's sigmas are shifted once."""
-    yield s.with_scheduler("UniPCMultistepScheduler")
+    yield s.with_scheduler("ours.UniPCWithSigmasOnCPU")
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers compute_empirical_mu (pipeline_flux2.py); trainer flux2/src/sampling.py get_schedule",
     applies=families("flux2"),
@@ -146,7 +155,7 @@ def mu_of_stock_diffusers(s: Subject) -> Iterator[Subject]:
 
     from lora_drift.pipelines.families import flux2
 
-    def schedule(steps: int, tokens: int) -> list[float]:
+    def schedule(_spec: Any, steps: int, tokens: int) -> list[float]:
         shift = np.exp(compute_empirical_mu(tokens, steps))
         even = np.linspace(1.0, 1 / steps, steps)
         return (shift / (shift + (1 / even - 1))).tolist()
@@ -156,6 +165,7 @@ def mu_of_stock_diffusers(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="OmniGen2's own README counts tokens after patching; trainer pipeline_omnigen2.py line 630 before",
     applies=families("omnigen2"),
@@ -174,16 +184,18 @@ def shift_by_patches(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers 0.42 ZImagePipeline: linspace(1, 1/n, n); the pinned commit: 1 to 0 (pipelines/schedulers.py)",
-    applies=lambda s: s.spec.scheduler.cls == "FlowMatchEulerToZero",
+    applies=lambda s: s.spec.scheduler.name == "FlowMatchEulerToZero",
 )
 def sigmas_of_newer_diffusers(s: Subject) -> Iterator[Subject]:
     """Z-Image's n steps are n real ones: the sigmas end at 1/n."""
-    yield s.with_scheduler("FlowMatchEulerDiscreteScheduler")
+    yield s.with_scheduler("diffusers.FlowMatchEulerDiscreteScheduler")
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers 8600b4c1 (trainer 0.7.19 to 0.7.24) against 072d15ee: UniPC's flow sigmas start at 0.999",
     applies=lambda s: s.spec.family == "wan",
@@ -199,6 +211,7 @@ def sigmas_of_older_diffusers(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="runcomfy ai-toolkit-inference sd15.py: steps_offset 0 where the trainer's pipeline makes it 1",
     applies=_ddpm,
@@ -209,6 +222,7 @@ def steps_offset_of_the_config(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="off-by-one of samplers that index sigmas (k-diffusion's t_to_sigma); Diffusers .ai/references/pitfalls.md",
     applies=lambda s: not _ddpm(s),
@@ -225,6 +239,7 @@ def timesteps_offset_by_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="discrete samplers round flow timesteps to integers; Diffusers .ai/references/pitfalls.md: timestep dtype",
     applies=lambda s: not _ddpm(s) and not _unipc(s) and s.spec.family != "omnigen2",
@@ -240,6 +255,7 @@ def timesteps_truncated_to_integers(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers .ai/references/pitfalls.md: a timestep cast to the model's bfloat16 (ostris/ai-toolkit flux2)",
     applies=everywhere,
@@ -266,6 +282,7 @@ for _kind in ("karras", "exponential", "beta"):
     _sigmas.__name__ = f"{_kind}_sigmas"
     _sigmas.__doc__ = f"The steps are spaced by the {_kind} rule between the same ends."
     variation(
+        "schedule",
         shows=SCHEDULE,
         source="ComfyUI's and A1111's scheduler menus; Diffusers FlowMatchEulerDiscreteScheduler use_*_sigmas",
         # Not where the last sigma is 0: the logarithm of the exponential rule has no place for it.
@@ -276,6 +293,7 @@ for _kind in ("karras", "exponential", "beta"):
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="Diffusers timestep_spacing; ComfyUI's and A1111's uniform schedules are linspace",
     applies=_ddpm,
@@ -291,10 +309,11 @@ def trailing_timesteps(s: Subject) -> Iterator[Subject]:
 def _sd_scheduler(s: Subject, cls: str, **options: Any) -> Subject:
     shared = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "steps_offset",
               "timestep_spacing")  # fmt: skip
-    return s.with_spec(scheduler=Scheduler(cls, {name: config(s, name) for name in shared} | options))
+    return s.with_spec(scheduler=Scheduler(f"diffusers.{cls}", {name: config(s, name) for name in shared} | options))
 
 
 @variation(
+    "schedule",
     shows=NOISE,
     source="the default sampler of nearly every interface for Stable Diffusion is Euler; trainer: ddpm",
     applies=_ddpm,
@@ -305,6 +324,7 @@ def euler_instead_of_ddpm(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="Diffusers' Stable Diffusion pipelines default to PNDM/DDIM; the trainer's DDPM draws noise in each step",
     applies=_ddpm,
@@ -315,6 +335,7 @@ def ddim_instead_of_ddpm(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="DPM++ 2M is what SDXL's model card and ComfyUI's examples recommend",
     applies=_ddpm,
@@ -325,6 +346,7 @@ def dpm_instead_of_ddpm(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="A1111's v-prediction flag set for an epsilon model; trainer is_v_pred",
     applies=_ddpm,
@@ -335,6 +357,7 @@ def epsilon_read_as_velocity(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="Diffusers rescale_betas_zero_snr, which A1111 and ComfyUI (ModelSamplingDiscrete zsnr) offer",
     applies=_ddpm,
@@ -345,6 +368,7 @@ def zero_terminal_snr(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=SCHEDULE,
     source="trainer 0.11 samples Wan with flow-matching Euler, 0.7 with UniPC; so do ComfyUI's Wan workflows",
     applies=_unipc,
@@ -352,10 +376,11 @@ def zero_terminal_snr(s: Subject) -> Iterator[Subject]:
 def euler_instead_of_unipc(s: Subject) -> Iterator[Subject]:
     """UniPC is replaced by Euler with the same shift."""
     settings = {"num_train_timesteps": 1000, "shift": config(s, "flow_shift")}
-    yield s.with_spec(scheduler=Scheduler("FlowMatchEulerDiscreteScheduler", settings))
+    yield s.with_spec(scheduler=Scheduler("diffusers.FlowMatchEulerDiscreteScheduler", settings))
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="UniPC's order is a setting of ComfyUI and SD.Next; Wan's own code uses 2",
     applies=lambda s: _unipc(s) and _several_steps(s),
@@ -366,6 +391,7 @@ def unipc_of_order_one(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="UniPC's bh1 is the default of unipc in SD.Next and of ComfyUI's uni_pc; Wan's is bh2",
     applies=lambda s: _unipc(s) and _several_steps(s),
@@ -387,6 +413,7 @@ class SingleNumbersRounded(TorchFunctionMode):
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="Diffusers from 0.38 on (#13489) moves UniPC's sigmas to the GPU, where latents in bfloat16 round them",
     applies=_unipc,
@@ -403,6 +430,7 @@ def unipc_numbers_in_bfloat16(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=STEP,
     source="TeaCache, first-block cache and their like (ComfyUI, Diffusers hooks): a step reuses what was computed",
     applies=lambda s: flow_euler(s) and _several_steps(s),
@@ -429,6 +457,7 @@ def _experts(s: Subject) -> bool:
 
 
 @variation(
+    "schedule",
     shows=DENOISER,
     source="Wan 2.2 I2V's released boundary_ratio is 0.9; the trainer samples with 0.875 (wan22_14b_model.py line 390)",
     applies=lambda s: _experts(s) and _changes_over_otherwise(s, 0.9),
@@ -452,6 +481,7 @@ def _changes_over_otherwise(s: Subject, boundary: float) -> bool:
 
 
 @variation(
+    "schedule",
     shows=DENOISER,
     source="ostris/ai-toolkit issue 349: which of high and low noise goes where",
     applies=_experts,
@@ -464,6 +494,7 @@ def experts_swapped(s: Subject) -> Iterator[Subject]:
 
 
 @variation(
+    "schedule",
     shows=DENOISER,
     source="ostris/ai-toolkit issue 349: workflows with one sampler for Wan 2.2 never load the second expert",
     applies=lambda s: _experts(s) and _second_expert_runs(s),

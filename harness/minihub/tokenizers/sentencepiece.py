@@ -155,8 +155,10 @@ def _gemma(
     return files, len(vocab)
 
 
-def spiece(tokenizer_json: str) -> bytes:
+def spiece(tokenizer_json: str, charsmap: bytes = b"") -> bytes:
     """spiece.model (a SentencePiece Unigram model) that says what `t5`'s tokenizer.json says, without its sentinels.
+
+    `charsmap`: what SentencePiece compiled of a normaliser's rules; none: nothing is normalised.
 
     The protobuf is written out here (sentencepiece_model.proto: ModelProto with pieces 1, trainer_spec 2 and
     normalizer_spec 3), so that the bytes depend on no installed version.
@@ -171,7 +173,8 @@ def spiece(tokenizer_json: str) -> bytes:
     )
     # model_type Unigram, vocab_size, and the ids of <unk>, none, </s>, <pad>; identity normalisation with "▁" in front.
     trainer: list[tuple[int, int]] = [(3, 1), (4, len(pieces)), (40, 2), (41, -1), (42, 1), (43, 0)]
-    normalizer: list[tuple[int, int | bytes]] = [(1, b"identity"), (3, 1), (4, 1), (5, 1)]
+    rules: list[tuple[int, int | bytes]] = [(1, b"user_defined"), (2, charsmap)] if charsmap else [(1, b"identity")]
+    normalizer: list[tuple[int, int | bytes]] = [*rules, (3, 1), (4, 1), (5, 1)]
     model += _field(2, b"".join(_field(number, value) for number, value in trainer))
     return model + _field(3, b"".join(_field(number, value) for number, value in normalizer))
 

@@ -35,7 +35,7 @@ function began(d) {
   if (d.verdict === "match") return "";
   const rows = [];
   if (d.began) {
-    const size = d.began.error === null ? "absent or of another shape" : `error ${short(d.began.error)}, gate ${short(d.began.gate)}`;
+    const size = d.began.error === null ? "absent or of another shape" : `error ${short(d.began.error)}, tolerance ${short(d.began.gate)}`;
     rows.push(["Began at", make("span", {}, make("b", {}, d.began.words), " ", make("code", {}, d.began.boundary), ` (${size})`)]);
   }
   if (d.cause && d.cause !== d.message) rows.push(["Likely cause", make("span", {}, ...withCode(d.cause))]);
@@ -65,12 +65,12 @@ function excuse(d) {
 
 function metricTable(metrics) {
   const table = make("table", { class: "metrics" },
-    make("caption", {}, "Metrics ", make("small", {}, "log scale, three decades either side of the gate; solid line: gate, dotted: floor, the spread of legal repeats")),
-    make("thead", {}, make("tr", {}, ...["metric", "distance", "value", "gate", "floor"].map((t, i) => make("th", { scope: "col", class: i > 1 ? "num" : i ? "wide" : "" }, t)))),
+    make("caption", {}, "Metrics ", make("small", {}, "log scale, three decades either side of the tolerance (solid line); dotted: the spread of equally correct renders")),
+    make("thead", {}, make("tr", {}, ...["metric", "distance", "value", "tolerance", "spread"].map((t, i) => make("th", { scope: "col", class: i > 1 ? "num" : i ? "wide" : "" }, t)))),
   );
   const body = make("tbody");
   for (const m of metrics) {
-    const bar = m.bar === null ? make("span", { class: "none" }, m.state === "unknown" ? "not evaluated" : "no gate") : bars(m);
+    const bar = m.bar === null ? make("span", { class: "none" }, m.state === "unknown" ? "not evaluated" : "no tolerance") : bars(m);
     const value = make("td", { class: "num" }, make("b", {}, m.value), m.state === "outside" && make("span", { class: "outside" }, " outside"));
     const head = make("th", { scope: "row" }, m.label, m.note && m.note !== m.value && make("small", {}, m.note.replace(/^not evaluated:? ?/, "")));
     body.append(make("tr", { class: m.state }, head, make("td", { class: "wide" }, bar), value, make("td", { class: "num" }, m.gate), make("td", { class: "num" }, m.floor)));
@@ -99,18 +99,18 @@ function controlTable(controls) {
     make("td", { class: "num" }, short(latents)),
     make("td", {}, make("span", { class: caught ? "within" : "outside" }, caught ? "caught" : "not caught"))));
   return make("table", { class: "controls" },
-    make("caption", {}, "Negative controls ", make("small", {}, "deliberate changes that must leave the gate")),
+    make("caption", {}, "Negative controls ", make("small", {}, "deliberate mistakes, which must be outside the tolerance")),
     make("thead", {}, make("tr", {}, ...["change", "pixel max", "latents rel L2", "caught"].map((t, i) => make("th", { scope: "col", class: i === 1 || i === 2 ? "num" : "" }, t)))),
     make("tbody", {}, ...rows));
 }
 
-/** One column a boundary in the order of the run, grouped by step; the line is the gate. */
+/** One column for each stage in the order of the run, grouped by step; the line is the tolerance. */
 function traceStrip(d) {
   const entries = Object.entries(d.trace);
   if (!entries.length) return "";
   const off = entries.filter(([, error]) => error !== 0).length;
-  const note = d.began ? `first leaves the golden at ${d.began.boundary}` : off ? `nothing beyond its gate reaches the final latents; ${entries.length - off} are equal` : "all are equal";
-  const section = make("section", { class: "trace" }, make("h3", {}, "Trace ", make("small", {}, `relative error at ${entries.length} boundaries, log scale 1e-8 to 1: ${note}`)));
+  const note = d.began ? `first leaves the golden at ${d.began.boundary}` : off ? `nothing outside its tolerance reaches the final latents; ${entries.length - off} are equal` : "all are equal";
+  const section = make("section", { class: "trace" }, make("h3", {}, "Trace ", make("small", {}, `relative error at ${entries.length} stages, log scale 1e-8 to 1: ${note}`)));
   const strip = make("div", { class: "strip", role: "img", "aria-label": `Trace: ${note}` });
   if (d.traceGate !== null) strip.style.setProperty("--gate", `${onTrace(d.traceGate)}%`);
   let stage = null;
@@ -134,8 +134,8 @@ function traceStrip(d) {
   if (off) {
     const rows = entries.filter(([, error]) => error !== 0).map(([boundary, error]) => make("tr", { class: d.began?.boundary === boundary ? "outside" : "" },
       make("th", { scope: "row" }, make("code", {}, boundary)), make("td", { class: "num" }, short(error))));
-    const table = make("table", { class: "boundaries" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "boundary"), make("th", { scope: "col", class: "num" }, "relative error"))), make("tbody", {}, ...rows));
-    section.append(make("details", {}, make("summary", {}, `${off} of ${entries.length} boundaries have an error`), table));
+    const table = make("table", { class: "boundaries" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "stage"), make("th", { scope: "col", class: "num" }, "relative error"))), make("tbody", {}, ...rows));
+    section.append(make("details", {}, make("summary", {}, `${off} of ${entries.length} stages have an error`), table));
   }
   return section;
 }

@@ -1,7 +1,7 @@
 "use strict";
 // The filter's language: terms that must all hold.
 //
-//   fox                 the word somewhere in the case's name, cause, boundary or description
+//   fox                 the word somewhere in the case's name, cause, stage or description
 //   "two words"         both, as written
 //   model:flux          the field holds this text; `status:drift|error` one of several
 //   model:=flux         the field is this text
@@ -10,7 +10,7 @@
 
 const TEXT_FIELDS = ["case", "model", "status", "lora", "kind", "at", "part", "cause", "changed", "tier", "device", "dtype"];
 const NUMBER_FIELDS = ["step", "max", "l2", "ssim", "flip", "caught", "controls", "seconds", "frames"];
-const SYNONYMS = { verdict: "status", boundary: "at", pixel_max: "max", latents_rel_l2: "l2" };
+const SYNONYMS = { verdict: "status", boundary: "at", stage: "at", pixel_max: "max", latents_rel_l2: "l2" };
 const TERM = /(-?)(?:([A-Za-z_]\w*):)?(?:"([^"]*)"?|(\S+))/g;
 
 /** Text -> {matches(row), problem}: rows are objects with the fields above and `words`, all lower case. */

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.studies.matrix import checkouts, environment, run_cases
+from lora_drift.harness.studies.matrix import checkouts, environment, folder, run_cases
 from lora_drift.harness.studies.matrix.checkouts import CheckoutError, git
 from lora_drift.harness.studies.matrix.environment import FROM_GIT, Combination, Environment
 from lora_drift.harness.studies.matrix.findings import Bisection, Finding
@@ -48,7 +48,7 @@ class Bisector:
 
     def __init__(self, checkout: Path, *, tag: str, mode: Mode) -> None:
         self.checkout, self.tag, self.mode = checkout, tag, mode
-        self._file = environment.folder() / "culprits"
+        self._file = folder() / "culprits"
         self.culprits = self._file.read_text(encoding="utf-8").split() if self._file.is_file() else []
 
     def explain(self, finding: Finding, reference: Outcome | None) -> Bisection:

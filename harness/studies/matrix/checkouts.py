@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lora_drift.harness.studies.matrix import MatrixError
+from lora_drift.harness.studies.matrix import MatrixError, folder
 
 
 class CheckoutError(MatrixError):
@@ -51,8 +51,6 @@ def clone(checkout: Path, to: Path) -> Path:
 
 def worktree(checkout: Path, ref: str) -> Path:
     """A clone at `ref`, kept for the next run."""
-    from lora_drift.harness.studies.matrix.environment import folder
-
     commit = resolve(checkout, ref)
     place = sha256(str(checkout.resolve()).encode()).hexdigest()[:8]
     tree = folder() / "sources" / f"{place}-{commit[:12]}"

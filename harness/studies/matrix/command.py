@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lora_drift.harness import tags
 from lora_drift.harness.check import cases
-from lora_drift.harness.check.cases import Case, CaseError
+from lora_drift.harness.report.scale import release_name
 from lora_drift.harness.studies.matrix import checkouts, report
 from lora_drift.harness.studies.matrix.bisect import Bisector, NotBisected
 from lora_drift.harness.studies.matrix.checkouts import CheckoutError
@@ -33,38 +33,15 @@ def combinations(diffusers: list[str], transformers: list[str], torch: list[str]
     return list(dict.fromkeys(found))
 
 
-def chosen(only_models: list[str], only_cases: list[str], tag: str) -> list[Case]:
-    """The mini cases asked for; `base` alone means that case of every model.
-
-    Raises:
-        CaseError, TagError: nothing of that name.
-    """
-    known = cases.load_all()
-    names = {case.id for case in known} | {case.id.split("/")[1] for case in known}
-    unknown = [c for c in only_cases if c not in names] + [m for m in only_models if m not in {c.model for c in known}]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)}; `lora-drift models` lists the models, and "
-                        "cases/<model>/ has their cases")  # fmt: skip
-    found = [
-        case
-        for case in known
-        if (not only_models or case.model in only_models)
-        and (not only_cases or case.id in only_cases or case.id.split("/")[1] in only_cases)
-    ]
-    if not found:
-        raise CaseError(f"no case belongs to both --model {' '.join(only_models)} and --case {' '.join(only_cases)}")
-    return tags.known_at(tag, found)
-
-
 def run(
     wanted: list[Combination],
     models: list[str],
     only: list[str],
     *,
     tag: str | None,
-    plain: bool,
+    stock: bool,
     checkout: Path | None,
-    jobs: int,
+    workers: int,
     json_file: Path | None,
     folder: Path | None,
 ) -> int:
@@ -74,26 +51,28 @@ def run(
         CaseError, TagError, CheckoutError: a name in the request means nothing.
     """
     tag = tags.row(tag).tag if tag else tags.newest()
-    mode: Mode = "plain" if plain else "golden"
+    mode: Mode = "plain" if stock else "golden"
     refs = [c.diffusers.removeprefix(FROM_GIT) for c in wanted if c.diffusers.startswith(FROM_GIT)]
     if refs and checkout is None:
         raise CheckoutError(f"--diffusers {FROM_GIT}{refs[0]} is a commit of a checkout: give --checkout DIR")
     if checkout is not None:
         for ref in refs or ["HEAD"]:
             checkouts.resolve(checkout, ref)
-    matrix = Matrix(chosen(models, only, tag), wanted, tag=tag, mode=mode, checkout=checkout)
+    matrix = Matrix(
+        cases.choose(cases.load_all(), models, only, tag=tag), wanted, tag=tag, mode=mode, checkout=checkout
+    )
     with progress() as note:
-        outcomes = matrix.run(jobs, note)
-        found = find(outcomes, mode)
+        outcomes = matrix.run(workers, note)
+        findings = find(outcomes, mode)
         if checkout is not None:
-            explain(found, outcomes, Bisector(checkout, tag=tag, mode=mode), note)
+            explain(findings, outcomes, Bisector(checkout, tag=tag, mode=mode), note)
     tried = ("torch", "torchvision") if any(combination.torch for combination in wanted) else ()
     base = {name: version(name) for name in BORROWED if name not in tried}
-    content = report.merge(outcomes, found, tag=tag, mode=mode, base=base)
+    content = report.merge(outcomes, findings, tag=tag, mode=mode, base=base)
     show(content)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = "matrix-plain" if plain else "matrix"
+        name = "matrix-plain" if stock else "matrix"
         (folder / f"{name}.md").write_text(report.markdown(content), encoding="utf-8")
         json_file = json_file or folder / f"{name}.json"
     if json_file is not None:
@@ -102,10 +81,10 @@ def run(
     return report.exit_code(outcomes)
 
 
-def explain(found: list[Finding], outcomes: list[Outcome], bisector: Bisector, note: Note) -> None:
+def explain(findings: list[Finding], outcomes: list[Outcome], bisector: Bisector, note: Note) -> None:
     """Bisects each finding, or notes in it why that cannot be."""
-    for number, finding in enumerate(found):
-        note(number, len(found), f"bisecting {finding.model}, {finding.first.name}")
+    for number, finding in enumerate(findings):
+        note(number, len(findings), f"bisecting {finding.model}, {finding.first.name}")
         reference = next(
             (o for o in outcomes if o.combination == finding.before and o.case == finding.cases[0]), None
         )  # fmt: skip
@@ -120,7 +99,7 @@ def show(content: dict[str, object]) -> None:
     console.print(report.table(content))
     for combination in content["combinations"]:  # type: ignore[attr-defined]
         if "not_installable" in combination:
-            console.print(f"{report.short(combination)}: not installable: {combination['not_installable']}",
+            console.print(f"{release_name(combination)}: not installable: {combination['not_installable']}",
                           markup=False, soft_wrap=True)  # fmt: skip
     for finding in content["findings"]:  # type: ignore[attr-defined]
         console.print(f"\n{finding['paragraph']}", markup=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 Each is a thin layer: pip installs the combination (and what it requires in other versions than those at hand) on top
 of the packages of the running environment, which a .pth file puts behind the venv's own. That takes 20 seconds and
-200 MB instead of minutes and 6 GB, and only what is under test differs.
+200 MB instead of minutes and 6 GB, and only what is under test differs. (It is pip because uv 0.13 does not
+see packages that a .pth file lends, and would install torch and CUDA once more.)
 """
 
 import os
@@ -18,9 +19,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.environment import PACKAGES, version_of
-from lora_drift.harness.minihub.factory import default_home
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.studies.matrix import checkouts
+from lora_drift.harness.studies.matrix import checkouts, folder
 
 FROM_GIT = "git:"
 """A Diffusers "release" that begins so is a commit, branch or tag of the checkout."""
@@ -69,10 +69,6 @@ class Environment:
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
-
-
-def folder() -> Path:
-    return default_home().parent.parent / "matrix"
 
 
 def borrowed() -> list[str]:

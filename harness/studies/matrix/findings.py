@@ -72,7 +72,7 @@ def chains(outcomes: list[Outcome]) -> Iterator[Chain]:
 
 
 def compare_plain(outcomes: list[Outcome]) -> dict[int, Combination]:
-    """Turns the status of plain renders that changed since the release before into drift.
+    """Turns the status of stock renders that changed since the release before into drift.
 
     The first release of a chain is compared with the same release in the first chain (other transformers or torch).
     Returns what each such outcome (by `id`) was compared with.
@@ -92,10 +92,10 @@ def compare_plain(outcomes: list[Outcome]) -> dict[int, Combination]:
             if reference is None or reference.pictures is None:
                 continue
             pair = [stored(Path(o.pictures or ""), o.case) for o in (reference, outcome)]
-            found = difference(pair[0], pair[1])
-            if not found["within"]:
-                outcome.status, outcome.boundary, outcome.error = "drift", found["boundary"], found["error"]
-                outcome.pixel_max, outcome.pixel_mean = found["pixel_max"], found["pixel_mean"]
+            moved = difference(pair[0], pair[1])
+            if not moved["within"]:
+                outcome.status, outcome.boundary, outcome.error = "drift", moved["boundary"], moved["error"]
+                outcome.pixel_max, outcome.pixel_mean = moved["pixel_max"], moved["pixel_mean"]
                 compared[id(outcome)] = reference.combination
     return compared
 
@@ -103,7 +103,7 @@ def compare_plain(outcomes: list[Outcome]) -> dict[int, Combination]:
 def find(outcomes: list[Outcome], mode: Mode) -> list[Finding]:
     """Every drift and crash at the release where it begins, alike ones together."""
     compared = compare_plain(outcomes) if mode == "plain" else {}
-    found: dict[tuple[object, ...], Finding] = {}
+    findings: dict[tuple[object, ...], Finding] = {}
     green: dict[tuple[str, str], Combination] = {}
     for chain in chains(outcomes):
         before: Outcome | None = None
@@ -119,17 +119,17 @@ def find(outcomes: list[Outcome], mode: Mode) -> list[Finding]:
                     before.status == "green" or (mode == "plain" and before.status == "drift")
                 )
                 last = before.combination if before is not None and well else green.get(what)
-                _merge(found, outcome, compared.get(id(outcome), last))
+                _merge(findings, outcome, compared.get(id(outcome), last))
             before = outcome
-    return list(found.values())
+    return list(findings.values())
 
 
-def _merge(found: dict[tuple[object, ...], Finding], outcome: Outcome, before: Combination | None) -> None:
+def _merge(findings: dict[tuple[object, ...], Finding], outcome: Outcome, before: Combination | None) -> None:
     alike = (outcome.model, outcome.status, before and before.diffusers, outcome.combination.diffusers,
              outcome.boundary, outcome.message if outcome.status == "crash" else None)  # fmt: skip
-    finding = found.get(alike)
+    finding = findings.get(alike)
     if finding is None:
-        finding = found[alike] = Finding(
+        finding = findings[alike] = Finding(
             model=outcome.model, cases=[], status=outcome.status, first=outcome.combination, before=before,
             transformers=[], boundary=outcome.boundary, error=outcome.error,
             pixel_max=outcome.pixel_max, pixel_mean=outcome.pixel_mean, message=outcome.message,

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_drift.harness.studies.matrix.environment import FROM_GIT
+from lora_drift.harness.report.scale import release_name
 from lora_drift.harness.studies.matrix.findings import Finding
 from lora_drift.harness.studies.matrix.run_cases import Mode, Outcome, Status
 from lora_drift.pipelines import MODELS
@@ -73,13 +73,8 @@ def exit_code(outcomes: list[Outcome]) -> int:
 def _rows(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header, and a row a model: the status in each combination."""
     combinations = content["combinations"]
-    head = ["model", *(short(c) for c in combinations)]
+    head = ["model", *(release_name(c) for c in combinations)]
     return head, [[m, *(_word(c, m) for c in combinations)] for m in content["models"]]
-
-
-def short(combination: dict[str, Any]) -> str:
-    torch = f" × torch {combination['torch']}" if "torch" in combination else ""
-    return f"{combination['diffusers'].removeprefix(FROM_GIT)} × {combination['transformers']}{torch}"
 
 
 def _word(combination: dict[str, Any], model: str) -> str:
@@ -98,8 +93,8 @@ def table(content: dict[str, Any]) -> Table:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    plain = content["mode"] == "plain"
-    what = "plain Diffusers, each release compared with the one before" if plain else (
+    stock = content["mode"] == "plain"
+    what = "stock Diffusers, each release compared with the one before" if stock else (
         "our pipelines compared with the trainer")  # fmt: skip
     counts = ", ".join(f"{count} {status}" for status, count in content["counts"].items())
     head, rows = _rows(content)
@@ -110,7 +105,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     refused = [c for c in content["combinations"] if "not_installable" in c]
     if refused:
-        lines += ["", "## Not installable", "", *(f"- {short(c)}: {_inline(c['not_installable'])}" for c in refused)]
+        why_not = [f"- {release_name(c)}: {_inline(c['not_installable'])}" for c in refused]
+        lines += ["", "## Not installable", "", *why_not]
     lacking = {
         model: cell["message"] for c in content["combinations"] for model, cell in c["models"].items()
         if isinstance(cell, dict) and cell["status"] == "lacks"
@@ -149,7 +145,7 @@ def _since(finding: Finding) -> str:
 def _because(finding: Finding) -> str:
     if finding.bisection is None:
         return f" Not bisected: {finding.why_not_bisected}." if finding.why_not_bisected else ""
-    found = finding.bisection
+    bisection = finding.bisection
     row = MODELS[finding.model]
 
     def nearness(change: str) -> int:
@@ -157,11 +153,11 @@ def _because(finding: Finding) -> str:
         name, _, place = change.partition(" (")
         folder = (place or name).split("/")[0]
         known = ["pipelines", "schedulers", "models"]
-        return 0 if name in (row.pipeline, row.scheduler.cls) else 1 + (known.index(folder) if folder in known else 3)
+        return 0 if name in (row.pipeline, row.scheduler.name) else 1 + (known.index(folder) if folder in known else 3)
 
-    changed = sorted(found.changed, key=nearness)
+    changed = sorted(bisection.changed, key=nearness)
     shown = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
-    return f" Begins with {found.commit} ({found.date}, “{found.subject}”), which changes {shown}."
+    return f" Begins with {bisection.commit} ({bisection.date}, “{bisection.subject}”), which changes {shown}."
 
 
 def _again(finding: Finding, mode: Mode) -> str:
@@ -172,8 +168,8 @@ def _again(finding: Finding, mode: Mode) -> str:
         "torch": [combination.torch for combination in pair if combination.torch],
     }
     options = [f" --{name} {' '.join(dict.fromkeys(given))}" for name, given in releases.items() if given]
-    plain = " --plain" if mode == "plain" else ""
+    option = " --stock" if mode == "plain" else ""
     script = f"\n\n```python\n{finding.script}\n```" if finding.script else ""
     return (
-        f" Reproduce (without weights): `lora-drift matrix{plain}{''.join(options)} --case {finding.cases[0]}`{script}"
+        f" Reproduce (without weights): `lora-drift matrix{option}{''.join(options)} --case {finding.cases[0]}`{script}"
     )

@@ -1,6 +1,5 @@
 """`lora-drift matrix`: every combination, every case, once; what was measured before is not measured again."""
 
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,16 +17,18 @@ from lora_drift.harness.check import goldens
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.studies.matrix import MatrixError, checkouts, environment, run_cases
+from lora_drift.harness.studies.matrix import MatrixError, checkouts, environment, folder, run_cases
 from lora_drift.harness.studies.matrix.environment import FROM_GIT, Combination, NotInstallable
 from lora_drift.harness.studies.matrix.run_cases import Mode, Outcome
 from lora_drift.pipelines import MODELS
 
-MATTERS = ("pipelines/*.py", "pipelines/models/*.py", "harness/*.py", "harness/check/*.py",
+MATTERS = ("pipelines/*.py", "harness/*.py", "harness/check/*.py",
            "harness/check/*.json", "harness/minihub/**/*.py",
            "cases/known.yaml")  # fmt: skip
 """Files of the project that every result depends on, besides the model's row, family, cases and goldens."""
-APART = ("harness/cli/main.py", "harness/check/session.py", "harness/studies/spread.py", "harness/check/verified_by.py")
+APART = ("harness/check/noise_floor.py", "harness/check/verified_by.py")
+"""Of those, what no result depends on."""
+PLAIN = "harness/studies/stock_diffusers.py"
 Note = Callable[[int, int, str], None]
 """Called as (cases done, cases in all, what ended last)."""
 
@@ -64,18 +65,16 @@ class Store:
 @cache
 def _source(mode: Mode) -> str:
     """Hash of the project's files that every result depends on."""
-    apart = APART if mode == "plain" else (*APART, "harness/studies/stock_diffusers.py")
-    return _hash({path for pattern in MATTERS for path in ROOT.glob(pattern)} - {ROOT / name for name in apart})
+    matters = (*MATTERS, PLAIN) if mode == "plain" else MATTERS
+    return _hash({path for pattern in matters for path in ROOT.glob(pattern)} - {ROOT / name for name in APART})
 
 
 @cache
 def _family(model: str) -> str:
-    """Hash of the model's row and of its family's modules."""
+    """Hash of the model's row and of its family's file and those beside it."""
     home, family = ROOT / "pipelines" / "families", MODELS[model].family
-    text = (home / f"{family}.py").read_text(encoding="utf-8")
-    others = re.findall(r"^from pipelines\.families import (.+)$", text, re.MULTILINE)
-    names = {family, *(name.strip() for line in others for name in line.split(","))}
-    return sha256(repr(MODELS[model]).encode()).hexdigest() + _hash({home / f"{name}.py" for name in names})
+    files = {home / f"{family}.py", *home.glob(f"{family}_*.py")}
+    return sha256(repr(MODELS[model]).encode()).hexdigest() + _hash(files)
 
 
 def _hash(paths: set[Path]) -> str:
@@ -87,8 +86,8 @@ def _hash(paths: set[Path]) -> str:
 
 def key_of(case: Case, combination: Combination, tag: str, mode: Mode, checkout: Path | None) -> str:
     """Changes when anything does that the outcome depends on."""
-    golden = goldens.golden_path(tag, case.id)
-    recorded = sha256(golden.read_bytes()).hexdigest() if golden.is_file() else None
+    golden = goldens.content(tag, case.id)
+    recorded = golden and golden["seal"]
     parts: list[Any] = [
         mode, tag, case.id, case.sha256, recorded, factory.manifest_sha256(case.model, case.extras), _source(mode),
         _family(case.model), combination.model_dump_json(), environment.borrowed_versions(),
@@ -107,7 +106,7 @@ class Matrix:
         self.tag, self.mode, self.checkout = tag, mode, checkout
         # Once, so that a file that changes while the matrix runs cannot part results from their cases.
         self.keys = {(case.id, c): key_of(case, c, tag, mode, checkout) for c in combinations for case in cases}
-        self.store = Store(environment.folder() / f"{mode}.jsonl")
+        self.store = Store(folder() / f"{mode}.jsonl")
         self._stop = threading.Event()
         self.refused: dict[Combination, str] = {}
         """Combinations that cannot be installed -> why."""
@@ -115,8 +114,8 @@ class Matrix:
     def key(self, case: Case, combination: Combination) -> str:
         return self.keys[case.id, combination]
 
-    def run(self, jobs: int, note: Note) -> list[Outcome]:
-        """Run what is not stored, `jobs` combinations at a time; returns every outcome, combination by combination."""
+    def run(self, workers: int, note: Note) -> list[Outcome]:
+        """Run what is not stored, `workers` combinations at a time; returns every outcome, in order of combinations."""
         todo = {
             combination: [case for case in self.cases if self.key(case, combination) not in self.store.known]
             for combination in self.combinations
@@ -131,7 +130,7 @@ class Matrix:
                 note(done[0], total, what)
 
         count(0, f"{done[0]} of {total} cases are known from before")
-        with self._alone(), _ended_by_sigterm(), ThreadPoolExecutor(jobs) as pool:
+        with self._alone(), _ended_by_sigterm(), ThreadPoolExecutor(workers) as pool:
             try:
                 for future in [pool.submit(self._one, c, todo[c], count) for c in self.combinations if todo[c]]:
                     future.result()
@@ -163,7 +162,7 @@ class Matrix:
             return
         keys = {case.id: self.key(case, combination) for case in cases}
         place = sha256(repr((self.mode, self.tag, _source(self.mode), combination)).encode()).hexdigest()[:12]
-        keep = environment.folder() / "pictures" / place
+        keep = folder() / "pictures" / place
         for outcome in run_cases.run(
             ready, combination, list(keys), tag=self.tag, mode=self.mode, keep=keep, stop=self._stop
         ):

@@ -1,7 +1,7 @@
 """Runs cases in an environment, in a process of its own, and says of each what came of it.
 
-A golden run is `pytest cases/... --drift-json`, as everywhere; a plain one is `stock_diffusers.py`. Both append a
-line as each case ends, so that whatever kills the process, what was measured before is kept.
+A golden run is `pytest cases/... --drift-json`, as everywhere; one of stock Diffusers is `stock_diffusers.py`. Both
+append a line as each case ends, so that whatever kills the process, what was measured before is kept.
 """
 
 import json
@@ -39,7 +39,7 @@ class Outcome(BaseModel):
     status: Status
     message: str = ""
     boundary: str | None = None
-    """The first traced boundary that differs."""
+    """The first traced stage that differs."""
     error: float | None = None
     """How far, relative; None: of another shape, or not known."""
     pixel_max: float | None = None
@@ -48,9 +48,9 @@ class Outcome(BaseModel):
     """Golden: what was rendered, in words."""
     seconds: float = 0.0
     pictures: str | None = None
-    """Plain: folder of picture and trace."""
+    """Stock Diffusers: folder of picture and trace."""
     script: str | None = None
-    """Plain: the call, to paste."""
+    """Stock Diffusers: the call, to paste."""
 
     @property
     def model(self) -> str:
@@ -180,7 +180,7 @@ def _in_words(settings: dict[str, Any]) -> str:
             f"{settings['guidance_scale']:g}, seed {settings['seed']}{lora}")  # fmt: skip
 
 
-LACKING = re.compile(r"(Unsupported|NoPlainScript): |AttributeError: module diffusers\S* has no attribute ")
+LACKING = re.compile(r"(Unsupported|NoStockScript): |AttributeError: module diffusers\S* has no attribute ")
 """Messages of a release that has not the classes that a model needs."""
 
 

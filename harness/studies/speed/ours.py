@@ -1,4 +1,4 @@
-"""Our part: the reference pipeline beside plain Diffusers, what it differs from the trainer by, and what fits where."""
+"""Our part: the reference pipeline beside stock Diffusers, what it differs from the trainer by, and what fits where."""
 
 import gc
 import json
@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 
 from lora_drift.harness.check import metrics, trace
+from lora_drift.harness.check.noise_floor import deterministic_kernels
 from lora_drift.harness.check.runner import LORA_FILES
 from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.environment import facts
@@ -22,7 +23,6 @@ from lora_drift.harness.studies import stock_diffusers
 from lora_drift.harness.studies.speed import loras, stopwatch
 from lora_drift.harness.studies.speed.plan import Notes, Plan
 from lora_drift.harness.studies.speed.stopwatch import GB, Stopwatch
-from lora_drift.harness.studies.spread import deterministic_kernels
 from lora_drift.pipelines.spec import noise_stream_of, resize_order_of
 
 Array = np.ndarray
@@ -95,7 +95,7 @@ def lora_files(plan: Plan, pipeline: Any) -> dict[str, Path]:
 
 
 def load_plain(plan: Plan, watch: Stopwatch, lora: Path) -> tuple[Runner, dict[str, Any]]:
-    """(plain Diffusers with the LoRA fused, what is to be noted of it)"""
+    """(stock Diffusers with the LoRA fused, what is to be noted of it)"""
     with nothing_of_ours():
         pipe, seconds = watch.timed(lambda: stock_diffusers.stock(plan.model, "bfloat16")[0].to(plan.device))
     pipe.set_progress_bar_config(disable=True)
@@ -109,7 +109,7 @@ def load_plain(plan: Plan, watch: Stopwatch, lora: Path) -> tuple[Runner, dict[s
 
     try:
         noted["lora"] = watch.timed(fuse)[1]
-    except Exception as error:  # noqa: BLE001  that plain Diffusers cannot read the file is a finding
+    except Exception as error:  # noqa: BLE001  that stock Diffusers cannot read the file is a finding
         noted["lora_error"] = stock_diffusers.short(error)
     call = stock_diffusers.arguments(pipe, settings)
 
@@ -130,8 +130,8 @@ def load_plain(plan: Plan, watch: Stopwatch, lora: Path) -> tuple[Runner, dict[s
 def nothing_of_ours() -> Iterator[None]:
     """`plain.stock` borrows our loading of the trainer's single files: without what it then rounds as the trainer."""
     with (
-        mock.patch("lora_drift.pipelines.families.flux2.round_as_the_trainer"),
-        mock.patch("lora_drift.pipelines.loading.keep_attention"),
+        mock.patch("lora_drift.pipelines.families.flux2_rounding.round_like_the_trainers_network"),
+        mock.patch("lora_drift.pipelines.loading.pin_attention_backends"),
     ):
         yield
 
@@ -203,7 +203,7 @@ class Part:
         return {**found, "first_difference": parted}
 
     def side_by_side(self) -> None:
-        """Ours and plain Diffusers in turn, if both have room; else ours alone."""
+        """Ours and stock Diffusers in turn, if both have room; else ours alone."""
         together = self.has_room(self.notes.found.get("resident_gb", 0.0))
         self.notes.add(in_turn=together)
         runners = {"ours": self.ours, **({"plain": self.load_plain(self.ours)} if together else {})}
@@ -222,7 +222,7 @@ class Part:
             self.notes.add(**{f"{name}_runs": found, f"{name}_seconds": stopwatch.median(found)})
 
     def plain_alone(self) -> None:
-        """Plain Diffusers once ours has gone: there was no room for both."""
+        """Stock Diffusers once ours has gone: there was no room for both."""
         del self.ours, self.pipeline
         self.forget()
         runner = self.load_plain()

@@ -9,7 +9,9 @@ from typing import Any
 
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.minihub import full
-from lora_drift.pipelines.settings import Settings, resolve, spec_of
+from lora_drift.pipelines.files import whole
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import Settings, resolve
 
 PROMPT = "a photograph of a red fox in deep snow, first light over the hills behind it, a narrow river"
 SMALLER = {
@@ -92,9 +94,8 @@ class Notes:
 
     def add(self, **found: Any) -> None:
         self.found |= found
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self.found))
-        unfinished.replace(self.path)
+        with whole(self.path) as part:
+            part.write_text(json.dumps(self.found))
 
     def stage(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` returns, noted under `name`; None if it failed, or if there was no time for it."""

@@ -104,7 +104,7 @@ SAME = {
     "ours and the trainer: pixels max / mean; latents": apart("ours", "against_trainer"),
     "the trainer repeated": noise,
     "ours with deterministic kernels": apart("ours", "deterministic"),
-    "plain Diffusers and the trainer": apart("ours", "plain", "against_trainer"),
+    "stock Diffusers and the trainer": apart("ours", "plain", "against_trainer"),
 }
 
 
@@ -136,7 +136,7 @@ def ratio(row: tuple[Line, str]) -> str:
 
 SECONDS: dict[str, Callable[[tuple[Line, str]], str]] = {
     "model": lambda row: model(row[0]),
-    "stack": lambda row: "plain Diffusers" if row[1] == "plain" else row[1],
+    "stack": lambda row: "stock Diffusers" if row[1] == "plain" else row[1],
     **{name: stage(name) for name in ("load", "lora", "encode", "step", "decode", "total")},
     "ours / this: step / total": ratio,
 }
@@ -170,7 +170,7 @@ MEMORY: dict[str, Callable[[Line], str]] = {
     "size": size,
     "weights, GB": number("ours", "resident_gb", digits=".1f"),
     "most at a render, GB": number("ours", "first", "peak_gb", digits=".1f"),
-    "plain, GB": number("ours", "plain_seconds", "peak_gb", digits=".1f"),
+    "stock, GB": number("ours", "plain_seconds", "peak_gb", digits=".1f"),
     "trainer, GB": number("trainer", "seconds", "peak_gb", digits=".1f"),
     "model offload, GB": number("ours", "offload_model", "peak_gb", digits=".1f"),
     "s a picture": number("ours", "offload_model", "total"),
@@ -212,7 +212,7 @@ def failures(line: Line) -> list[str]:
         notes = line.get(part, {})
         errors = {**notes.get("errors", {}), **({"": notes["ended"]} if "ended" in notes else {})}
         if "lora_error" in notes.get("plain", {}):
-            errors["the LoRA in plain Diffusers"] = notes["plain"]["lora_error"]
+            errors["the LoRA in stock Diffusers"] = notes["plain"]["lora_error"]
         found += [f"- {model(line)}, {part}{', ' * bool(name)}{name}: {text}" for name, text in errors.items()]
         found += [f"- {model(line)}, {part}, {name}: no time left" for name in notes.get("skipped", [])]
     return found

@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 
+from lora_drift.harness.check import metrics
 from lora_drift.harness.check.lora_codec import TWINS
 from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub.weights import STRENGTH
@@ -124,7 +125,7 @@ def keep(plan: Plan, notes: Notes, observer: Any, pictures: Pictures, seconds: d
         seconds={**seconds, **stopwatch.median(pictures.runs[1:])},
         first=pictures.runs[0],
         runs=pictures.runs[1:],
-        noise=[int(np.abs(first.astype(np.int16) - other.astype(np.int16)).max()) for other in others],
+        noise=[int(metrics.pixel_max(first, other)) for other in others],
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lora_drift.harness.trainer.jobs import JobError
 from lora_drift.harness.trainer.recorder.job_config import MODELS
+from lora_drift.pipelines.registry import MODELS as SPECS
 from lora_drift.pipelines.spec import ModelSpec
-from lora_drift.pipelines.table import MODELS as SPECS
 
 SAME_WEIGHTS = {
     "Lightricks/LTX-2.3/ltx-2.3-22b-dev.safetensors": "ltx2.3",

@@ -14,7 +14,8 @@ from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.harness.trainer.recorder.job_config import DDPM, MODELS
 from lora_drift.pipelines import RequestError
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve, spec_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import ModelSpec
 
 SAMPLER_MATTERS = {"sd15", "sdxl", "flux", "flex1", "lumina2"}

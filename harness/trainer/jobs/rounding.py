@@ -8,9 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.check.metrics import Array, mean_difference
 from lora_drift.pipelines.adapter import scaled
 from lora_drift.pipelines.lora import LowRank, on_device
 
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
 ROUNDINGS = 3
 """LoRAs that a file may have been rounded from, of which the one that moves the picture most is believed."""
 WORN = "the trainer merged earlier LoRAs into the base and took them out again, which left rounding behind"
-
-
-def mean_difference(a: Array, b: Array) -> float:
-    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
 
 
 @contextmanager
@@ -53,7 +47,7 @@ def worn(pipeline: Pipeline, loras: Iterable[Lora], multiplier: float) -> Iterat
 
 
 def effects(one: Asked, renderer: Renderer, ours: Array, encode: Callable[[Array], Array]) -> dict[str, float]:
-    """Mean pixel differences, after encoding, of renders that are legally the same as ours.
+    """Mean pixel differences, after encoding, of renders that are equally correct as ours.
 
     The trainer keeps a LoRA in float32 and rounds what it saves: any value that rounds to the file's may have been the
     one that made the sample. Merging an earlier LoRA and taking it out rounds the base. And in bfloat16, kernels that

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.check.metrics import Array, difference
 from lora_drift.harness.deviations.diagnosis import pictures
 from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.trainer.jobs import JobError
@@ -66,6 +66,6 @@ def floor(frames: Array, sample: Picture, share: float) -> tuple[float, float]:
     whole = encoded(frames, sample)
     largest, mean = 0.0, 0.0
     for seed in range(max(COPIES, math.ceil(NUDGES / nudges(frames, share)))):
-        difference = np.abs(encoded(nudged(frames, share, seed), sample).astype(np.int16) - whole)
-        largest, mean = max(largest, float(difference.max())), max(mean, float(difference.mean()))
+        moved = difference(whole, encoded(nudged(frames, share, seed), sample))
+        largest, mean = max(largest, float(moved.max())), max(mean, float(moved.mean()))
     return largest, mean

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from lora_drift.harness.check import metrics, tolerances
-from lora_drift.harness.check.metrics import Array
+from lora_drift.harness.check.goldens import CPU
+from lora_drift.harness.check.metrics import Array, mean_difference
 from lora_drift.harness.check.results import Metric
 from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.trainer.jobs import JobError, plan
@@ -21,7 +22,7 @@ from lora_drift.harness.trainer.jobs.folder import Checkpoint, Folder, Sample
 from lora_drift.harness.trainer.jobs.job_file import Sampling
 from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.harness.trainer.jobs.reader import Job
-from lora_drift.harness.trainer.jobs.rounding import WORN, effects, mean_difference, worn
+from lora_drift.harness.trainer.jobs.rounding import WORN, effects, worn
 from lora_drift.pipelines import LoraError, RequestError
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.settings import LoraMode, Request, Settings
@@ -409,7 +410,7 @@ def _measured(
     if sample.frames.shape != ours.shape:
         result.message = f"the sample is {_size(sample.frames)}, ours is {_size(ours)}"
         return sample.frames, ours
-    share = tolerances.load("mini", "cpu", "float32")["pixel_mean"].spread
+    share = tolerances.load("mini", CPU)["pixel_mean"].spread
     largest, mean = codec.floor(rendered, sample, share)
     result.codec = Codec(name=sample.codec, lost=mean_difference(rendered, ours), floor_max=largest, floor_mean=mean)
     result.metrics = metrics.pixels(sample.frames, ours)

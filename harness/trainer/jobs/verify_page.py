@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from lora_drift.harness.check import metrics
 from lora_drift.harness.check.metrics import Array
 from lora_drift.harness.report.render import environment, style
 from lora_drift.harness.trainer.jobs.verify import Result, Verified
@@ -111,10 +112,10 @@ def _cell(result: Result, pair: tuple[Array, Array] | None, first: tuple[Array, 
         sample, ours = pair
         pictures = {"sample": _uri(sample), "ours": _uri(ours)}
         if sample.shape == ours.shape:
-            difference = np.abs(sample.astype(np.int16) - ours) * GAIN
-            pictures["difference"] = _uri(np.clip(difference, 0, 255).astype(np.uint8))
+            amplified = np.minimum(metrics.difference(sample, ours) * GAIN, 255)
+            pictures["difference"] = _uri(amplified.astype(np.uint8))
         if first is not None and first[0].shape == sample.shape:
-            moved = float(np.abs(sample.astype(np.int16) - first[0]).mean())
+            moved = metrics.mean_difference(first[0], sample)
     return Cell(result, CHIPS[result.verdict], pictures, moved)
 
 

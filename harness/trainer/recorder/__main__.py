@@ -17,7 +17,7 @@ from lora_drift.harness.check import cases, goldens, user_cache
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.recorder import job_config, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -26,7 +26,8 @@ VERSION = "1"
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lora_drift.harness.trainer.recorder",
-        description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment.",
+        description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment; "
+        "`%(prog)s env --help` says how to build one.",
         epilog="Interrupted, it resumes where it stopped. Run again after finishing, it renders everything again and "
         "says for each golden whether the bytes are the same.",
     )
@@ -51,19 +52,8 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    found = cases.of_both_tiers()
-    known = {c.id for c in found}
-    unknown = [i for i in args.case or () if i not in known] + [
-        m for m in args.model or () if m not in {c.model for c in found}
-    ]
-    if unknown:
-        raise CaseError(f"no such case or model: {', '.join(unknown)} (there are {', '.join(sorted(known))})")
-    if args.model:
-        found = [c for c in found if c.model in args.model]
-    found = [c for c in found if (c.id in args.case if args.case else c.tier == "mini")]
-    if args.job_like:
-        found = [c for c in found if c.training is not None]
-    return tags.known_at(args.tag, found)
+    asked = cases.choose(cases.of_both_tiers(), args.model or (), args.case or (), tag=args.tag)
+    return [case for case in asked if case.training is not None or not args.job_like]
 
 
 def groups(todo: list[Case]) -> list[list[Case]]:
@@ -111,7 +101,7 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
     log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.trainer_process", json.dumps(request)]
+        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.record_group", json.dumps(request)]
         return Child(subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT), log)
 
 
@@ -211,7 +201,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(build_environment.main(sys.argv[2:]) if sys.argv[1:2] == ["env"] else main())
     except KeyboardInterrupt:
         print("interrupted; the cases rendered so far are kept: run the same command to go on", file=sys.stderr)
         sys.exit(130)

@@ -49,11 +49,12 @@ def _check_installed_diffusers(checkout: Path | None, commit: str) -> str:
     return "direct_url.json"
 
 
-def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
-    """Prove the pins of `tag`; returns the `trainer` section of a golden.
+def check_trainer(tag: str, trainer: Path) -> None:
+    """Prove that the checkout `trainer` is the version that `tag` names.
 
     Raises:
         PinError: says what differs and how to mend it.
+        TagError: there is no such tag.
     """
     pins = tags.row(tag)
     _check_checkout("trainer", trainer, pins.commit)
@@ -61,6 +62,17 @@ def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
     exec((trainer / "version.py").read_text(), declared)  # the trainer's own one-line version file
     if declared.get("VERSION") != pins.version:
         raise PinError(f"trainer version.py says {declared.get('VERSION')}, tags.yaml says {pins.version}")
+
+
+def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
+    """Prove the pins of `tag`, the environment's included; returns the `trainer` section of a golden.
+
+    Raises:
+        PinError: says what differs and how to mend it.
+        TagError: there is no such tag.
+    """
+    check_trainer(tag, trainer)
+    pins = tags.row(tag)
     proof = _check_installed_diffusers(diffusers, pins.diffusers)
     if version("transformers") != pins.transformers:
         raise PinError(f"transformers {version('transformers')} is installed, the trainer pins {pins.transformers}")

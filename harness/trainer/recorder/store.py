@@ -6,50 +6,39 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lora_drift.harness.check import golden_store
+from lora_drift.harness.check import golden_file, golden_store
 from lora_drift.harness.check.golden_store import stored
-from lora_drift.harness.check.goldens import GOLDENS, golden_path, part_files, seal, variant
-from lora_drift.harness.check.goldens import content as read
+from lora_drift.harness.check.goldens import GOLDENS, golden_path, seal, variant
+from lora_drift.harness.minihub import weights
 
 SUFFIXES = {"picture": ".png", "latents": ".safetensors", "trace": ".safetensors", "audio": ".safetensors",
             **dict.fromkeys(("lora", "lora_high", "lora_low"), ".safetensors")}  # fmt: skip
 
-OF_A_SET = ("environment", "format", "recorder", "tag", "trainer")
-"""Fields that the goldens of a tag and model share; most others are the same for a case at all tags."""
-
 
 def write(content: dict[str, Any], artefacts: dict[str, Path], root: Path = GOLDENS, *, dry: bool = False) -> str:
     """Store one golden, artefacts first; returns "new", "same bytes", or what changed. `dry` only compares."""
-    folder = content["case"].split("/")[0]
-    sealed = golden_path(content["tag"], content["case"], root, variant=variant(content["environment"]))
-    before = read(sealed) if sealed.is_file() else None
+    case = content["case"]
+    path = golden_path(content["tag"], case, root, variant=variant(content["environment"]))
+    there = golden_file.read(path)
+    before = there.get(case)
     content["artefacts"] = {}
     for name, source in artefacts.items():
         data = golden_store.content(source)
         if name.startswith("lora"):
-            data = _same_lora(root, content["case"], name, data)
+            data = _same_lora(root, case, name, data)
         digest = sha256(data).hexdigest()
-        file = f"objects/{folder}/{digest[:16]}{SUFFIXES[name]}"
+        file = golden_file.artefact_file(case, name, digest)
         if not dry:
-            others = _named(root, content["case"], name)
+            others = _named(root, case, name)
             # Not from what this golden held before, which nobody else may need.
-            golden_store.save(root, file, data, [other for golden, other in others if golden != sealed])
+            golden_store.save(root, file, data, [other for golden, other in others if golden != path])
         content["artefacts"][name] = {"file": file, "sha256": digest, "bytes": len(data)}
     content["seal"] = seal(content)
     if before == json.loads(json.dumps(content)):
         return "same bytes"
     if not dry:
-        _save(sealed, content)
+        golden_store.write_atomically(path, golden_file.write({**there, case: content}).encode())
     return "new" if before is None else "CHANGED: " + ", ".join(_changed(before, content))
-
-
-def _save(sealed: Path, content: dict[str, Any]) -> None:
-    rest = dict(content)
-    own = {"seal": rest.pop("seal")}
-    groups = {"artefacts": rest.pop("artefacts")}, {key: rest.pop(key) for key in OF_A_SET}, rest
-    folder = sealed.parents[2] / "objects" / sealed.parent.name
-    own["parts"] = [golden_store.save_part(folder, group) for group in groups]
-    golden_store.write_atomically(sealed, (json.dumps(own, sort_keys=True) + "\n").encode())
 
 
 def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
@@ -64,17 +53,16 @@ def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
 
 def _named(root: Path, case: str, name: str) -> Iterator[tuple[Path, str]]:
     """Goldens of `case`, of any tag, and what they name as that artefact."""
-    for golden in sorted(root.glob(f"v*/{case}.json")):
-        artefact = read(golden)["artefacts"].get(name)
+    for path in sorted(root.glob(f"v*/{case.split('/')[0]}.json")):
+        artefact = golden_file.read(path).get(case, {}).get("artefacts", {}).get(name)
         if artefact:
-            yield golden, artefact["file"]
+            yield path, artefact["file"]
 
 
 def _parts(data: bytes) -> tuple[Any, bytes]:
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    header, start = weights.parse_head(data)
     header.get("__metadata__", {}).pop("software", None)
-    return header, data[8 + size :]
+    return header, data[start:]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -87,9 +75,9 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def prune(root: Path = GOLDENS) -> int:
     """Delete artefacts that no golden of any tag names and no difference needs; returns how many."""
     used = set()
-    for path in root.glob("v*/*/*.json"):
-        used |= {stored(root, artefact["file"]) for artefact in read(path)["artefacts"].values()}
-        used |= set(part_files(path, json.loads(path.read_text(encoding="utf-8")).get("parts", [])))
+    for path in root.glob("v*/*.json"):
+        for golden in golden_file.read(path).values():
+            used |= {stored(root, artefact["file"]) for artefact in golden["artefacts"].values()}
     for path in list(used):
         base = golden_store.base_of(path)
         while base is not None and base not in used:

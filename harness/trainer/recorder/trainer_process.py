@@ -1,4 +1,4 @@
-"""Runs inside the trainer's environment, one process per group of cases: renders cases with the trainer itself.
+"""Renders cases with the trainer itself, inside its environment.
 
 The trainer's process object does everything from reading the job to `generate_images`; this module only fills the
 new LoRA with weights, stops the process after its first sample, and watches. Nothing of it is replaced but what
@@ -7,21 +7,16 @@ new LoRA with weights, stops the process after its first sample, and watches. No
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_drift.harness.check import cases
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.lora_codec import TWINS
 from lora_drift.harness.check.trace import Tracer
-from lora_drift.harness.environment import facts, version_of
 from lora_drift.harness.minihub.weights import STRENGTH, lora, uniform
 from lora_drift.harness.trainer.recorder import job_config, ltx2, patches_flux, patches_flux2, patches_omnigen2
 from lora_drift.harness.trainer.recorder.job_config import Where
@@ -233,63 +228,3 @@ def write_result(case: Case, observer: Observer, loras: dict[str, Path], out: Pa
     output = {"frames": len(frames), "width": width, "height": height, "fps": observer.settings["fps"]}
     result = {"settings": observer.settings, "output": output, **extra}
     (out / "result.json").write_text(json.dumps(result))
-
-
-def record(case: Case, folder: Path, out: Path, where: Where) -> None:
-    """Record one case from a fresh load (merging a LoRA in and out again does not restore weights exactly)."""
-    if case.training is not None:
-        from lora_drift.harness.trainer.recorder import training
-
-        training.record(case, folder, out, where)
-        return
-    loras: dict[str, Path] = {}
-    if case.lora is not None:
-        made = lora_folder(case, folder)
-        loras = lora_files(made / case.lora.name, case.lora.name) or make_lora(case, made, where)
-    observer = Observer(case.model)
-    # Of two experts' files the trainer is given either, and finds the other by its name.
-    render(case, next(iter(loras.values()), None), folder / "jobs" / case.id, observer, where)
-    write_result(case, observer, loras, out, {"origin": "generate_images", "short_way": None})
-
-
-def make_lora_apart(request: dict[str, Any]) -> None:
-    """Make the LoRA of a case of the full tier in another process: the trainer keeps the model that it loads for that,
-    and a device may have no room for a second one."""
-    command = [
-        sys.executable,
-        "-m",
-        "lora_drift.harness.trainer.recorder.trainer_process",
-        json.dumps(request | {"only": "lora"}),
-    ]
-    subprocess.run(command, check=True)
-
-
-def main(request: dict[str, Any]) -> None:
-    """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype. Prints one line
-    `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
-    where = Where(request["device"], request["dtype"])
-    todo = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in request["cases"]]
-    small = {case.model for case in todo if case.tier == "mini"} & APPLY.keys()
-    patches = {model: APPLY[model](where.device) for model in small}
-    folder = Path(request["folder"])
-    if request.get("only") == "lora":
-        for case in (c for c in todo if c.lora):
-            make_lora(case, lora_folder(case, folder), where)
-        return
-    if todo[0].tier == "full":
-        make_lora_apart(request)
-    env = facts(*where)
-    for case in todo:
-        out = Path(request["out"]) / case.id
-        record(case, folder, out, where)
-        result = json.loads((out / "result.json").read_text())
-        libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
-        result |= {"environment": env | libraries, "patches": patches.get(case.model, [])}
-        result |= {"fingerprint": request["fingerprints"][case.id]}
-        (out / "result.json").write_text(json.dumps(result))
-        (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
-        print(f"RECORDED {case.id}", flush=True)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

@@ -1,7 +1,7 @@
 """Records a golden through a real training run: the trainer's `run.py`, a job file, and its sample at the end.
 
-The saved LoRA is then sampled once more through the short way (`worker.render`), and the two pictures are compared:
-the golden keeps the distance, which shows that the short way stands for a training run.
+The saved LoRA is then sampled once more through the short way (`trainer_process.render`), and the two pictures are
+compared: the golden keeps the distance, which shows that the short way stands for a training run.
 """
 
 import runpy

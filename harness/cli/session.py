@@ -1,0 +1,123 @@
+"""`lora-drift check`: the pytest run, the table in the terminal, and the report."""
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, results
+from lora_drift.harness.check.cases import CaseError
+from lora_drift.harness.check.results import PASSING, Result
+from lora_drift.harness.paths import ROOT, elsewhere
+
+REPORTS = ROOT / "reports"
+COLOURS = {"match": "green", "known": "yellow", "drift": "red", "missing": "magenta", "stale": "magenta",
+           "corrupt": "magenta", "error": "red"}  # fmt: skip
+
+
+def run(
+    only_models: list[str],
+    only_cases: list[str],
+    *,
+    tag: str | None,
+    device: str,
+    dtype: str | None = None,
+    workers: int,
+    json_file: Path | None,
+    report: bool,
+    verbose: bool,
+    cases_folder: Path = cases.CASES,
+    goldens_folder: Path | None = None,
+) -> int:
+    """Run the chosen cases through pytest; returns the exit code.
+
+    `goldens_folder`: None is the folder `goldens` beside that of the cases.
+
+    Raises:
+        CaseError, TagError: an unknown case, model or tag, a broken case file, or no cases or goldens here.
+    """
+    tag = tags.row(tag).tag if tag else tags.newest()
+    cases_folder = cases_folder.resolve()
+    goldens_folder = (goldens_folder or cases_folder.parent / "goldens").resolve()
+    paths = _paths(only_models, only_cases, tag, device, cases_folder)
+    if not goldens_folder.is_dir():
+        raise CaseError(elsewhere("goldens", goldens_folder, "--goldens DIR"))
+    with tempfile.TemporaryDirectory() as scratch:
+        file = json_file or Path(scratch) / "results.jsonl"
+        command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-cases", str(cases_folder),
+                   "--drift-goldens", str(goldens_folder), "--drift-tag", tag, "--drift-device", device,
+                   "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
+        command += ["-n", str(workers)] if workers > 1 else []
+        command += ["--drift-dtype", dtype] if dtype else []
+        command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        checked_cases = results.read(file) if file.is_file() else []
+        show(checked_cases)
+        if report and checked_cases:
+            # A run of a part, or of somebody's own cases, must not replace the committed summary of the whole.
+            part = ROOT / "build" / "report" if only_models or only_cases or cases_folder != cases.CASES else None
+            print(f"report: {write_reports([file], part)[0]}")
+    if code not in (0, 1):
+        return code
+    complete = len(checked_cases) == len(paths) and all(r.verdict in PASSING for r in checked_cases)
+    return 0 if complete and code == 0 else 1
+
+
+def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str, root: Path) -> list[Path]:
+    """Files of the chosen cases, of the full tier those named. Every case file is read first, so that a typo shows
+    before anything runs."""
+    chosen = cases.choose(cases.of_both_tiers(root), only_models, only_cases, tag=tag)
+    if device == "cpu" and any(case.tier == "full" for case in chosen):
+        raise CaseError(
+            f"--case {' '.join(only_cases)}: cases/full are for the real weights on a GPU; add --device cuda"
+        )
+    return [root / f"{case.id}.yaml" for case in chosen]
+
+
+def show(checked_cases: list[Result]) -> None:
+    """The table in the terminal: one line a case, worst verdicts last where they are seen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", "verdict", "pixel max", "pixel mean", "latents rel. L2", "controls", "seconds", box=None)
+    order = list(COLOURS)
+    for r in sorted(checked_cases, key=lambda r: (order.index(r.verdict), r.case)):
+        values = {m.name: m.value for m in r.metrics}
+        numbers = [f"{values[n]:.3g}" if values.get(n) is not None else "-"
+                   for n in ("pixel_max", "pixel_mean", "latents_rel_l2")]  # fmt: skip
+        caught = f"{sum(c.caught for c in r.controls)}/{len(r.controls)} caught"
+        table.add_row(r.case, f"[{COLOURS[r.verdict]}]{r.verdict}[/]", *numbers, caught, f"{r.seconds:.1f}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for r in checked_cases:
+        if r.message:
+            console.print(f"{r.case}: {r.message}", markup=False, soft_wrap=True)
+    counts: Counter[str] = Counter(r.verdict for r in checked_cases)
+    console.print(", ".join(f"{counts[v]} {v}" for v in COLOURS if counts[v]) or "nothing ran")
+
+
+def measured(case: str, files: list[Path] | None, tag: str | None, device: str) -> list[Result]:
+    """Results of `files`; without any, of a check of this one case, here and now."""
+    if files:
+        return [r for r in results.merge(files) if tag in (None, r.tag)]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "results.jsonl"
+        run([], [case], tag=tag, device=device, workers=1, json_file=file, report=False, verbose=False)
+        return results.read(file) if file.is_file() else []
+
+
+def write_reports(files: list[Path], out: Path | None, since: Path | None = None) -> list[Path]:
+    """Render the report of each tag in these result files; returns the paths of their index.html.
+
+    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`.
+    """
+    from lora_drift.harness.report.render import render
+
+    checked_cases = results.merge(files)
+    if not checked_cases:
+        raise ValueError(f"{', '.join(map(str, files))}: holds no results")
+    checked = sorted({r.tag for r in checked_cases})
+    folders = {tag: out if out and len(checked) == 1 else (out or REPORTS) / tag for tag in checked}
+    return [render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in checked]

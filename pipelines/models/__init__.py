@@ -1,1 +1,0 @@
-"""Model classes that Diffusers does not have, built from its parts. Imported when weights load, not before."""

@@ -1,0 +1,54 @@
+"""All families and all models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.families import (
+    chroma,
+    flux,
+    flux2,
+    hidream,
+    ltx2,
+    lumina2,
+    omnigen2,
+    qwen,
+    sd,
+    wan,
+    zimage,
+)
+from lora_drift.pipelines.family import Family
+from lora_drift.pipelines.spec import TOOLKITS, ModelSpec
+
+FAMILIES: Mapping[str, Family[Any]] = {
+    "sd": sd,
+    "flux": flux,
+    "chroma": chroma,
+    "flux2": flux2,
+    "qwen": qwen,
+    "zimage": zimage,
+    "lumina2": lumina2,
+    "omnigen2": omnigen2,
+    "hidream": hidream,
+    "wan": wan,
+    "ltx2": ltx2,
+}
+MODELS: Mapping[str, ModelSpec] = {row.id: row for family in FAMILIES.values() for row in family.ROWS}
+
+
+def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
+    """The row of `model` as it was at a trainer version.
+
+    Raises:
+        RequestError: no such model or version, or that version does not have the model; lists what there is.
+    """
+    if model not in MODELS:
+        raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
+    if toolkit not in TOOLKITS:
+        raise RequestError(f"unknown trainer version {toolkit!r}; the versions are: {', '.join(TOOLKITS)}")
+    spec = MODELS[model]
+    if TOOLKITS.index(toolkit) < TOOLKITS.index(spec.since):
+        raise RequestError(f"trainer {toolkit} does not know {model} yet; the first that does is {spec.since}")
+    return spec.at(toolkit)

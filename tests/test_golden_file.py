@@ -1,0 +1,84 @@
+"""The file with a model's goldens at a tag: nothing is lost, what cases share stands once, a change is a short diff."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_drift.harness.check import golden_file
+
+HASH = "0123456789abcdef" * 4
+ANY = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=200), st.lists(st.text())
+)
+KEYS = st.sampled_from(golden_file.ORDER[:-2]) | st.text(min_size=1)
+FIELDS = st.dictionaries(KEYS, ANY | st.dictionaries(st.text(), ANY))
+FILES = st.sampled_from([f"objects/m/{HASH[:16]}.png", f"objects/m/{HASH[:16]}.safetensors"])
+ARTEFACTS = st.dictionaries(
+    st.sampled_from(["picture", "latents", "lora"]),
+    st.fixed_dictionaries({"sha256": st.just(HASH), "bytes": st.integers(), "file": FILES}),
+)
+CASES = st.sampled_from(["m/base", "m/lora", "m/lora-live", "m/x"])
+
+
+@given(st.dictionaries(CASES, st.tuples(FIELDS, ARTEFACTS, st.sampled_from(["m/base", "m/other"])), min_size=1))
+def test_any_contents_come_back(
+    tmp_path_factory: pytest.TempPathFactory, told: dict[str, tuple[dict[str, Any], dict[str, Any], str]]
+) -> None:
+    contents = {
+        case: {**fields, "case": named, "artefacts": artefacts, "seal": HASH}
+        for case, (fields, artefacts, named) in told.items()
+        if "cases" not in fields
+    }
+    if not contents:
+        return
+    file = tmp_path_factory.mktemp("goldens") / "m.json"
+    file.write_text(golden_file.write(contents), encoding="utf-8")
+    read = golden_file.read(file)
+    assert json.dumps(read, sort_keys=True) == json.dumps(contents, sort_keys=True)
+    # The order in which they were recorded does not show.
+    backwards = {case: dict(reversed(contents[case].items())) for case in reversed(contents)}
+    assert golden_file.write(backwards) == file.read_text(encoding="utf-8")
+
+
+def golden(case: str, torch: str, **fields: Any) -> dict[str, Any]:
+    artefacts = {"picture": {"sha256": HASH, "bytes": 9, "file": f"objects/m/{HASH[:16]}.png"}}
+    environment = {"torch": torch, "device": "cpu"}
+    return {"case": case, "environment": environment, "settings": fields, "artefacts": artefacts, "seal": case}
+
+
+def test_what_most_cases_share_stands_once_and_another_value_in_its_case() -> None:
+    contents = {
+        "m/base": golden("m/base", "2.13.0", seed=1),
+        "m/lora": golden("m/lora", "2.14.0", seed=2),
+        "m/x": golden("m/x", "2.13.0", seed=1),
+    }
+    assert json.loads(golden_file.write(contents)) == {
+        "environment": {"device": "cpu", "torch": "2.13.0"},
+        "cases": {
+            case: {
+                **({"environment": {"torch": "2.14.0"}} if case == "m/lora" else {}),
+                "settings": contents[case]["settings"],
+                "artefacts": {"picture": {"sha256": HASH, "bytes": 9}},
+                "seal": case,
+            }
+            for case in contents
+        },
+    }
+
+
+def test_a_changed_setting_is_one_line_of_a_diff() -> None:
+    settings = {"prompt": "a photo of a fox in a forest, in the snow, at night, in the style of an old photograph" * 2}
+    contents = {f"m/{name}": golden(f"m/{name}", "2.13.0", seed=1, **settings) for name in ("base", "lora")}
+    before = golden_file.write(contents).splitlines()
+    contents["m/lora"]["settings"]["seed"] = 2
+    after = golden_file.write(contents).splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [('    "seed": 1', '    "seed": 2')]
+
+
+def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    assert golden_file.read(tmp_path / "m.json") == {}

@@ -1,0 +1,84 @@
+"""Tolerances are measured spreads times stated factors; where nothing was measured, nothing can pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_drift.harness.check import tolerances
+from lora_drift.harness.check.goldens import CPU
+from lora_drift.harness.check.results import Metric
+from lora_drift.harness.check.runner import JUDGED
+from lora_drift.harness.check.tolerances import FACTORS, Tolerance, ToleranceError
+from lora_drift.harness.studies import spread as measure
+
+
+def test_the_committed_tolerances_cover_what_a_verdict_needs() -> None:
+    found = tolerances.load("mini", CPU)
+    assert set(found) == {*JUDGED, "audio_rel_l2", "trace"} == set(FACTORS)
+    assert all(tolerance.factor == FACTORS[name] and "/" in tolerance.seen_in for name, tolerance in found.items())
+
+
+CUDA = {"device": "cuda", "gpu": "a GPU", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("tier", "changed", "key"),
+    [
+        ("full", {}, "full/cpu/float32"),
+        ("mini", {"dtype": "float64"}, "mini/cpu/float64"),
+        (
+            "mini",
+            {"device": "cuda", "gpu": "X", "compute_capability": "5.2", "dtype": "bfloat16"},
+            "mini/sm52/bfloat16",
+        ),
+    ],
+)
+def test_a_run_without_measured_tolerances_is_an_error(tier: str, changed: dict[str, str], key: str) -> None:
+    with pytest.raises(ToleranceError, match=f"no tolerances were measured for {key}.*known: mini/cpu/float32"):
+        tolerances.load(tier, CPU | changed)
+
+
+def test_another_processor_than_that_of_the_golden_has_tolerances_of_its_own() -> None:
+    here = CPU | {"cpu": "Intel(R) Xeon(R) Processor"}
+    same, other = (tolerances.load("mini", here, {"cpu": cpu}) for cpu in (here["cpu"], "AMD EPYC"))
+    assert same == tolerances.load("mini", CPU)
+    assert all(other[name].spread >= tolerance.spread for name, tolerance in same.items())
+    assert "the trainer on" in other["latents_rel_l2"].seen_in
+
+
+def test_tolerances_are_filled_in_and_other_metrics_left_alone() -> None:
+    limits = {"pixel_max": Tolerance(spread=2, factor=1.5, seen_in="a test")}
+    metrics = [Metric(name="pixel_max", value=3.0), Metric(name="ssim", value=0.5, better="higher")]
+    filled = tolerances.apply(metrics, limits)
+    assert (filled[0].gate, filled[0].floor) == (3.0, 2)
+    assert filled[1] == metrics[1]
+    assert metrics[0].gate is None
+
+
+@given(st.floats(0, 1e3), st.floats(1, 10), st.floats(0, 1e5))
+def test_a_value_is_within_its_tolerance_up_to_and_including_it(spread: float, factor: float, value: float) -> None:
+    (metric,) = tolerances.apply(
+        [Metric(name="x", value=value)], {"x": Tolerance(spread=spread, factor=factor, seen_in="a test")}
+    )
+    assert metric.within == (value <= spread * factor)
+    assert metric.model_copy(update={"value": metric.gate}).within
+    assert not metric.model_copy(update={"value": None}).within
+
+
+def test_measured_spreads_become_tolerances_and_keep_those_of_other_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "gates.json"
+    file.write_text(tolerances.TOLERANCES.read_text())
+    monkeypatch.setattr(tolerances, "TOLERANCES", file)
+    before = json.loads(file.read_text())["gates"]
+    measure.write({"pixel_max": (2.0, "sd15/lora: same code again"), "trace": (1e-6, "x/y: z")}, "mini/tpu/float32")
+    after = json.loads(file.read_text())["gates"]
+    assert after.pop("mini/tpu/float32") == {
+        "pixel_max": {"spread": 2.0, "factor": FACTORS["pixel_max"], "seen_in": "sd15/lora: same code again"},
+        "trace": {"spread": 1e-6, "factor": FACTORS["trace"], "seen_in": "x/y: z"},
+    }
+    assert after == before
