@@ -369,7 +369,7 @@ def test_a_cached_prompt_keeps_its_trigger_as_the_note_says(job_of: Callable[...
         in lora_drift("sample", *asked).output
     )
     assert prompt() == "a photo of [trigger]"
-    assert "cached" not in lora_drift("sample", *asked, "--trigger", "sks").output
+    assert "prompts are cached" not in lora_drift("sample", *asked, "--trigger", "sks").output
     assert prompt() == "a photo of sks"
 
 
@@ -377,7 +377,7 @@ NOTED: dict[str, tuple[Callable[[dict[str, Any]], object], str, Callable[[dict[s
     "a sampler": (
         lambda p: p["sample"].update(sampler="euler"),
         "sd15 is rendered with ddpm",
-        lambda r: r["scheduler"]["class"].startswith("DDPM"),
+        lambda r: "DDPM" in r["scheduler"]["class"],
     ),
     "normalised guidance": (
         lambda p: p["sample"].update(do_cfg_norm=True),
