@@ -323,7 +323,14 @@ class Search:
 
     def diagnosis(self) -> Diagnosis:
         explained = self._explained()
-        if self.reference is not None and self.limit is not None and self.reference <= self.limit and self._limits:
+        if (
+            self.reference is not None
+            and self.limit is not None
+            and self.reference <= self.limit
+            and (
+                self._limits or self.reference == 0  # where nothing was measured, only the very picture is the same
+            )
+        ):
             verdict: Verdict = "same"
         elif not explained:
             verdict = "unexplained"
