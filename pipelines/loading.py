@@ -141,13 +141,27 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, HFValidationError) as error:
             raise RequestError(
-                f"base {repo!r}: found no {name} there ({error}). Give the folder or hub id of a {spec.title} model in "
-                f"the layout of {spec.base}"
-            ) from error
+                f"base {repo!r}: found no {name} there ({_reason(repo, error)}). It takes a {spec.title} model in the "
+                f"layout of {spec.base}.", "base"
+            ) from error  # fmt: skip
+        except ValueError as error:
+            raise RequestError(f"base {repo!r}: {name} is not whole ({error}); fetch it again.", "base") from error
         cls = getattr(diffusers, config["_class_name"])  # imports much, of which some cannot bear the meta device
         with torch.device("meta"):
             shapes[component] = dict(module_shapes(cls.from_config(config)))
     return shapes
+
+
+def _reason(repo: str, error: Exception) -> str:
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(repo).is_file():
+        return "it is a single file; Diffusers' from_single_file and save_pretrained make a folder of it"
+    if Path(repo).is_dir():
+        return "no such file in that folder"
+    if isinstance(error, HFValidationError):
+        return "neither a folder that is here nor a hub id"
+    return str(error).strip().partition("\n")[0]
 
 
 def _check_kind(spec: ModelSpec, base: str) -> None:
@@ -164,8 +178,8 @@ def _check_kind(spec: ModelSpec, base: str) -> None:
         return
     found = json.loads(Path(local).read_text(encoding="utf-8")).get("_class_name")
     if spec.pipeline != "ours" and found != spec.pipeline:
-        raise RequestError(f"base {base!r} is a {found}, but {spec.id} renders with a {spec.pipeline}: give a model of "
-                           f"the kind of {spec.base}")  # fmt: skip
+        raise RequestError(f"base {base!r} is a {found}, but {spec.id} renders with a {spec.pipeline}: it takes a "
+                           f"model of the kind of {spec.base}.", "base")  # fmt: skip
 
 
 def revision(repo: str) -> str | None:

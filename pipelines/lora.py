@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_drift.pipelines import lora_formats
 from lora_drift.pipelines.errors import LoraError
 from lora_drift.pipelines.spec import ModelSpec
 
@@ -199,35 +201,74 @@ def _read_one(
     groups: dict[str, dict[str, torch.Tensor]] = {}
     places: dict[str, list[Target]] = {}
     changed: dict[str, str] = {}
-    unmatched = []
+    unmatched, unread = [], dict[str, list[str]]()
     # A file for a model with two experts names them in its keys, unless it was given as the file of one.
     resolve = _resolver(spec, shapes, targets, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
+    taken = {key: lora_formats.split(key, PARTS) for key in tensors}
+    # Half of a change is none: where one part is not read, the module is not.
+    halved = {part.name: part.unread for part in taken.values() if part.unread}
     for key, tensor in tensors.items():
-        name, part = _split(key)
+        name, part, _ = taken[key]
         if name not in places:
             places[name] = resolve(name)
-        if not part or not places[name]:
+        if not part or not places[name] or name in halved:
             unmatched.append(key)
+            unread.setdefault(halved.get(name, ""), []).append(key)
             continue
         module = f"{places[name][0].component}.{places[name][0].module}"
         group = groups.setdefault(name, {})
-        if PARTS[part] in group or changed.setdefault(module, name) != name:
+        if part in group or changed.setdefault(module, name) != name:
             raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key})")
-        group[PARTS[part]] = tensor
+        group[part] = tensor
     if not groups or (unmatched and not allow_partial):
+        experts = len(shapes) > 1 and not component
         raise LoraError(
             f"{path}: {len(tensors) - len(unmatched)} of {len(tensors)} keys belong to {spec.id} ({spec.title}); "
-            f"unmatched, for example: {', '.join(unmatched[:3])}. Is it a LoRA for another model? "
-            f"Keys for {spec.id} begin with {' or '.join(spec.lora_prefixes)}"
-            + (", and to apply the matching part only pass --allow-partial." if groups else ".")
-            + (" Give the file of one expert as high=FILE or low=FILE." if len(shapes) > 1 and not component else "")
+            f"unmatched, for example: {', '.join(unmatched[:3])}. {_why(unmatched, unread, spec)}",
+            "allow_partial" if groups else "experts" if experts and set(unread) == {""} else "",
         )
+    usual = _usual_scale(path)
     deltas = [
-        Delta(target.component or "", target.module, _change(path, name, parts, target, shapes), name)
+        Delta(target.component or "", target.module, _change(path, name, parts, target, shapes, usual), name)
         for name, parts in sorted(groups.items())
         for target in places[name]
     ]
     return deltas, unmatched, len(tensors)
+
+
+def _usual_scale(path: Path) -> float:
+    """Of pairs without an alpha: alpha / rank, where Diffusers wrote PEFT's config into the file; else 1.
+
+    Raises:
+        LoraError: a config of another shape, or with scales that differ from module to module.
+    """
+    said = metadata(path).get("lora_adapter_metadata")
+    if not isinstance(said, dict):
+        return 1.0
+    values = {key.rpartition(".")[2]: value for key, value in said.items()}
+    rank, alpha = values.get("r"), values.get("lora_alpha")
+    if any(values.get(field) for field in ("rank_pattern", "alpha_pattern", "use_rslora")):
+        raise LoraError(f"{path}: its lora_adapter_metadata has a scale for each module (rank_pattern, alpha_pattern, "
+                        "use_rslora), which is not read; save it with the scales multiplied in")  # fmt: skip
+    if type(rank) not in (int, float) or type(alpha) not in (int, float) or not rank:
+        return 1.0
+    scale = float(alpha / rank)
+    return scale if math.isfinite(scale) else 1.0
+
+
+def _why(unmatched: list[str], unread: Mapping[str, list[str]], spec: ModelSpec) -> str:
+    """What the file seems to be, of which these keys are not read."""
+    what = next((what for what in unread if what), "")
+    if what:
+        return f"It is {what}: that is not read."
+    if all(lora_formats.TEXT_ENCODER.match(key) for key in unmatched):
+        return "They are a LoRA on the text encoder, which is not applied."
+    if any(lora_formats.EMBEDDING.match(key) for key in unmatched):
+        return "They are trained embeddings, which are not loaded."
+    wanted = " or ".join(f'"{prefix}"' for prefix in spec.lora_prefixes)
+    whose = lora_formats.looks_like(unmatched)
+    of = f" (The keys look like those of {whose}.)" if whose else ""
+    return f"Is it a LoRA for another model?{of} The trainer's keys for {spec.id} begin with {wanted}."
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -271,9 +312,11 @@ def metadata(path: Path) -> dict[str, Any]:
 def _parsed(value: str) -> Any:
     """Values are strings, most of them JSON."""
     try:
-        return json.loads(value)
-    except ValueError:
+        parsed = json.loads(value)
+        json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except (ValueError, RecursionError):
         return value
+    return parsed
 
 
 def _broken(path: Path, error: Exception) -> str:
@@ -284,19 +327,23 @@ def _diverged(path: Path, what: str) -> str:
     return f"{path}: {what} holds NaN or infinity; the training diverged: take an earlier checkpoint"
 
 
-def _split(key: str) -> tuple[str, str]:
-    """ "a.b.lora_A.weight" -> ("a.b", "lora_A.weight"); part "" for an unknown suffix."""
-    for part in PARTS:
-        if key.endswith("." + part):
-            return key[: -len(part) - 1], part
-    return key, ""
-
-
 def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -> Targets:
-    """Function from a key's name (with prefix) to targets that exist; none when it belongs to no module."""
+    """Function from a key's name (with prefix) to targets that exist; none when it belongs to no module.
+
+    What is in none of the trainer's spellings is looked up in those of other programs.
+    """
     underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
 
+    @cache
+    def others() -> list[tuple[lora_formats.Scheme, dict[str, lora_formats.Modules]]]:
+        return lora_formats.tables(spec.family, shapes.get(default, {}))
+
     def resolve(name: str) -> list[Target]:
+        name = lora_formats.unwrapped(name)
+        _, modules = ("", ()) if own(name) else lora_formats.looked_up(name, others())
+        return own(name) or _stacked([Target(module, component=default) for module in modules], shapes)
+
+    def own(name: str) -> list[Target]:
         prefix = next((p for p in (*spec.lora_prefixes, OLD_LOKR_PREFIX) if name.startswith(p)), None)
         if prefix is None:
             return []
@@ -317,12 +364,14 @@ def _stacked(targets: list[Target], shapes: Shapes) -> list[Target]:
     return [t._replace(rows=slice(a, b)) for t, a, b in zip(targets, [0, *ends], ends, strict=False)]
 
 
-def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes) -> LowRank | LoKr:
+def _change(
+    path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, shapes: Shapes, usual: float
+) -> LowRank | LoKr:
     shape = shapes[target.component or ""][target.module]
 
     def made(parts: Mapping[str, torch.Tensor]) -> LowRank | LoKr:
         lokr = any(p.startswith("w") for p in parts)
-        return _lokr(path, name, parts, target, shape) if lokr else _low_rank(path, name, parts, target)
+        return _lokr(path, name, parts, target, shape) if lokr else _low_rank(path, name, parts, target, usual)
 
     # First without the numbers: factors of a few kB may multiply out to more than there is memory.
     sizes_only = {part: tensor if part == "alpha" else tensor.to("meta").float() for part, tensor in parts.items()}
@@ -338,7 +387,7 @@ def _change(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Ta
     return made({part: tensor.float() for part, tensor in parts.items()})
 
 
-def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target) -> LowRank:
+def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, usual: float) -> LowRank:
     if "down" not in parts or "up" not in parts:
         raise LoraError(f"{path}: {name} has only {' and '.join(parts)}; the other half of the pair is missing")
     rank = parts["down"].shape[0] if parts["down"].dim() > 1 else 0
@@ -350,7 +399,7 @@ def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: 
     magnitude = parts.get("magnitude")
     if magnitude is not None and target.rows is not None:
         magnitude = magnitude[target.rows]
-    scale = _alpha(path, name, parts) / rank if "alpha" in parts else 1.0
+    scale = _alpha(path, name, parts) / rank if "alpha" in parts else usual
     return LowRank(parts["down"], parts["up"], scale, magnitude, target.rows)
 
 

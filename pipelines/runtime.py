@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_drift.pipelines import loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
-from lora_drift.pipelines.errors import Cancelled, RequestError, Unsupported
+from lora_drift.pipelines.errors import Cancelled, NotFinite, RequestError, Unsupported
 from lora_drift.pipelines.family import Family
 from lora_drift.pipelines.lora import Lora, Shapes, read
 from lora_drift.pipelines.output import Media, Output
@@ -162,6 +162,7 @@ class Pipeline:
         Raises:
             RequestError: a field is wrong (before weights load).
             Cancelled: `on_step` returned False.
+            NotFinite: what came out is no picture.
         """
         try:
             request = Request(prompt, **fields)
@@ -172,9 +173,10 @@ class Pipeline:
 
     def render(self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext) -> Output:
         """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
+        import numpy as np
         import torch
 
-        from lora_drift.pipelines import noise, resizing
+        from lora_drift.pipelines import finite, noise, resizing
 
         self.base.family.check(self.spec, self.base.repo, settings)  # before weights load
         pipe = self.base.pipe
@@ -187,11 +189,19 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream, self.base.vae_noise)
-        with torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order), watch(pipe):
+        denoisers = self.base.adapter.denoisers
+        with (
+            torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order),
+            finite.watched(pipe.components, denoisers) as stages, np.errstate(invalid="ignore"), watch(pipe),
+        ):  # fmt: skip
             media = self.base.family.render(
                 pipe, self.spec, settings, generator=generator, callback_on_step_end=after_step
             )
-        return Output(media, settings, self._receipt(settings, media))
+        output = Output(media, settings, self._receipt(settings, media))
+        if stages.first:
+            said = finite.words(stages.first, denoisers, self.lora, settings.multiplier, self.base.dtype)
+            raise NotFinite(said, output)
+        return output
 
     def _receipt(self, settings: Settings, media: Media) -> dict[str, Any]:
         scheduler = self.base.pipe.scheduler
@@ -207,7 +217,7 @@ class Pipeline:
             else {
                 "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
                 "experts": {path.name: expert for path, expert in zip(lora.paths, lora.experts, strict=True)},
-                "mode": self.mode,
+                "mode": "live" if lora.coverage.kinds == ("dora",) else self.mode,  # a DoRA is never merged
                 **({"strengths": dict(lora.strengths)} if lora.strengths else {}),
                 **lora.coverage.as_dict(),
             },

@@ -194,7 +194,7 @@ def _check_controls(spec: ModelSpec, settings: Settings) -> None:
         raise RequestError(f"control image {settings.control[0]}: {spec.id} takes none; leave it out")
     if not fewest <= given <= most:
         wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        raise RequestError(f"control images: {spec.id} takes {wanted}, {given} given (--control FILE, once for each)")
+        raise RequestError(f"control images: {spec.id} takes {wanted}, {given} given.", "control")
     for path in settings.control:
         images.check(path)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from lora_drift import pipelines
 from lora_drift.harness.check import cases, results, runner
 from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE
 from lora_drift.harness.check.trace import capture
@@ -20,10 +22,11 @@ from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory, _key
 from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation, applicable
-from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines import MODELS, Pipeline
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.output import Media, Output
-from lora_drift.pipelines.settings import Request
+from lora_drift.pipelines.settings import Request, resolve
+from lora_drift.pipelines.spec import TOOLKITS
 
 REQUEST = Request("a red fox", negative="blurry", width=64, height=64, steps=3, guidance_scale=4.0, seed=7)
 ASKED = ["--model", "sd15", "--mini", "--prompt", "a red fox", "--negative", "blurry", "--width", "64",
@@ -75,9 +78,21 @@ def run(*arguments: object) -> Result:
 
 
 def test_every_kind_of_variation_has_its_place_in_the_search() -> None:
+    # Kinds are the names of the library's modules: renaming one must not end every search.
     kinds = {v.kind for v in LIBRARY.values()}
     assert kinds == set(search.ORDER)
     assert kinds >= reuse.CHANGE_ENCODERS | reuse.CHANGE_DENOISERS | reuse.CHANGE_VAE
+
+
+@pytest.mark.parametrize("toolkit", TOOLKITS)
+def test_whether_guidance_reads_the_negative_prompt_is_known_of_every_model_at_every_version(
+    toolkit: str, pipeline_of: Callable[[str], Pipeline]
+) -> None:
+    for spec in MODELS.values():
+        if TOOLKITS.index(toolkit) >= TOOLKITS.index(spec.since):
+            pipeline = pipelines.load(spec.id, toolkit=toolkit)
+            settings = resolve(replace(pipeline.spec, controls=(0, 0)), Request("a fox"))
+            assert Subject(pipeline, Request("a fox"), settings).guided in (True, False)
 
 
 # ------------------------------------------------------------------------------------------------------------ codecs
@@ -142,6 +157,61 @@ def test_a_frame_that_is_repeated_is_one_long_frame_in_the_file(tmp_path: Path, 
     theirs = pictures.read(tmp_path / name)
     assert theirs.size[0] == 5
     assert theirs.again is not None and np.array_equal(theirs.again(frames), theirs.frames)
+
+
+def test_a_checks_strip_of_frames_is_a_video_again(pipeline_of: Callable[[str], Pipeline], tmp_path: Path) -> None:
+    # A check keeps the frames of a video one below the other in a PNG.
+    asked = ["-m", "wan21_1b", "--mini", "-p", "a fox", "--frames", 5, "--width", 64, "--height", 48, "--steps", 2]
+    output = pipeline_of("wan21_1b").sample("a fox", num_frames=5, width=64, height=48, steps=2)
+    frames = [np.asarray(frame) for frame in output.frames]
+    Image.fromarray(np.concatenate(frames)).save(tmp_path / "strip.png")
+    done = run(*asked, "--image", tmp_path / "strip.png")
+    assert done.exit_code == 0 and "It is the reference" in done.output, done.output
+
+
+@pytest.mark.parametrize("colours", [256, 64, 16])
+def test_a_palette_is_a_codec(subject: Subject, tmp_path: Path, colours: int) -> None:
+    frames = frames_of(subject)
+    path = tmp_path / "squeezed.png"
+    Image.fromarray(frames[0]).quantize(colours).save(path)
+    read = pictures.read(path)
+    assert not read.lossless and f"{colours} colours" in read.codec and read.again is not None
+    assert np.array_equal(read.again(frames), read.frames)
+    assert not np.array_equal(frames, read.frames)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_scaled(subject: Subject, tmp_path: Path, name: str) -> None:
+    grey = np.asarray(Image.fromarray(frames_of(subject)[0]).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name)
+    assert np.array_equal(pictures.read(tmp_path / name).frames[0], np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_numbers_without_a_white_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(RequestError, match="floating-point numbers"):
+        pictures.read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "codec"),
+    [
+        ("a.mp4", "a.png", "H.264"),
+        ("a.png", "a.mp4", "PNG, lossless"),
+        ("a.webp", "a.mkv", "WebP"),
+        ("a.mkv", "a.jpg", "FFV1"),
+    ],
+)
+def test_a_kind_is_what_is_in_the_file_not_its_name(
+    name: str, other: str, codec: str, pipeline_of: Callable[[str], Pipeline], tmp_path: Path
+) -> None:
+    video = name != "a.png"
+    model, frames = ("wan21_1b", 5) if video else ("sd15", None)
+    made = pipeline_of(model).sample("a fox", width=64, height=64, steps=2, seed=7, num_frames=frames)
+    made.save(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / other)
+    read = pictures.read(tmp_path / other)
+    assert read.codec.startswith(codec) and len(read.frames) == (5 if video else 1)
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:

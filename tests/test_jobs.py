@@ -29,6 +29,7 @@ from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.tags import newest
 from lora_drift.harness.trainer.jobs import folder, plan, reader, sample_codec
+from lora_drift.harness.trainer.jobs.job_file import Sampling
 
 JOBS = ROOT / "jobs"
 EXACT = ("sd15", "sdxl", "flux", "flux_bf16", "flux_quantized", "wan22_14b_t2v", "ltx2")
@@ -285,8 +286,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no prompts": (_set("sample", prompts=[]), ("neither `samples` nor `prompts`",)),
     "a variable that is not set": (_set("model", name_or_path="${NOT_THERE}"), ("${NOT_THERE}", "set it")),
     "another kind of job": (
-        lambda job: change(job, lambda process: process.update(type="concept_slider")),
-        ("concept_slider", "sd_trainer"),
+        lambda job: change(job, lambda process: process.update(type="to_folder")),
+        ("to_folder", "sd_trainer"),
     ),
 }
 
@@ -321,7 +322,11 @@ SAID: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
         ("no LoRA of step 2 is there (of these steps: 4)", "max_step_saves_to_keep"),
     ),
     "fewer prompts than samples": (_set("sample", prompts=["only one"]), 1, ("has 1 prompts", "edited since")),
-    "a field of nobody": (_set("sample", guidence=3), 0, ("sample.guidence: unknown to the trainer",)),
+    "a field of nobody": (
+        _set("sample", guidence=3),
+        0,
+        ("sample.guidence: unknown to trainer 0.7.29, which ignores it",),
+    ),
     "fields that we do not honour": (
         lambda job: change(job, lambda p: (p["model"].update(lora_path="x"), p.update(embedding={"trigger": "x"}))),
         0,
@@ -371,7 +376,7 @@ def test_json_is_read_and_a_left_out_field_takes_the_trainers_default(tmp_path: 
         json.dumps({"job": "extension", "config": {"name": "x", "process": [process]}})
     )
     job = reader.read(tmp_path)
-    asked = plan.requests(plan.plan(job, None), job, job.process.sample, tmp_path)[0]
+    asked = plan.requests(plan.plan(job, None), job, job.process.sample or Sampling(), tmp_path)[0]
     assert (asked.width, asked.height, asked.steps, asked.guidance_scale, asked.seed) == (512, 512, 20, 7, 0)
     assert (asked.num_frames, asked.fps, asked.multiplier, asked.guidance_rescale) == (1, 16, 1, 0)
     assert (job.process.save.dtype, job.process.train.dtype, job.process.train.steps) == ("float16", "float32", 1000)
@@ -383,7 +388,7 @@ def asked_of(tmp_path: Path, **process: Any) -> list[Any]:
         yaml.safe_dump({"job": "extension", "config": {"name": "my-lora", "process": [sections]}})
     )
     job = reader.read(tmp_path)
-    return plan.requests(plan.plan(job, None), job, job.process.sample, tmp_path)
+    return plan.requests(plan.plan(job, None), job, job.process.sample or Sampling(), tmp_path)
 
 
 @pytest.mark.parametrize(("walk", "seeds"), [(True, [5, 99, 7, 8]), (False, [5, 99, 99, 99])])

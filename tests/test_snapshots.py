@@ -15,6 +15,7 @@ from lora_drift.harness.check.cases import ASSETS
 from lora_drift.harness.cli.main import app as command_line
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.jobs import folder, plan, reader
+from lora_drift.harness.trainer.jobs.job_file import Sampling
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import Request, Settings, resolve
@@ -77,7 +78,7 @@ def test_the_plan_of_each_committed_job(snapshot: SnapshotAssertion) -> None:
     for place in JOBS:
         job = reader.read(place)
         planned = plan.plan(job, folder.scan(place, job))
-        asked = plan.requests(planned, job, job.process.sample, place)
+        asked = plan.requests(planned, job, job.process.sample or Sampling(), place)
         found[place.name] = {
             "model": line({name: value for name, value in vars(planned).items() if isinstance(value, str)}),
             "samples": [_shown(plan.settled(planned, request)) for request in asked],

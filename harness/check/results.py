@@ -114,6 +114,8 @@ class Result(BaseModel):
     verdict: Verdict
     message: str = ""
     """One paragraph for the reader: what is wrong and what to do. Empty for a match."""
+    traceback: str = ""
+    """Of an exception that nobody expected: whole, because one line of it tells nobody where."""
     about: str = ""
     lora: str = ""
     """Type of the LoRA's network ("lora", "dora", "lokr"); empty without one."""

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -34,6 +35,7 @@ from lora_drift.harness.check.trace import Rendered, Trace, Tracer
 from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines.errors import NotFinite
 
 LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
 """Artefact -> the argument of `Pipeline.with_lora` that takes it."""
@@ -194,8 +196,11 @@ class Bench:
         if pipeline.lora is not None:
             for name, change in _lora_changes(pipeline):
                 tracer.trace.add(f"lora/{name}", change)
-        with no_tf32() if pipeline.base.dtype == "float32" else nullcontext():
-            output = pipeline.render(settings, watch=tracer.watching)
+        try:
+            with no_tf32() if pipeline.base.dtype == "float32" else nullcontext():
+                output = pipeline.render(settings, watch=tracer.watching)
+        except NotFinite as error:  # measured all the same: the trace says where it left the golden
+            output = error.output
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
         settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
@@ -269,6 +274,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         result.verdict, result.message = error.verdict, str(error)  # type: ignore[assignment]
     except Exception as error:  # noqa: BLE001  the verdict `error` carries it; one broken case must not hide the rest
         result.verdict, result.message = "error", f"{type(error).__name__}: {error}"
+        result.traceback = traceback.format_exc()
         bench.forget()
     result.seconds = round(time.perf_counter() - started, 3)
     return known.judge(result, path=bench.known)

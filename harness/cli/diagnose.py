@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.sample import check_device, lora_files
+from lora_drift.harness.cli.sample import REMEDIES, check_device, lora_files
 from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def diagnose(
     from lora_drift.harness.check import runner
     from lora_drift.pipelines.settings import Request
 
-    with user_errors():
+    with user_errors(remedies=REMEDIES):
         if budget is not None and not budget > 0:
             fail(f"--budget {budget:g}: give a number of seconds above 0")
         check_device(device)
@@ -209,6 +209,8 @@ def _search(subject: Subject, image: Path | None, trace: Path | None, tier: str)
     from lora_drift.pipelines.errors import RequestError
 
     theirs = pictures.read(image) if image is not None else None
+    if theirs is not None and subject.spec.kind == "video":
+        theirs = pictures.unstacked(theirs, subject.settings.num_frames, subject.settings.height)
     if theirs is not None and subject.spec.kind != "video" and len(theirs.frames) > 1:
         raise RequestError(f"image {image}: holds {len(theirs.frames)} frames; {subject.spec.id} makes pictures")
     try:

@@ -12,6 +12,23 @@ from lora_drift.harness.cli.shared import fail, progress, user_errors
 
 app = typer.Typer()
 
+REMEDIES = {
+    "allow_partial": "To apply the matching part only, pass --allow-partial.",
+    "experts": "Give the file of one expert as --lora high=FILE or --lora low=FILE.",
+    "control": "Give --control FILE, once for each.",
+    "base": "Give its folder or hub id as --base.",
+}
+"""What mends an error, in options of this command (and of `diagnose`)."""
+REMEDIES_OF_JOB = {
+    **REMEDIES,
+    "dtype": "Say --dtype bfloat16 to see how far that is off.",
+    "quantize": "Take another with --qtype and --qtype-te, or none with --no-quantize --no-quantize-te.",
+    "lora": "Say where it is with --lora FILE, or render the base model with --step 0.",
+    "expert": "Give the other alone as --lora high=FILE or --lora low=FILE.",
+    "whole": "Render one that is in the layout of Diffusers with --step 0 --base FOLDER.",
+}
+"""The same with --job."""
+
 
 @app.command()
 def sample(
@@ -44,7 +61,9 @@ def sample(
     noise_stream: options.NoiseStream = None,
     vae_noise: options.VaeNoise = "device",
     resize_order: options.ResizeOrder = None,
-    quantize: Annotated[bool, typer.Option("--quantize", help="quantise the denoiser as the trainer did")] = False,
+    quantize: Annotated[
+        bool, typer.Option(help="quantise the denoiser as the trainer did (default: the job's)")
+    ] = False,
     quantize_te: Annotated[
         bool | None, typer.Option(help="quantise the text encoder too (default: as --quantize)")
     ] = None,
@@ -64,11 +83,11 @@ def sample(
     """
     if job is not None:
         asked = {name: value for name, value in locals().items() if name != "job"}
-        sample(**{**asked, **_of_job(context, job, step)})
+        sample(**{**asked, **_of_job(context, asked, job, step)})
         return
     if not model or step is not None:
         fail("--step belongs to --job FOLDER" if model else "give --model (`lora-drift models` lists them), or --job")
-    with user_errors():
+    with user_errors(remedies=REMEDIES):
         from lora_drift import pipelines
         from lora_drift.harness import tags
         from lora_drift.harness.check import runner, verified_by
@@ -118,17 +137,19 @@ def sample(
         typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
 
 
-def _of_job(context: typer.Context, folder: Path, step: int | None) -> dict[str, Any]:
-    """The options that a job sets and the command line does not."""
-    with user_errors():
+def _of_job(context: typer.Context, asked: dict[str, Any], folder: Path, step: int | None) -> dict[str, Any]:
+    """The options that a job sets, and those of the command line, which win."""
+    sources = {name: context.get_parameter_source(name) for name in asked if name not in ("context", "job", "step")}
+    given = {name: asked[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
+    if step is not None and "lora" in given:
+        fail(f"--step {step}: chooses one of the job's LoRAs; leave it out, or --lora")
+    with user_errors(remedies=REMEDIES_OF_JOB):
         from lora_drift.harness.trainer.jobs import sample_options
 
-        options, notes = sample_options.options(folder, step)
+        options, notes = sample_options.options(folder, step, given)
     for note in notes:
         typer.echo(f"! {note}", err=True)
-    sources = {name: context.get_parameter_source(name) for name in options}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    return {"step": None, **{name: value for name, value in options.items() if name not in given}}
+    return {"step": None, **options}
 
 
 def lora_files(given: list[str]) -> dict[str, Path]:

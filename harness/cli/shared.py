@@ -1,6 +1,6 @@
 """What the commands share. Heavy libraries are imported inside the commands: `--help` must not wait for torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -8,27 +8,32 @@ import typer
 
 
 def fail(message: object) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    # What a file held may be no text that a terminal can show.
+    typer.echo(f"error: {message}".encode("utf-8", "backslashreplace").decode(), err=True)
     raise typer.Exit(2)
 
 
 @contextmanager
-def user_errors(needs: str | None = None) -> Iterator[None]:
-    """Errors that a user can mend end in one paragraph and exit code 2. `needs`: the extra that the command is of."""
+def user_errors(needs: str | None = None, *, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Errors that a user can mend end in one paragraph and exit code 2. `needs`: the extra that the command is of.
+
+    `remedies` are the command's own words for what mends them, which only it has (`pipelines.errors`).
+    """
     from lora_drift.harness import extras
     from lora_drift.harness.check.cases import CaseError
     from lora_drift.harness.check.tolerances import ToleranceError
     from lora_drift.harness.minihub.factory import MiniHubError
     from lora_drift.harness.studies.matrix import MatrixError
     from lora_drift.harness.tags import TagError
-    from lora_drift.harness.trainer.jobs import JobError
     from lora_drift.pipelines import RequestError
 
     if needs is not None and (lacking := extras.lacking(needs)):
         fail(f"this command {lacking}")
     try:
         yield
-    except (RequestError, CaseError, ToleranceError, JobError, MiniHubError, TagError, MatrixError) as error:
+    except RequestError as error:
+        fail(error.told(remedies or {}))
+    except (CaseError, ToleranceError, MiniHubError, TagError, MatrixError) as error:
         fail(error)
 
 

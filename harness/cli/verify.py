@@ -29,6 +29,7 @@ def verify(
     results: Annotated[
         Path | None, typer.Option("--json", help="file for the results, written after each sample")
     ] = None,
+    base: Annotated[str | None, typer.Option(help="hub id or folder of the base model (default: the job's)")] = None,
     device: options.Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: the job's)")] = None,
     quantize: Annotated[bool, typer.Option(help="quantise the base model as the job did")] = True,
@@ -46,7 +47,7 @@ def verify(
         match      equal, or as near as its encoding can tell
         rounding   differs by as much as an unavoidable rounding makes, which is named
         differs    differs by more; the likely cause is searched for
-        unpaired   the LoRA of its step has been deleted
+        unpaired   the LoRA of its step has been deleted (or half of it), or its seed was drawn
         error      it cannot be read or rendered
 
         lora-drift verify output/my_lora --device cuda --html report
@@ -56,10 +57,11 @@ def verify(
     Exits with 0 when every sample that has its LoRA matches (or differs by rounding only), 1 when one does not, 2 when
     the folder or an option is wrong, and 130 when interrupted. Ctrl-C keeps the results so far.
     """
-    with user_errors():
+    from lora_drift.harness.trainer.jobs import verify as verifying
+
+    with user_errors(remedies=verifying.REMEDIES):
         from lora_drift.harness.cli.sample import check_device
         from lora_drift.harness.trainer.jobs import folder, plan, reader, verify_text
-        from lora_drift.harness.trainer.jobs import verify as verifying
 
         if html is not None and (lacking := extras.lacking("check")):
             fail(f"--html {lacking}")
@@ -67,10 +69,11 @@ def verify(
             fail(f"--diagnose {diagnose}: use first, all or none")
         if not budget > 0:
             fail(f"--budget {budget:g}: give a number of seconds above 0")
-        read = reader.read(job)
+        read = reader.read(job, {} if dtype is None else {"train.dtype": dtype})
         place = job if job.is_dir() else job.parent
         found = folder.scan(place, read)
-        planned = plan.plan(read, found, tag, dtype)
+        folder.check_network(read)
+        planned = plan.plan(read, found, tag, base, quantized=quantize)
         samples = verifying.chosen(read, found, step, prompt)
         asked = verifying.ask(read, found, planned, samples, place)
         verified = verifying.Verified(read, planned, found)

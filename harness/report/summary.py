@@ -131,6 +131,7 @@ def as_junit(frame: pd.DataFrame, tag: str) -> str:
                 failure = ElementTree.SubElement(case, kind, type=str(row["verdict"]), message=_xml(row["message"]))
                 failure.text = _xml(
                     f"{row['message']}\nbegan at: {row['boundary'] or '-'}\ncause: {row['cause'] or '-'}"
+                    f"\n{row['result'].traceback}".rstrip()
                 )
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

@@ -63,23 +63,73 @@ def read(path: Path) -> Picture:
 
     if not path.is_file():
         raise RequestError(f"image {path}: no such file")
-    if path.suffix.lower() in MOVIES:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise RequestError(f"image {path}: cannot be read ({error.strerror})") from error
+    if _is_movie(head):
         return _movie(path)
     try:
         with Image.open(path) as image:
             if image.format not in STILLS:
                 raise RequestError(f"image {path}: {image.format} is not read; use {', '.join(STILLS)}, or a video as "
                                    f"{', '.join(MOVIES)}")  # fmt: skip
+            colours = _colours(image)
             frames, kind, data = _decoded(image), image.format, path.read_bytes()
             if kind == "JPEG":
                 return _jpeg(image, frames)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RequestError(f"image {path}: not a picture that can be read ({error})") from error
     if kind == "WEBP" and not webp.lossless(data):
         return _webp(data, frames)
     if kind == "GIF":
         return Picture(frames, "GIF, 256 colours (chosen as Pillow does)", partial(through, kind="GIF"))
+    if colours:
+        return Picture(
+            frames, f"{kind}, {colours} colours (chosen as Pillow does)", partial(_in_colours, count=colours)
+        )
     return Picture(frames, f"{kind}, lossless", lambda other: other, lossless=True)
+
+
+def unstacked(picture: Picture, count: int, height: int) -> Picture:
+    """Of a strip, in which a check keeps the frames of a video one below the other, the frames.
+
+    Any other picture comes back as it is. `count` frames of `height` pixels are what the video has.
+    """
+    frames = picture.frames
+    if len(frames) != 1 or count < 2 or frames.shape[1] != count * height or not picture.lossless:
+        return picture
+    return Picture.of(frames.reshape(count, height, *frames.shape[2:]), picture.codec)
+
+
+def _is_movie(head: bytes) -> bool:
+    """By what is in the file: a name says nothing. (AVIF and HEIC are pictures in a container of films.)"""
+    mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") and head[8:12] not in (b"avif", b"avis", b"heic", b"mif1")
+    return mp4 or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+
+
+def _colours(image: Any) -> int:
+    """How many colours the file's palette has, to which somebody brought the picture down; 0 where it has none."""
+    return len(image.getpalette()) // 3 if image.mode == "P" else 2 if image.mode == "1" else 0
+
+
+def _in_colours(frames: Frames, count: int) -> Frames:
+    from PIL import Image
+
+    reduced = (Image.fromarray(frame).quantize(count) for frame in frames)
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in reduced])
+
+
+def _eight_bits(image: Any) -> Any:
+    """The picture with 8 bits a channel. Pillow clips 16 bits of grey, instead of scaling them."""
+    from PIL import Image
+
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        return Image.fromarray(np.clip(np.round(np.asarray(image).astype(np.float64) / 257), 0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point numbers, whose white is nowhere said; save it with 8 or 16 bits")
+    return image
 
 
 def _decoded(image: Any) -> Frames:
@@ -87,7 +137,7 @@ def _decoded(image: Any) -> Frames:
 
     frames, times = [], []
     for frame in ImageSequence.Iterator(image):
-        frames.append(np.asarray(frame.convert("RGB")))
+        frames.append(np.asarray(_eight_bits(frame).convert("RGB")))
         times.append(frame.info.get("duration") or 0)
     # Writers make one long frame of equal ones.
     shortest = min(times)

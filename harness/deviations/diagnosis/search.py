@@ -22,6 +22,7 @@ from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
 from lora_drift.harness.deviations.library.base import Kind
 from lora_drift.harness.environment import facts
+from lora_drift.pipelines.errors import NotFinite
 
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
@@ -248,7 +249,12 @@ class Search:
     def _render(self, subject: Subject) -> tuple[Frames, Trace]:
         tracer = Tracer()
         watch: dict[str, Any] = {"watch": tracer.watching} if self.trace is not None else {}
-        output = subject.pipeline.render(subject.settings, **watch)
+        try:
+            output = subject.pipeline.render(subject.settings, **watch)
+        except NotFinite as error:
+            if subject is self.subject:
+                raise
+            output = error.output  # another stack may well have saved it
         return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames]), tracer.trace
 
     def _of_another_size(self, varied: Subject, variations: tuple[Variation, ...]) -> bool:
@@ -317,7 +323,14 @@ class Search:
 
     def diagnosis(self) -> Diagnosis:
         explained = self._explained()
-        if self.reference is not None and self.limit is not None and self.reference <= self.limit and self._limits:
+        if (
+            self.reference is not None
+            and self.limit is not None
+            and self.reference <= self.limit
+            and (
+                self._limits or self.reference == 0  # where nothing was measured, only the very picture is the same
+            )
+        ):
             verdict: Verdict = "same"
         elif not explained:
             verdict = "unexplained"

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lora_drift.harness.check import cases
 from lora_drift.harness.trainer.jobs import JobError, plan, reader
+from lora_drift.harness.trainer.jobs.job_file import Sampling
 from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.pipelines.settings import Request
@@ -26,9 +27,13 @@ def write(folder: Path, prompt: int, output: Path | None) -> Path:
     """
     job = reader.read(folder)
     planned = plan.plan(job, None)
-    asked = plan.requests(planned, job, job.process.sample, folder if folder.is_dir() else folder.parent)
+    sampling = job.process.sample or Sampling()
+    asked = plan.requests(planned, job, sampling, folder if folder.is_dir() else folder.parent)
     if not 0 <= prompt < len(asked):
         raise JobError(f"--prompt {prompt}: the job has the prompts 0 to {len(asked) - 1}")
+    if asked[prompt].seed == -1:
+        raise JobError(f"{job.path}: the seed of prompt {prompt} is -1, which draws one; give the job a seed to make a "
+                       "case of it")  # fmt: skip
     name = f"{_plain(job.name)}-{prompt}"
     path = output or cases.CASES / planned.model / f"{name}.yaml"
     if path.parent.name != planned.model:

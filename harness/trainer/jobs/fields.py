@@ -10,7 +10,6 @@ UNHONOURED: dict[str, dict[str, str]] = {
         "embedding": "a trained embedding is not loaded",
         "decorator": "a decorator's tokens are not loaded",
         "do_lorm": "LoRM is not rendered",
-        "slider": "sliders are not rendered",
     },
     "train": {
         "free_u": "FreeU is not rendered",
@@ -68,7 +67,8 @@ NOTHING: dict[str, object] = {
 """The value at which such a field does nothing, where that is not false, none or empty."""
 
 HARMLESS: dict[str, str] = {
-    "process": "type device log_dir logging name performance_log_every torch_profiler guidance sqlite_db_path "
+    "process": "type device training_folder training_seed slider "
+    "log_dir logging name performance_log_every torch_profiler guidance sqlite_db_path "
     "lorm_extract_mode lorm_extract_mode_param",
     "network": "alpha conv conv_alpha dropout linear linear_alpha lokr_factor lokr_full_rank network_kwargs "
     "old_lokr_format rank split_multistage_loras layer_offloading",
@@ -101,6 +101,31 @@ HARMLESS: dict[str, str] = {
     "timestep_type train_refiner train_unet unconditional_prompt unet_lr weight_jitter",
 }
 """Section -> fields of the training, or read elsewhere: a sample of a given LoRA file does not change with them."""
+NEWER: dict[str, dict[str, str]] = {
+    "sample": {"sample_start_step": "0.10.24"},
+    "network": {"all_layers": "0.10.18"},
+    "train": {
+        "do_fft_loss": "0.9.13",
+        "do_fft_velocity_equiv_weight": "0.9.13",
+        "guidance_loss_schedule": "0.12.6",
+        "max_loss": "0.9.10",
+        "max_loss_debug": "0.9.10",
+        "merge_network_on_save_strength": "0.8.2",
+        "t0_loss_target": "0.8.0",
+        "t0_velocity_equiv_weight": "0.9.13",
+        "validation_config": "0.10.29",
+    },
+    "model": {
+        "block_compile": "0.10.6",
+        "cache_size_limit": "0.10.6",
+        "compile_dynamic": "0.10.6",
+        "compile_fullgraph": "0.10.6",
+        "compile_mode": "0.10.6",
+        "in_context": "0.9.4",
+        "unconditional_lora_path": "0.10.13",
+    },
+}
+"""Section -> field -> the version of the trainer that read it first (its version.py at the commit which brought it)."""
 MODEL_KWARGS = ("train_high_noise train_low_noise invert_inpaint_mask_chance inpaint_dropout control_dropout "
                 "inpaint_random_chance random_blur_mask random_dialate_mask do_random_inpainting")  # fmt: skip
 """The same of `model.model_kwargs`."""

@@ -4,9 +4,9 @@ The names are the trainer's (toolkit/config_modules.py). Fields that are not her
 `reader.py` says of each what becomes of it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 DTYPES = {
     **dict.fromkeys(("float", "fp32", "single", "float32"), "float32"),
@@ -16,10 +16,14 @@ DTYPES = {
 """The trainer's spellings (toolkit/train_tools.py get_torch_dtype)."""
 
 
-def _dtype(value: object) -> str:
-    if value not in DTYPES:
+def _dtype(value: object) -> object:
+    return DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+def _trained_dtype(value: object) -> object:
+    if not isinstance(value, str) or value not in DTYPES:
         raise ValueError(f"{value!r} is no dtype of a job; use {', '.join(DTYPES)}")
-    return DTYPES[str(value)]
+    return DTYPES[value]
 
 
 def _multiplier(value: object) -> object:
@@ -36,9 +40,14 @@ Dtype = Annotated[str, BeforeValidator(_dtype)]
 
 
 class Section(BaseModel):
-    """A mapping of the job file; unknown fields are kept."""
+    """A mapping of the job file; unknown fields are kept, and one that is null is as one that is left out."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
 
 
 class SampleItem(Section):
@@ -68,13 +77,16 @@ class Sampling(Section):
     width: int = 512
     height: int = 512
     neg: str | bool = False
+    """Anything but a text is none."""
     seed: int = 0
+    """-1 draws one, before the flags of a prompt are read (GenerateImageConfig)."""
     walk_seed: bool = False
     guidance_scale: float = 7
     sample_steps: PositiveInt = 20
     network_multiplier: Annotated[float, BeforeValidator(_multiplier)] = 1.0
     guidance_rescale: float = 0.0
-    format: Literal["jpg", "jpeg", "png", "webp"] = "jpg"
+    format: str = "jpg"
+    """Whatever it says, several frames become an animated WebP (SampleConfig)."""
     num_frames: PositiveInt = 1
     fps: PositiveInt = 16
     do_cfg_norm: bool = False
@@ -91,14 +103,14 @@ class Sampling(Section):
 class Model(Section):
     """`model:`"""
 
-    name_or_path: str
+    name_or_path: str = ""
     arch: str | None = None
     """None: as older flags (is_flux, ...) say, which stay in `model_extra`."""
     quantize: bool = False
     quantize_te: bool | None = None
     """None: as `quantize`."""
     qtype: str = "qfloat8"
-    """`TYPE|FILE` also names an accuracy-recovery adapter."""
+    """`TYPE|FILE` also names an accuracy-recovery adapter. Read if something is quantised."""
     qtype_te: str = "qfloat8"
     accuracy_recovery_adapter: str | None = None
     quantize_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -126,8 +138,8 @@ class Ema(Section):
 class Train(Section):
     """`train:`"""
 
-    steps: PositiveInt = 1000
-    dtype: Dtype = "float32"
+    steps: int = 1000
+    dtype: Annotated[str, BeforeValidator(_trained_dtype)] = "float32"
     ema_config: Ema | None = None
     unload_text_encoder: bool = False
     cache_text_embeddings: bool = False
@@ -156,11 +168,10 @@ class Process(Section):
     """`config.process[0]:`"""
 
     type: str
-    training_folder: str | None = None
-    training_seed: NonNegativeInt | None = None
     trigger_word: str | None = None
     model: Model
-    sample: Sampling = Sampling()
+    sample: Sampling | None = None
+    """None: it does not sample."""
     first_sample: Sampling | None = None
     train: Train = Train()
     network: Network | None = None
@@ -175,10 +186,10 @@ class Process(Section):
 
 
 class Config(Section):
-    """`config:`"""
+    """`config:`. Of the processes one is read (`reader.py`), so the others may be of any kind."""
 
     name: str = Field(min_length=1)
-    process: list[Process] = Field(min_length=1)
+    process: list[dict[str, Any]] = Field(min_length=1)
 
 
 class JobFile(Section):
@@ -186,4 +197,3 @@ class JobFile(Section):
 
     job: str
     config: Config
-    meta: dict[str, Any] | None = None

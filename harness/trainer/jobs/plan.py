@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from lora_drift.harness import tags
 from lora_drift.harness.check.lora_codec import TWINS
-from lora_drift.harness.trainer.jobs import JobError
+from lora_drift.harness.trainer.jobs import JobError, bases
 from lora_drift.harness.trainer.jobs.fields import MODEL_KWARGS
 from lora_drift.harness.trainer.jobs.folder import Folder
 from lora_drift.harness.trainer.jobs.job_file import Model, Process, SampleItem, Sampling
@@ -33,6 +33,7 @@ OLDER_FLAGS = {
     "is_ssd": "ssd",
 }
 """What stood for `arch` once, in the order in which the trainer looks."""
+CACHED = "prompts are cached: the trainer encoded them without putting in the trigger word, and so do we"
 LOW_VRAM_MATTERS = {
     "wan21_i2v_14b": "the trainer then keeps the latents in bfloat16",
     "wan21_i2v_14b480p": "the trainer then keeps the latents in bfloat16",
@@ -52,52 +53,76 @@ class Plan:
     dtype: str
     quantization: Quantization
     notes: tuple[str, ...]
+    guessed: bool = False
+    """No field says which model it is."""
+    decided: str = ""
+    """How the trainer version was decided."""
 
     @property
     def spec(self) -> ModelSpec:
         return spec_of(self.model, tags.row(self.tag).version)
 
 
-def plan(job: Job, folder: Folder | None, tag: str | None = None, dtype: str | None = None) -> Plan:
+def plan(
+    job: Job, folder: Folder | None, tag: str | None = None, base: str | None = None, *, quantized: bool = True
+) -> Plan:
     """Which model, at which trainer version, in which precision.
 
     Args:
         folder: whose LoRA files say which version of the trainer made them; None, and no `tag`: the newest.
-        dtype: instead of the job's.
+        base: what to load instead of what the job names.
+        quantized: refuse a quantisation that is not rendered.
 
     Raises:
-        JobError: a model or precision that we do not have.
+        JobError: a model, base or precision that we do not have.
     """
     process = job.process
     notes: list[str] = []
-    model = _model(job)
-    row = tags.row(tag) if tag else _row(folder.version if folder else "", notes)
-    dtype = dtype or process.train.dtype
+    model = _model(job, notes)
+    row, decided = (tags.row(tag), "as asked") if tag else _row(folder.version if folder else "", job, notes)
+    dtype = process.train.dtype
     if dtype == "float16":
-        raise JobError(f"{job.path}: `train.dtype: fp16` is not rendered: our pipelines know float32 and bfloat16; "
-                       "say --dtype bfloat16 to see how far that is off")  # fmt: skip
-    usual = MODELS[model]["name_or_path"]
-    base = process.model.name_or_path if process.model.name_or_path != usual else None
-    notes = [*job.notes, *notes, *_notes(model, process), *_other_parts(model, process.model, dtype)]
-    return Plan(model, base, row.tag, dtype, _quantization(process.model), tuple(notes))
+        raise JobError(f"{job.path}: `train.dtype: fp16` is not rendered: our pipelines know float32 and bfloat16.",
+                       "dtype")  # fmt: skip
+    spec = spec_of(model, row.version)
+    quantization = _quantization(process.model, spec)
+    try:
+        quantization.check(spec)
+    except RequestError as error:
+        if quantized:
+            raise JobError(
+                f"{job.path}: `model.{error.problem}`: this quantisation is not rendered.", "quantize"
+            ) from None
+    notes = [*job.notes, *notes, *_unread(job, row, decided), *_notes(model, process),
+             *_other_parts(model, process.model, dtype)]  # fmt: skip
+    base = base or bases.base(job.path, model, process.model.name_or_path)
+    return Plan(model, base, row.tag, dtype, quantization, tuple(notes), not _arch(process.model)[0], decided)
 
 
-def _quantization(model: Model) -> Quantization:
-    """Offloaded layers take float8 for qfloat8 (ModelConfig)."""
+def _quantization(model: Model, spec: ModelSpec) -> Quantization:
+    """Offloaded layers take float8 for qfloat8 (ModelConfig). A type that nobody reads is not looked at."""
 
-    def settled(qtype: str) -> str:
-        return "float8" if model.offloads and qtype == "qfloat8" else qtype
+    def settled(qtype: str, *, read: bool) -> str:
+        return "float8" if model.offloads and qtype == "qfloat8" else qtype if read else "qfloat8"
 
-    exclude = model.quantize_kwargs.get("exclude", ())
-    return Quantization(model.quantize, model.quantize_te, settled(model.qtype), settled(model.qtype_te),
-                        model.accuracy_recovery_adapter if model.quantize else None, tuple(exclude))  # fmt: skip
+    encoders = model.quantize if model.quantize_te is None else model.quantize_te
+    own = spec.quantizes is not None and spec.quantizes.encoder_qtype == "qtype_te"
+    of_denoiser = spec.quantizes is not None and (model.quantize or (encoders and not own))
+    qtype = model.qtype if model.quantize else model.qtype.partition("|")[0]  # the adapter is the denoiser's
+    exclude = model.quantize_kwargs.get("exclude")
+    return Quantization(model.quantize, model.quantize_te, settled(qtype, read=of_denoiser),
+                        settled(model.qtype_te, read=own and encoders),
+                        model.accuracy_recovery_adapter if model.quantize else None,
+                        tuple(map(str, exclude)) if isinstance(exclude, list) else ())  # fmt: skip
 
 
-def _model(job: Job) -> str:
+def _model(job: Job, notes: list[str]) -> str:
     """Our id of the model: by its arch, and of several of one arch by what is loaded (the trainer drops `:TAG`)."""
     (field, arch), path = _arch(job.process.model), job.process.model.name_or_path
+    if not field and not bases.usual("sd15", path):
+        notes.append("model.arch is missing, so this is read as sd15, as the trainer reads it")
     known = {model: row for model, row in MODELS.items() if model not in TWINS}
-    same = [m for m, row in known.items() if row["arch"].split(":")[0] == arch.split(":")[0]]
+    same = [m for m, row in known.items() if _plain(row["arch"]) == _plain(arch)]
     if not same:
         there = ", ".join(sorted({row["arch"] for row in known.values()}))
         raise JobError(f"{job.path}: `model.{field}` says {arch}, which is not a model that we render (`model.arch` of "
@@ -107,22 +132,56 @@ def _model(job: Job) -> str:
     return (by_path or by_arch or same)[0]
 
 
+def _plain(arch: str) -> str:
+    """As the trainer's ModelConfig has it, which knows Flex.1 as FLUX.1."""
+    arch = arch.split(":")[0]
+    return "flux" if arch == "flex1" else arch
+
+
 def _arch(model: Model) -> tuple[str, str]:
-    """(the field that says it, the arch) as the trainer's ModelConfig settles it, in the spelling of its UI."""
+    """(the field that says it, the arch) as the trainer's ModelConfig settles it, in the spelling of its UI.
+
+    No field: nothing says it, and it is Stable Diffusion 1.5.
+    """
     if model.arch is None:
         given = model.model_extra or {}
-        return next(((flag, arch) for flag, arch in OLDER_FLAGS.items() if given.get(flag)), ("arch", "sd15"))
+        return next(((flag, arch) for flag, arch in OLDER_FLAGS.items() if given.get(flag)), ("", "sd15"))
     return "arch", {"sd1": "sd15"}.get(model.arch, model.arch)
 
 
-def _row(version: str, notes: list[str]) -> tags.Tag:
+def _row(version: str, job: Job, notes: list[str]) -> tuple[tags.Tag, str]:
+    """The trainer version to render as, and how it was decided: by the LoRA files, the job's fields, or neither."""
     newest = tags.row(tags.newest())
     found = next((row for row in tags.rows() if row.version == version), None)
-    if version and found is None:
-        known = ", ".join(row.version for row in tags.rows())
+    if found is not None:
+        return found, "the LoRA files say so"
+    known = ", ".join(row.version for row in tags.rows())
+    if version:
         notes.append(f"the LoRA files are of trainer {version}, which is not one that we reproduce ({known}); rendered "
                      f"as by {newest.version}")  # fmt: skip
-    return found or newest
+        return newest, f"the newest that we reproduce, not {version}"
+    newer = max((field for field in job.unknown if field.since), key=lambda f: _number(f.since), default=None)
+    if newer is not None:
+        notes.append(f"{newer.place} is read by trainers from {newer.since} on, so the job is of such a one, which is "
+                     f"none that we reproduce ({known}); rendered as by {newest.version}")  # fmt: skip
+        return newest, f"the newest that we reproduce, not {newer.since} or later, which {newer.place} tells of"
+    return newest, "the newest: no LoRA file says which"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _unread(job: Job, row: tags.Tag, decided: str) -> Iterator[str]:
+    """Fields of no trainer of ours: what is known of each, and no more."""
+    for field in job.unknown:
+        if field.since:
+            yield f"{field.place}: trainers read it from {field.since} on; rendered as by {row.version}, which does not"
+        elif decided == "the LoRA files say so":
+            yield f"{field.place}: unknown to trainer {row.version}, which ignores it (misspelt?)"
+        else:
+            yield (f"{field.place}: unknown to trainer {row.version}, as which this is rendered ({decided}), so it is "
+                   "left out (misspelt, or of another version?)")  # fmt: skip
 
 
 def _notes(model: str, process: Process) -> Iterator[str]:
@@ -134,7 +193,7 @@ def _notes(model: str, process: Process) -> Iterator[str]:
     if process.model.low_vram and model in LOW_VRAM_MATTERS:
         yield f"model.low_vram: true is not honoured: {LOW_VRAM_MATTERS[model]}"
     if process.caches_prompts and process.trigger_word is not None:
-        yield "prompts are cached: the trainer encoded them without putting in the trigger word, and so do we"
+        yield CACHED
 
 
 def _other_parts(model: str, section: Model, dtype: str) -> Iterator[str]:
@@ -191,10 +250,22 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         trigger_word=None if job.process.caches_prompts else job.process.trigger_word,
         control=paths,
         ctrl_img=_located(given, folder) if given else None,
-        ctrl_idx=int(flags.get("ctrl_idx", item.ctrl_idx)),
+        ctrl_idx=_index(job, flags.get("ctrl_idx", item.ctrl_idx)),
         do_cfg_norm=sampling.do_cfg_norm,
         **values,  # type: ignore[arg-type]
     )
+
+
+def _index(job: Job, said: str | int) -> int:
+    try:
+        return int(said)
+    except ValueError:
+        raise JobError(f"{job.path}: `--ctrl_idx {said}` in a prompt is no number; write 0 or 1") from None
+
+
+def sets_seed(prompt: str) -> bool:
+    """Has the prompt a seed of its own?"""
+    return any(text.split(" ")[0].strip() in ("seed", "d") for text in prompt.strip().split("--")[1:])
 
 
 def _control_flags(prompt: str) -> Iterator[tuple[str, str]]:
@@ -206,12 +277,16 @@ def _control_flags(prompt: str) -> Iterator[tuple[str, str]]:
 
 
 def _located(path: str, folder: Path) -> str:
-    """Where a control image lies on this machine: as the job says, or beside the job's folder or above it."""
-    if Path(path).is_absolute():
-        places = [Path(path), folder / Path(path).name]
-    else:
-        places = [*(above / path for above in (folder, *folder.resolve().parents[:3])), folder / Path(path).name]
-    return str(next((place for place in places if place.is_file()), path))
+    """Where a control image lies on this machine: as the job says, or beside the job's folder or above it.
+
+    A job of Windows has its paths with other strokes, and drives.
+    """
+    name = PureWindowsPath(path).name if "\\" in path else Path(path).name
+    relative = path.replace("\\", "/")
+    absolute = Path(path).is_absolute() or PureWindowsPath(path).drive != ""
+    above = () if absolute else (folder, *folder.resolve().parents[:3])
+    places = [*([Path(path)] if absolute else []), *(place / relative for place in above)]
+    return str(next((place for place in [*places, folder / name] if place.is_file()), path))
 
 
 def settled(plan: Plan, request: Request) -> Settings:
@@ -224,7 +299,7 @@ def settled(plan: Plan, request: Request) -> Settings:
         return resolve(plan.spec, request)
     except RequestError as error:
         if any(not Path(path).is_file() for path in request.control):
-            raise RequestError(f"{error}; copy the job's control images into its folder") from None
+            raise RequestError(f"{error.problem}.", "control_file") from None
         raise
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,24 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lora_drift.harness.trainer.jobs import JobError
-from lora_drift.harness.trainer.jobs.fields import HARMLESS, NOTHING, UNHONOURED
+from lora_drift.harness.trainer.jobs.fields import HARMLESS, NEWER, NOTHING, UNHONOURED
 from lora_drift.harness.trainer.jobs.job_file import JobFile, Process, Sampling
 
 NAMES = ("config.yaml", "config.yml", ".job_config.json", "config.json")
 """What the trainer writes into its output folder (config.yaml), and what its UI does, in the order of preference."""
-TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "concept_slider", "image_reference_slider_trainer",
+            "ultimate_slider_trainer", "slider")  # fmt: skip
 """Process types that train and sample as BaseSDTrainProcess does."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A field that the newest trainer of ours does not read."""
+
+    place: str
+    """As in the file: sample.samples[0].guidence"""
+    since: str
+    """The trainer version that reads it; "" if we know of none."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Job:
     name: str
     process: Process
     notes: tuple[str, ...]
-    """One line a field that is not honoured, or that the trainer does not know."""
+    """One line a field that is not honoured."""
+    unknown: tuple[Unknown, ...] = ()
 
 
 REMEDY = "Take the job file as the trainer read it: the config.yaml that it wrote into its output folder."
@@ -44,8 +56,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read(folder: Path) -> Job:
+def read(folder: Path, given: Mapping[str, Any] | None = None, *, sampled: bool = True) -> Job:
     """The job of an output folder (or a job file itself).
+
+    Args:
+        given: "section.field" -> what takes the place of the job's own value, which is then not looked at.
+        sampled: refuse a job that made no samples, too.
 
     Raises:
         JobError: no such folder, no job file in it, or one that the trainer would refuse too.
@@ -62,18 +78,44 @@ def read(folder: Path) -> Job:
         named = json.loads(json.dumps(data).replace("[name]", json.dumps(raw.config.name)[1:-1]))
         file = JobFile.model_validate(named)
     except ValidationError as error:
-        said = "; ".join(_explain(e["loc"], e["msg"], e["input"]) for e in error.errors())
-        raise JobError(f"{path}: {said}. {REMEDY}") from None
-    process = file.config.process[0]
-    if process.type not in TRAINERS:
-        raise JobError(f"{path}: `config.process[0].type: {process.type}` does not sample while it trains; jobs of "
-                       f"type {', '.join(TRAINERS)} can be verified")  # fmt: skip
-    if not process.sample.items and not process.first_sample:
+        raise JobError(f"{path}: {_explained(error, ())}. {REMEDY}") from None
+    except (TypeError, RecursionError, ValueError) as error:  # a date, a set, a mapping inside itself
+        raise JobError(f"{path}: holds what no job has ({error}). {REMEDY}") from None
+    index, process = _process(path, file, given or {})
+    if sampled and not any(s.items for s in (process.sample, process.first_sample) if s is not None):
         raise JobError(f"{path}: `sample` has neither `samples` nor `prompts`, so the job made no samples. {REMEDY}")
-    notes = [*_notes(process)]
+    notes = [*_unhonoured(process)]
     if len(file.config.process) > 1:
-        notes.append(f"config.process: only the first of {len(file.config.process)} processes is read")
-    return Job(path, file.config.name, process, tuple(notes))
+        others = ", ".join(str(p.get("type")) for i, p in enumerate(file.config.process) if i != index)
+        notes.append(f"config.process: only process {index} is read, of type {process.type}; not {others}")
+    return Job(path, file.config.name, process, tuple(notes), tuple(_unknown(process)))
+
+
+def _process(path: Path, file: JobFile, given: Mapping[str, Any]) -> tuple[int, Process]:
+    """The first process that samples while it trains, and its place; of none, the first."""
+    kinds = [process.get("type") for process in file.config.process]
+    index = next((i for i, kind in enumerate(kinds) if kind in TRAINERS), 0)
+    if "type" in file.config.process[index] and kinds[index] not in TRAINERS:
+        raise JobError(f"{path}: `config.process[{index}].type: {kinds[index]}` (of `job: {file.job}`) trains nothing "
+                       f"that samples; jobs of type {', '.join(TRAINERS)} are read")  # fmt: skip
+    try:
+        return index, Process.model_validate(_replaced(file.config.process[index], given))
+    except ValidationError as error:
+        raise JobError(f"{path}: {_explained(error, ('config', 'process', index))}. {REMEDY}") from None
+
+
+def _replaced(process: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The process with other values at "section.field" (or "field")."""
+    for place, value in given.items():
+        section, _, field = place.rpartition(".")
+        inner = process.get(section) if section else process
+        if section == "sample" and inner is None:
+            continue  # a job that does not sample has no field to put it in
+        if section and not isinstance(inner, dict):
+            inner = {}
+        changed = {**(inner or {}), field: value}
+        process = {**process, section: changed} if section else changed
+    return process
 
 
 def _find(folder: Path) -> Path:
@@ -97,9 +139,12 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = re.sub(r"\$\{([^}]+)\}", lambda match: _variable(path, match[1]), path.read_text(encoding="utf-8"))
         data = json.loads(content) if path.suffix == ".json" else yaml.load(content, Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: not a text file ({error.reason}); it should be the job's YAML or JSON") from error
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        json.dumps(data, ensure_ascii=False, default=repr).encode()
+    except UnicodeError as error:
+        raise JobError(f"{path}: not a text file ({error}); it should be the job's YAML or JSON") from error
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read ({error.strerror}); copy the job file where it can") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:  # PyYAML lets many through
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise JobError(f"{path}: not valid {kind} ({' '.join(str(error).split())}). {REMEDY}") from error
     if not isinstance(data, dict):
@@ -114,14 +159,20 @@ def _variable(path: Path, name: str) -> str:
     return os.environ[name]
 
 
+def _explained(error: ValidationError, above: tuple[int | str, ...]) -> str:
+    return "; ".join(_explain((*above, *e["loc"]), e["msg"], e["input"]) for e in error.errors())
+
+
 def _explain(loc: tuple[int | str, ...], message: str, value: object) -> str:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if message == "Field required":
         return f"`{field}` is missing"
-    return f"`{field}: {value!r}`: {message.removeprefix('Value error, ')}"
+    shown = repr(value)
+    return f"`{field}: {shown if len(shown) <= 80 else shown[:80] + '...'}`: {message.removeprefix('Value error, ')}"
 
 
-def _notes(process: Process) -> Iterator[str]:
+def _extra(process: Process) -> Iterator[tuple[str, str, str, Any]]:
+    """(section, its place in the file, field, value) of each field that no rendering reads."""
     sections: list[tuple[str, str, BaseModel]] = [("process", "", process), ("train", "train.", process.train),
         ("model", "model.", process.model), ("save", "save.", process.save)]  # fmt: skip
     if process.network is not None:
@@ -130,11 +181,20 @@ def _notes(process: Process) -> Iterator[str]:
         sections += _sampling_sections(name, sampling) if sampling is not None else []
     for section, prefix, found in sections:
         for field, value in (found.model_extra or {}).items():
-            if field in UNHONOURED.get(section, {}):
-                if (value != NOTHING[field]) if field in NOTHING else value:
-                    yield f"{prefix}{field}: {value!r} is not honoured: {UNHONOURED[section][field]}"
-            elif field not in HARMLESS[section].split():
-                yield f"{prefix}{field}: unknown to the trainer, which ignores it (misspelt, or of a newer version?)"
+            yield section, prefix, field, value
+
+
+def _unhonoured(process: Process) -> Iterator[str]:
+    for section, prefix, field, value in _extra(process):
+        why = UNHONOURED.get(section, {}).get(field)
+        if why and ((value != NOTHING[field]) if field in NOTHING else value):
+            yield f"{prefix}{field}: {value!r} is not honoured: {why}"
+
+
+def _unknown(process: Process) -> Iterator[Unknown]:
+    for section, prefix, field, _value in _extra(process):
+        if field not in UNHONOURED.get(section, {}) and field not in HARMLESS[section].split():
+            yield Unknown(prefix + field, NEWER.get(section, {}).get(field, ""))
 
 
 def _sampling_sections(name: str, sampling: Sampling) -> list[tuple[str, str, BaseModel]]:

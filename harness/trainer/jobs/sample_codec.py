@@ -27,10 +27,10 @@ def read(path: Path) -> Picture:
         JobError: not in a form that the trainer writes.
     """
     sample = pictures.read(path)
-    if path.suffix == ".webp":
+    if sample.codec.startswith(("WebP", "WEBP")):
         again = partial(pictures.through, kind="WEBP", quality=WEBP_QUALITY)
         return replace(sample, codec=f"WebP, quality {WEBP_QUALITY}", again=again)
-    if path.suffix == ".mp4" and isinstance(sample.again, partial):
+    if sample.codec.startswith("H.264") and isinstance(sample.again, partial):
         # PyAV, through which the trainer writes (Diffusers' encode_video), scales colours bilinearly.
         options = ["-sws_flags", "bilinear", *sample.again.keywords["options"]]
         return replace(sample, again=partial(pictures.h264, options=options))

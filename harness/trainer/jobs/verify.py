@@ -29,6 +29,14 @@ from lora_drift.pipelines.settings import LoraMode, Request, Settings
 from lora_drift.pipelines.spec import NOISE_STREAMS, RESIZE_ORDERS, NoiseStream, ResizeOrder
 
 Verdict = Literal["match", "rounding", "differs", "unpaired", "error"]
+REMEDIES = {
+    "control": "Name them in the job's samples (ctrl_img, or ctrl_img_1 to ctrl_img_3), as when it was trained.",
+    "control_file": "Copy the job's control images into its folder.",
+    "base": "Say with --base which folder or hub id has it here.",
+    "dtype": "Say --dtype bfloat16 to see how far that is off.",
+    "quantize": "Say --no-quantize to see how far the base model as it is is off.",
+}
+"""What mends an error, in options of `lora-drift verify`."""
 EQUAL = 1.0
 """Largest pixel difference, in levels, of two decoded files of one picture."""
 ROUNDING_FACTOR = 2.0
@@ -150,7 +158,12 @@ def ask(job: Job, found: Folder, planned: Plan, samples: list[Sample], place: Pa
             one.settings = plan.settled(planned, one.request)
             multipliers = {plan.settled(planned, request).multiplier for request in wanted}
         except RequestError as error:
-            one.verdict, one.problem = "error", str(error)
+            one.verdict, one.problem = "error", error.told(REMEDIES)
+            continue
+        if one.request.seed == -1 and not plan.sets_seed(one.request.prompt):
+            one.verdict = "unpaired"
+            one.problem = ("the job says seed -1, for which the trainer draws one that it writes nowhere: no render "
+                           "can be compared with it")  # fmt: skip
             continue
         one.mode = plan.lora_mode(planned, job, multipliers)
         _pair(one, job, found)
@@ -160,8 +173,9 @@ def ask(job: Job, found: Folder, planned: Plan, samples: list[Sample], place: Pa
 def sampling_of(job: Job, step: int) -> Sampling:
     """`first_sample` alone is what step 0 shows when the usual first samples are skipped."""
     process = job.process
+    usual = process.sample or Sampling()
     skipped = bool((process.train.model_extra or {}).get("skip_first_sample"))
-    return process.first_sample if step == 0 and process.first_sample and skipped else process.sample
+    return process.first_sample if step == 0 and process.first_sample and skipped else usual
 
 
 def _pair(one: Asked, job: Job, found: Folder) -> None:
@@ -183,6 +197,10 @@ def _pair(one: Asked, job: Job, found: Folder) -> None:
                        "`save.max_step_saves_to_keep` only")  # fmt: skip
     elif one.checkpoint.problem:
         one.verdict, one.problem = "error", one.checkpoint.problem
+    elif one.checkpoint.missing:
+        one.verdict = "unpaired"
+        one.problem = (f"of step {step}, {' and '.join(one.checkpoint.missing)} is not there: the job trained both "
+                       "experts, and the sample shows both")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,7 @@ class Renderer:
                 try:
                     self.with_lora(one)
                 except LoraError as error:
-                    one.verdict, one.problem = "error", str(error)
+                    one.verdict, one.problem = "error", error.told(REMEDIES)
 
     def with_lora(self, one: Asked, files: dict[str, Path] | None = None) -> Any:
         if one.checkpoint is None:
@@ -264,7 +282,13 @@ def run(verified: Verified, asked: list[Asked], options: Options, progress: Call
     """
     try:
         renderer = Renderer(verified.plan, options.device, quantized=options.quantized)
-        renderer.check(asked)
+        try:
+            renderer.check(asked)
+        except RequestError as error:
+            if verified.plan.guessed and error.remedy == "base":
+                raise JobError(f"{verified.job.path}: `model.arch` is missing, so this is read as sd15; but "
+                               f"{error.told(REMEDIES)} Or add the arch of the training.") from error  # fmt: skip
+            raise
         unexplained = {"none": 0, "first": 1, "all": len(asked)}[options.diagnose]
         for done, one in enumerate(asked):
             progress(done, one.sample.path.name)
@@ -273,13 +297,16 @@ def run(verified: Verified, asked: list[Asked], options: Options, progress: Call
             try:
                 if one.verdict is None:
                     _compare(result, one, renderer, verified)
-            except (JobError, RequestError) as error:
-                result.message = str(error)
+            except RequestError as error:
+                result.verdict, result.message = "error", error.told(REMEDIES)
             result.seconds = round(time.perf_counter() - started, 2)
             verified.results.append(result)
             if result.verdict == "differs" and unexplained:
                 unexplained -= 1
-                result.diagnosis.append(_why(result, one, renderer, options))
+                try:
+                    result.diagnosis.append(_why(result, one, renderer, options))
+                except RequestError as error:
+                    result.diagnosis.append(f"It could not be explained: {error.told(REMEDIES)}")
         verified.complete = True
     except KeyboardInterrupt:
         pass  # the results so far are there
@@ -306,13 +333,22 @@ def _why(result: Result, one: Asked, renderer: Renderer, options: Options) -> st
     assert one.request is not None
     sample = codec.read(one.sample.path)
     planned, mini, seconds = renderer.planned, options.mini, options.seconds
-    if options.quantized or planned.quantization == Quantization():
+    if options.quantized or planned.quantization == Quantization() or not _rendered(planned):
         return explain(renderer.with_lora(one), one.request, sample, mini=mini, seconds=seconds)
     ours = Picture.of(renderer.frames(one))
     asked = Renderer(planned, options.device)
     asked.prefer(result)
     said = explain(asked.with_lora(one), one.request, ours, mini=mini, seconds=seconds)
     return f"ours, against the job as it was: {said}"
+
+
+def _rendered(planned: Plan) -> bool:
+    """Can the job's base be rendered as the job quantised it?"""
+    try:
+        planned.quantization.check(planned.spec)
+    except RequestError:
+        return False
+    return True
 
 
 def _compare(result: Result, one: Asked, renderer: Renderer, verified: Verified) -> None:

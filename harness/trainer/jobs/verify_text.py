@@ -16,7 +16,8 @@ def heading(job: Job, planned: Plan, found: Folder, *, quantized: bool) -> str:
     asked = planned.quantization
     parts = {"base": asked.quantize and asked.qtype, "text encoder": asked.encoders and asked.qtype_te}
     numbers = ", ".join([planned.dtype, *(f"{part} in {qtype}" for part, qtype in parts.items() if qtype)])
-    lines = [f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.tag} samples it, {numbers}"]
+    lines = [f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.tag} samples it "
+             f"({planned.decided}), {numbers}"]  # fmt: skip
     lines += ["  ! left unquantised (--no-quantize)"] if parts["base"] and not quantized else []
     lines += [f"  trainer of the LoRA files: {found.version}"] if found.version else []
     return "\n".join([*lines, *(f"  ! {note}" for note in (*planned.notes, *found.notes))])

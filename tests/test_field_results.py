@@ -1,0 +1,42 @@
+"""What a check and a receipt say of an exception, and of who vouches for a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_drift.harness.check import cases, runner, verified_by
+from lora_drift.harness.check.results import Result
+from lora_drift.harness.report import summary
+from lora_drift.pipelines import Pipeline
+
+
+def test_an_exception_is_kept_whole(tmp_path: Path) -> None:
+    def broken(*_args: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    case = cases.load(cases.CASES / "sd15" / "base.yaml")
+    result = runner.check(runner.Bench(), case, tmp_path, broken)
+    assert result.verdict == "error" and "a mistake of ours" in result.message
+    assert result.traceback.startswith("Traceback") and "in broken" in result.traceback
+    assert Result.model_validate_json(result.model_dump_json()).traceback == result.traceback
+    assert "in broken" in summary.as_junit(summary.table([result]), result.tag)
+
+
+@pytest.mark.parametrize("case_id", ["flux/lora", "flex1/dora", "lumina2/lokr"])
+def test_a_network_is_vouched_for_by_one_of_its_kind(
+    case_id: str, pipeline_of: Callable[[str], Pipeline], lora_of: Callable[[str], Path]
+) -> None:
+    case = cases.load(cases.CASES / f"{case_id}.yaml")
+    assert case.lora is not None
+    pipeline = pipeline_of(case.model).with_lora(lora_of(case_id), mode=case.lora.mode)
+    found = verified_by.covering_case(pipeline)
+    assert found is not None
+    other = cases.load(cases.CASES / f"{found['case']}.yaml")
+    assert other.lora is not None and other.lora.network.type == case.lora.network.type
+    output = pipeline.sample("a fox", width=64, height=64, steps=2)
+    wanted = "live" if case.lora.network.type == "dora" else case.lora.mode
+    assert output.receipt["lora"]["mode"] == wanted
