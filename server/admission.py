@@ -197,7 +197,7 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     try:
         settings = resolve(replace(spec, controls=(0, 0)), Request(**fields))
     except RequestError as error:
-        raise bad("PROMPT_INVALID", f"prompts[{index}]: {error}", prompt_index=index) from error
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: {error.problem}", prompt_index=index) from error
     if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: at most {LARGEST_SIDE} pixels a side and {MOST_FRAMES} frames",
                   prompt_index=index)  # fmt: skip

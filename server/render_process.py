@@ -88,9 +88,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+REMEDIES = {
+    "experts": 'Name the expert of each file: "transformer": "low" or "high".',
+    "control": "Give them as ctrl_img_1, ctrl_img_2 and ctrl_img_3, in order.",
+}
+"""What mends a request's error in the words of this API (`pipelines.errors.REMEDIES` are Python's). It has no other: a
+LoRA that fits in part is refused, and the base model is the operator's."""
+
+
 def _run(renderer: Renderer, job: Job, token: str | None, pipe: Connection) -> dict[str, Any]:
     """Render a job; the message that says how it ended."""
     from lora_drift.pipelines import Cancelled, LoraError, RequestError
+    from lora_drift.pipelines.errors import NotFinite
 
     before = os.environ.get("HF_TOKEN")
     if token is not None:
@@ -105,7 +114,8 @@ def _run(renderer: Renderer, job: Job, token: str | None, pipe: Connection) -> d
         return {"event": "failed", "code": "LORA_CHANGED", "error": str(error)}
     except RequestError as error:
         code = "LORA_INVALID" if isinstance(error, LoraError) else "REQUEST_INVALID"
-        return {"event": "failed", "code": code, "error": _without_paths(str(error), job)}
+        code = "RENDER_FAILED" if isinstance(error, NotFinite) else code
+        return {"event": "failed", "code": code, "error": _without_paths(error.told(REMEDIES), job)}
     except Exception as error:  # noqa: BLE001  one broken request must not take the others with it
         message = _without_paths(f"{type(error).__name__}: {error}", job)
         if not renderer.device_works():

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_drift.harness import tags
@@ -247,6 +248,18 @@ def test_a_lora_for_another_model_is_refused_before_weights_load(server: LocalSe
     result = server.wait(server.submit(body("lumina2")))
     assert (result["status"], result["error_code"]) == ("failed", "LORA_INVALID")
     assert "belong to lumina2" in result["error"] and str(server.folder) not in result["error"]
+    assert "allow_partial" not in result["error"], "advice that no field of a request follows"
+
+
+def test_a_render_that_is_not_finite_is_a_failure_not_a_black_picture(server: LocalServer, lora_of: LoraOf) -> None:
+    tensors = load_file(lora_of("sd15/lora"))
+    up = next(name for name in tensors if "lora_up" in name)
+    save_file({**tensors, up: tensors[up].float() * 1e30}, server.folder / "loras" / "absurd.safetensors")
+    before = set((server.folder / "outputs").rglob("*"))
+    result = server.wait(server.submit(body(loras=[{"path": "absurd.safetensors"}])))
+    assert (result["status"], result["error_code"]) == ("failed", "RENDER_FAILED")
+    assert "denoising: unet" in result["error"] and "multiplier" in result["error"]
+    assert set((server.folder / "outputs").rglob("*")) == before
 
 
 def test_a_lora_that_was_overwritten_is_rendered_anew_never_from_a_cache(server: LocalServer, lora_of: LoraOf) -> None:
