@@ -238,8 +238,8 @@ def digest(value: Any) -> Any:
 def loaded(spec: ModelSpec) -> Base:
     base = Base(spec, spec.base, "cpu", "float32", "torch-2.11", RESIZE_ORDER, Quantization())
     _ = base.adapter
-    if spec.id == "hidream":  # at the 4096 tokens of the real model the line of shifts ends, and only its end shows
-        base.pipe.transformer.max_seq = 4128
+    if spec.id == "hidream":  # the miniature's 256 tokens are an end of the line of shifts, where its slope is not seen
+        base.pipe.transformer.max_seq = 1024
     return base
 
 
@@ -263,6 +263,8 @@ def asked_of(row: ModelSpec, tmp: Path) -> list[Settings]:
     common: dict[str, Any] = {"width": 96, "height": 64, "steps": 2, "seed": 5, "negative": "blurry and dark"}
     if row.kind == "video":
         common["num_frames"] = row.frame_step + 1
+    if row.id == "hidream":  # 256x64 becomes 2048x512, which the miniature's patches of 64 pixels divide
+        common["width"] = 256
     prompt = "a photo of a red fox by the sea, and behind it a ship, in the evening light"
     long_side = Image.open(ASSETS / "tall.png").convert("RGB").resize((64, 500))
     long_side.save(tmp / "long.png")
@@ -333,6 +335,7 @@ def test_what_needs_weights_is_read(model: str, tmp_path: Path) -> None:
     row = MODELS[model]
     base, asked, before = loaded(row), asked_of(row, tmp_path), dict[Any, str]()
     whole, dead = graph(base), []
+    before[asked[0], True] = repr(rendered(base, row, asked[0], True))  # an error here would hide what others become
     for name, changed in changes(row):
         if weightless(row, name) or (name == "pipeline" and row.pipeline == "ours"):
             continue

@@ -185,7 +185,7 @@ def load(spec: LTX2, base: str, dtype: Any) -> Any:
         # From the root of Gemma's own repository (`ltx_te_path`).
         repo = spec.components["text_encoder"]
         options["text_encoder"] = Gemma3ForConditionalGeneration.from_pretrained(repo, dtype=dtype)
-        options["tokenizer"] = loading.tokenizer(spec, "tokenizer", "GemmaTokenizerFast", repo)
+        options["tokenizer"] = loading.tokenizer(spec, "tokenizer", "GemmaTokenizerFast", spec.components["tokenizer"])
     pipe = loading.pipeline(spec, base, dtype, **options)
     pipe.text_encoder.model.vision_tower = None
     pipe.tokenizer.padding_side = spec.padding_side
