@@ -11,6 +11,7 @@ import pytest
 from lora_drift.harness.check import cases, runner, verified_by
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.report import summary
+from lora_drift.harness.report.root_cause import blame
 from lora_drift.pipelines import Pipeline
 
 
@@ -40,3 +41,16 @@ def test_a_network_is_vouched_for_by_one_of_its_kind(
     output = pipeline.sample("a fox", width=64, height=64, steps=2)
     wanted = "live" if case.lora.network.type == "dora" else case.lora.mode
     assert output.receipt["lora"]["mode"] == wanted
+
+
+@pytest.mark.parametrize("case_id", ["hidream/base", "hidream/snapped", "wan21_1b/snapped", "zimage/dora"])
+def test_a_matching_case_differs_in_no_setting_so_none_is_blamed_when_it_drifts(case_id: str, tmp_path: Path) -> None:
+    # The trainer is told 8 frames and renders 9; HiDream's pipeline doubles the size; a DoRA is applied live.
+    case = cases.load(cases.CASES / f"{case_id}.yaml")
+    result = runner.check(runner.Bench(controls=False), case, tmp_path)
+    assert result.verdict == "match", result.message
+    drifted = result.model_copy(update={"verdict": "drift", "message": "outside its tolerance"})
+    assert blame(drifted).cause == "outside its tolerance"
+    wrong = {"num_frames": result.frames + 4, "steps": 77}
+    said = blame(drifted.model_copy(update={"settings": result.settings | wrong})).cause
+    assert f"num_frames {result.frames} → {result.frames + 4}" in said and "→ 77" in said
