@@ -511,3 +511,25 @@ def test_the_drifts_of_a_check_are_explained_in_its_results(
     assert run("--results", file, "--seed", 3).exit_code == 2
     missing = run("--results", tmp_path / "no.jsonl")
     assert missing.exit_code == 2 and "--results" in missing.stderr
+
+
+@pytest.mark.usefixtures("few")
+def test_a_check_of_another_clone_is_explained_by_its_own_pictures(
+    subject_of: Callable[[str], Subject], tmp_path: Path
+) -> None:
+    varied, place = frames_of(subject_of("sd15/lora"), "guidance one less"), "build/drift/sd15/lora.png"
+    clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
+    for folder in (clone, elsewhere):
+        (folder / place).parent.mkdir(parents=True)
+    saved(varied, clone / place)
+    fixed: dict[str, Any] = {"model": "sd15", "tier": "mini", "device": "cpu", "dtype": "float32"}
+    drift = results.Result(case="sd15/lora", verdict="drift", output_picture=place, root=str(clone),
+                           tag=runner.newest_tag(), **fixed)  # fmt: skip
+    file = elsewhere / "build" / "results.jsonl"
+    results.write(file, [drift])
+    assert 'Explained by "guidance one less"' in run("--results", file).stdout
+    (clone / place).rename(elsewhere / place)  # as an archive brings them: the results and the pictures of one folder
+    assert 'Explained by "guidance one less"' in run("--results", file).stdout
+    (elsewhere / place).unlink()
+    missing = run("--results", file)
+    assert missing.exit_code == 2 and "--results" in missing.stderr and f"copy {place}" in missing.stderr

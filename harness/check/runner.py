@@ -315,7 +315,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(list(ours.frames))).save(path)
-    result.output_picture = os.path.relpath(path, ROOT)
+    result.output_picture, result.root = os.path.relpath(path, ROOT), str(ROOT)
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:

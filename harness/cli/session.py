@@ -58,7 +58,7 @@ def run(
         if report and checked_cases:
             # A run of a part, or of somebody's own cases, must not replace the committed summary of the whole.
             part = ROOT / "build" / "report" if only_models or only_cases or cases_folder != cases.CASES else None
-            print(f"report: {write_reports([file], part)[0]}")
+            print(f"report: {write_reports([file], part, cases_folder=cases_folder)[0]}")
     if code not in (0, 1):
         return code
     complete = len(checked_cases) == len(paths) and all(r.verdict in PASSING for r in checked_cases)
@@ -108,10 +108,13 @@ def measured(case: str, files: list[Path] | None, tag: str | None, device: str) 
         return results.read(file) if file.is_file() else []
 
 
-def write_reports(files: list[Path], out: Path | None, since: Path | None = None) -> list[Path]:
+def write_reports(
+    files: list[Path], out: Path | None, since: Path | None = None, *, cases_folder: Path = cases.CASES
+) -> list[Path]:
     """Render the report of each tag in these result files; returns the paths of their index.html.
 
-    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`.
+    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`. `cases_folder`: where the cases
+    are, to tell one that is gone from one that was not run.
     """
     from lora_drift.harness.report.render import render
 
@@ -120,4 +123,7 @@ def write_reports(files: list[Path], out: Path | None, since: Path | None = None
         raise ValueError(f"{', '.join(map(str, files))}: holds no results")
     checked = sorted({r.tag for r in checked_cases})
     folders = {tag: out if out and len(checked) == 1 else (out or REPORTS) / tag for tag in checked}
-    return [render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in checked]
+    return [
+        render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since, cases=cases_folder)
+        for tag in checked
+    ]
