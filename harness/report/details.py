@@ -116,6 +116,7 @@ def details(view: View, pictures: dict[str, Any]) -> dict[str, Any]:
         "verdict": result.verdict,
         "about": result.about,
         "message": view.message,
+        "traceback": result.traceback,
         "cause": why.cause,
         "seconds": result.seconds,
         "began": first and {"boundary": first.boundary, "words": why.began, "error": first.error, "gate": first.gate},
