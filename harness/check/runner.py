@@ -22,6 +22,7 @@ from lora_drift.harness.check import (
     known,
     metrics,
     noise_floor,
+    strips,
     tolerances,
     user_cache,
 )
@@ -298,8 +299,6 @@ def _describe(result: Result, golden: Golden) -> None:
 
 
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
-    from PIL import Image
-
     if bench.floor:  # first, because tolerances are derived from it
         render, on_cpu = partial(legal_repeat, bench, case, golden), None
         if bench.device != "cpu" and bench.dtype == "float32":  # where the goldens are from
@@ -314,7 +313,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     result.settings = {**ours.settings, **_seen(ours.frames), "lora_mode": pipeline.applied_mode}
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(list(ours.frames))).save(path)
+    strips.write(path, ours.frames)
     result.output_picture, result.root = os.path.relpath(path, ROOT), str(ROOT)
 
     reference = golden.frames()

@@ -216,7 +216,7 @@ def _search(subject: Subject, image: Path | None, trace: Path | None, tier: str)
 
     theirs = pictures.read(image) if image is not None else None
     if theirs is not None and subject.spec.kind == "video":
-        theirs = pictures.unstacked(theirs, subject.settings.num_frames, subject.settings.height)
+        theirs = pictures.unstacked(theirs, subject.settings.height, subject.settings.width)
     if theirs is not None and subject.spec.kind != "video" and len(theirs.frames) > 1:
         raise RequestError(f"image {image}: holds {len(theirs.frames)} frames; {subject.spec.id} makes pictures")
     try:
