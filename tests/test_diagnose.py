@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from lora_drift import pipelines
 from lora_drift.harness.check import cases, results, runner, strips
-from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE
+from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE, agrees
 from lora_drift.harness.check.trace import capture
 from lora_drift.harness.cli import main
 from lora_drift.harness.deviations.diagnosis import pictures, reuse, search
@@ -517,7 +517,7 @@ def test_what_shows_where_the_traces_part_is_tried_first(subject: Subject, tmp_p
     looked = Search(subject, Picture.of(frames), trace=trace, tier="mini")
     looked.run()
     found = looked.diagnosis()
-    assert found.first_divergence.startswith(NEGATIVE)
+    assert agrees(found.first_divergence, NEGATIVE)
     assert looked.candidates[0].variations == ["negative prompt ignored"] and found.verdict == "explained"
 
 
