@@ -34,7 +34,7 @@ def test_a_network_is_vouched_for_by_one_of_its_kind(
     case = cases.load(cases.CASES / f"{case_id}.yaml")
     assert case.lora is not None
     pipeline = pipeline_of(case.model).with_lora(lora_of(case_id), mode=case.lora.mode)
-    found = verified_by.covering_case(pipeline)
+    found = verified_by.covering_case(pipeline, controls=0)
     assert found is not None
     other = cases.load(cases.CASES / f"{found['case']}.yaml")
     assert other.lora is not None and other.lora.network.type == case.lora.network.type
@@ -54,3 +54,21 @@ def test_a_matching_case_differs_in_no_setting_so_none_is_blamed_when_it_drifts(
     wrong = {"num_frames": result.frames + 4, "steps": 77}
     said = blame(drifted.model_copy(update={"settings": result.settings | wrong})).cause
     assert f"num_frames {result.frames} → {result.frames + 4}" in said and "→ 77" in said
+
+
+def test_a_base_is_vouched_for_by_one_quantised_alike_and_an_edit_by_one_of_as_many_images() -> None:
+    def vouches(model: str, mode: str | None, **asked: Any) -> str | None:
+        found = verified_by.covering(model, mode, runner.newest_tag(), **asked)
+        return None if found is None else found["case"]
+
+    uint3 = {"network": "lora", "controls": 0}
+    assert vouches("qwen_image", "live", quantized="uint3, encoders, recovery", **uint3) == "qwen_image/quantized-uint3"
+    assert vouches("qwen_image", "live", quantized="uint3, encoders", **uint3) is None
+    assert vouches("qwen_image", "live", quantized="qfloat8, encoders", **uint3) is None
+    for count in (0, 1, 3, 2):
+        base = vouches("flux2", None, quantized="", controls=count)
+        name = base or vouches("flux2", "merged", quantized="", network="lora", controls=count)
+        assert (name is None) == (count == 2), "two images are in no case of flux2"
+        if name is not None:
+            sample = cases.load(cases.CASES / f"{name}.yaml").sample
+            assert (len(sample.control) or int(sample.ctrl_img is not None)) == count
