@@ -25,11 +25,8 @@ from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Flux2(ModelSpec):
-    layout: Literal["files", "folders"]
-    """The trainer's single files, or Diffusers' folders."""
-    transformer_file: str
-    vae_file: str
-    """Names of the single files."""
+    """A plain row loads Diffusers' folders; one of `Flux2Files` the trainer's single files."""
+
     text_encoder_class: str
     tokenizer_class: str
     """Of transformers."""
@@ -48,6 +45,13 @@ class Flux2(ModelSpec):
     """What reference pictures the trainer takes: pixels a side, and how many times as long as wide."""
     reference_dtype: Literal["bfloat16", "float32"]
     """To which latents of reference pictures are rounded, whatever the model's dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flux2Files(Flux2):
+    transformer_file: str
+    vae_file: str
+    """Names of the single files."""
 
 
 FLUX2_SCHEDULER = Scheduler(
@@ -90,9 +94,9 @@ SOURCE = tuple(
 )
 
 
-def klein(size: str, encoder: str) -> Flux2:
+def klein(size: str, encoder: str) -> Flux2Files:
     """FLUX.2 klein base, 4B or 9B: the autoencoder and the text encoder come from elsewhere."""
-    return Flux2(
+    return Flux2Files(
         id=f"flux2_klein_{size.lower()}",
         title=f"FLUX.2 klein base {size}",
         since="0.7.20",
@@ -101,7 +105,6 @@ def klein(size: str, encoder: str) -> Flux2:
         components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},
         guidance="cfg",
         slow_tokenizers=("tokenizer",),
-        layout="files",
         transformer_file=f"flux-2-klein-base-{size.lower()}.safetensors",
         vae_file="ae.safetensors",
         text_encoder_class="Qwen3ForCausalLM",
@@ -114,42 +117,33 @@ def klein(size: str, encoder: str) -> Flux2:
     )
 
 
-def dev(id: str, layout: Literal["files", "folders"], *quirks: str) -> Flux2:
-    """FLUX.2 dev; the text encoder comes from elsewhere."""
-    return Flux2(
-        id=id,
-        title="FLUX.2 dev",
-        pipeline="Flux2Pipeline",
-        base="black-forest-labs/FLUX.2-dev",
-        components={"text_encoder": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"},
-        guidance="embedded",
-        layout=layout,
-        transformer_file="flux2-dev.safetensors",
-        vae_file="ae.safetensors",
-        text_encoder_class="Mistral3ForConditionalGeneration",
-        tokenizer_class="AutoProcessor",
-        padding_side="left",
-        encoder_layers=(10, 20, 30),
-        quirks=(
-            "The negative prompt is encoded and then ignored.",
-            "The text encoder is Mistral Small 3.1, not the one in the folder text_encoder (3.2).",
-            *QUIRKS,
-            *quirks,
-        ),
-        source=SOURCE,
-        **COMMON,
-    )
+DEV: dict[str, Any] = {
+    "title": "FLUX.2 dev",
+    "pipeline": "Flux2Pipeline",
+    "base": "black-forest-labs/FLUX.2-dev",
+    "components": {"text_encoder": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"},  # the trainer's, from elsewhere
+    "guidance": "embedded",
+    "text_encoder_class": "Mistral3ForConditionalGeneration",
+    "tokenizer_class": "AutoProcessor",
+    "padding_side": "left",
+    "encoder_layers": (10, 20, 30),
+    "source": SOURCE,
+    **COMMON,
+}
+DEV_QUIRKS = (
+    "The negative prompt is encoded and then ignored.",
+    "The text encoder is Mistral Small 3.1, not the one in the folder text_encoder (3.2).",
+    *QUIRKS,
+)
+FOLDERS = "The trainer has no such model: these are flux2's Diffusers folders, held to flux2's samples."
 
-
-ROWS = (
+ROWS: tuple[Flux2, ...] = (
     klein("4B", "Qwen/Qwen3-4B"),
     klein("9B", "Qwen/Qwen3-8B"),
-    dev("flux2", "files"),
-    dev(
-        "flux2_diffusers",
-        "folders",
-        "The trainer has no such model: these are flux2's Diffusers folders, held to flux2's samples.",
+    Flux2Files(
+        id="flux2", transformer_file="flux2-dev.safetensors", vae_file="ae.safetensors", quirks=DEV_QUIRKS, **DEV
     ),
+    Flux2(id="flux2_diffusers", quirks=(*DEV_QUIRKS, FOLDERS), **DEV),
 )
 
 
@@ -162,7 +156,7 @@ def load(spec: Flux2, base: str, dtype: Any) -> Any:
 
     from lora_drift.pipelines.families.flux2_rounding import round_like_the_trainers_network
 
-    transformer, vae = (_folders if spec.layout == "folders" else _files)(spec, base)
+    transformer, vae = _files(spec, base) if isinstance(spec, Flux2Files) else _folders(base)
     encoder, tokenizer = _text_encoder(spec, dtype)
     pipe = getattr(diffusers, spec.pipeline)(
         scheduler=loading.scheduler(spec.scheduler),
@@ -219,7 +213,7 @@ def schedule(spec: Flux2, steps: int, tokens: int) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------ loading
 
 
-def _folders(_spec: Flux2, base: str) -> tuple[Any, Any]:
+def _folders(base: str) -> tuple[Any, Any]:
     """Transformer and autoencoder from Diffusers folders, in the files' dtypes."""
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
@@ -229,7 +223,7 @@ def _folders(_spec: Flux2, base: str) -> tuple[Any, Any]:
     )
 
 
-def _files(spec: Flux2, base: str) -> tuple[Any, Any]:
+def _files(spec: Flux2Files, base: str) -> tuple[Any, Any]:
     """Transformer and autoencoder from the single files that the trainer loads."""
     import torch
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -333,7 +327,7 @@ def _vae_config(sizes: Sizes) -> dict[str, Any]:
 
 def denoiser_shapes(spec: Flux2, base: str) -> Shapes:
     """Weight shapes of the transformer's modules, from the head of the single file (or the folder's config)."""
-    if spec.layout == "folders":
+    if not isinstance(spec, Flux2Files):
         return loading.denoiser_shapes(spec, base)
     import torch
     from diffusers import Flux2Transformer2DModel

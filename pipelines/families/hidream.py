@@ -184,7 +184,7 @@ def load(spec: HiDream, base: str, dtype: Any) -> Any:
         spec.components["text_encoder_4"], dtype=dtype, attn_implementation=spec.encoder_attention["text_encoder_4"]
     )
     tokenizer = loading.tokenizer(spec, "tokenizer_4", "PreTrainedTokenizerFast", spec.components["tokenizer_4"])
-    stock = replace(spec, pipeline="HiDreamImagePipeline")
+    stock = replace(spec, pipeline=HIDREAM.pipeline) if spec.pipeline == "ours" else spec
     pipe = loading.pipeline(stock, base, dtype, text_encoder_4=llama, tokenizer_4=tokenizer)
     # Buffers the trainer computes in float32, as we did.
     for module in pipe.components.values():

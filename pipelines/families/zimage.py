@@ -102,7 +102,8 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
     from diffusers import ZImageTransformer2DModel
 
     transformer = ZImageTransformer2DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype)
-    return loading.pipeline(replace(spec, components={}), home, dtype, transformer=transformer)
+    elsewhere = {name: repo for name, repo in spec.components.items() if repo != home}
+    return loading.pipeline(replace(spec, components=elsewhere), home, dtype, transformer=transformer)
 
 
 check = nothing_to_refuse
