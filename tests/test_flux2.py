@@ -33,10 +33,11 @@ def test_the_miniature_folders_have_the_tensors_of_the_real_classes(repo: Repo) 
 def test_both_layouts_hold_the_same_weights(model: str) -> None:
     import torch
 
-    from lora_drift.pipelines.families.flux2 import ROWS, _files, _folders
+    from lora_drift.pipelines.families.flux2 import ROWS, Flux2Files, _files, _folders
 
     spec = next(row for row in ROWS if row.id == model)
-    for single, folder in zip(_files(spec, spec.base), _folders(spec, spec.base), strict=True):
+    assert isinstance(spec, Flux2Files)
+    for single, folder in zip(_files(spec, spec.base), _folders(spec.base), strict=True):
         one, other = single.state_dict(), folder.state_dict()
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
