@@ -123,6 +123,13 @@ class Pipeline:
         """How the trainer applies a LoRA to this base."""
         return "live" if self.base.quantization.quantize else self.spec.lora_mode
 
+    @property
+    def applied_mode(self) -> LoraMode | None:
+        """How the LoRA is applied, whatever was asked for: a DoRA is never merged. None without one."""
+        if self.lora is None:
+            return None
+        return "live" if self.lora.coverage.kinds == ("dora",) else self.mode
+
     def with_lora(
         self,
         path: str | Path | None = None,
@@ -217,7 +224,7 @@ class Pipeline:
             else {
                 "files": {path.name: digest for path, digest in zip(lora.paths, lora.sha256, strict=True)},
                 "experts": {path.name: expert for path, expert in zip(lora.paths, lora.experts, strict=True)},
-                "mode": "live" if lora.coverage.kinds == ("dora",) else self.mode,  # a DoRA is never merged
+                "mode": self.applied_mode,
                 **({"strengths": dict(lora.strengths)} if lora.strengths else {}),
                 **lora.coverage.as_dict(),
             },

@@ -84,8 +84,9 @@ def knows(tag: tags.Tag, model: str) -> bool:
 
 
 def has_goldens(model: str) -> bool:
-    wanted = [content(row.tag, case.id) for row in tags.rows() if knows(row, model) for case in cases_of(model)]
-    return bool(wanted) and None not in wanted
+    """At the newest tag of each of its cases, and at each other tag that has the model of some."""
+    recorded = [[content(row.tag, case.id) for case in cases_of(model)] for row in tags.rows() if knows(row, model)]
+    return bool(cases_of(model)) and None not in recorded[-1] and all(any(some) for some in recorded)
 
 
 def has_bfloat16_golden(model: str) -> bool:
@@ -93,12 +94,10 @@ def has_bfloat16_golden(model: str) -> bool:
 
 
 def has_results(model: str) -> bool:
-    """In the committed summary of each tag that has the model, each of its cases."""
-    return bool(cases_of(model)) and all(
-        {case.id for case in cases_of(model)} <= {line["case"] for line in summary(row.tag).get("cases", [])}
-        for row in tags.rows()
-        if knows(row, model)
-    )
+    """In the committed summary of the newest tag each of its cases, and of each other tag that has it some."""
+    wanted = {case.id for case in cases_of(model)}
+    checked = [{line["case"] for line in summary(row.tag).get("cases", [])} for row in tags.rows() if knows(row, model)]
+    return bool(wanted) and wanted <= checked[-1] and all(wanted & some for some in checked)
 
 
 def summary(tag: str) -> Any:
@@ -158,8 +157,15 @@ def version_of(tag: str) -> str:
 
 
 def recorded(tag: str) -> bool:
+    """Every model that the version has is recorded there; of the newest version every case."""
     row = row_of(tag)
-    return row is not None and all(content(tag, case.id) for case in load_all() if knows(row, case.model))
+    if row is None:
+        return False
+    there = {case.id for case in load_all() if content(tag, case.id)}
+    wanted = [case for case in load_all() if knows(row, case.model)]
+    if tag == tags.newest():
+        return all(case.id in there for case in wanted)
+    return {case.model for case in wanted} == {case.model for case in wanted if case.id in there}
 
 
 OF_A_TAG: Places = {

@@ -1,6 +1,7 @@
 """`lora-drift diagnose`: names what was done to a picture, whatever it was saved as, and says when it does not know."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner, Result
 
 from lora_drift import pipelines
-from lora_drift.harness.check import cases, results, runner
-from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE
+from lora_drift.harness.check import cases, results, runner, strips
+from lora_drift.harness.check.divergence import NEGATIVE, SCHEDULE, agrees
 from lora_drift.harness.check.trace import capture
 from lora_drift.harness.cli import main
 from lora_drift.harness.deviations.diagnosis import pictures, reuse, search
@@ -22,6 +24,7 @@ from lora_drift.harness.deviations.diagnosis.pictures import Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory, _key
 from lora_drift.harness.deviations.diagnosis.search import Search, diagnose
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation, applicable
+from lora_drift.harness.report.details import commands
 from lora_drift.pipelines import MODELS, Pipeline
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.output import Media, Output
@@ -167,6 +170,43 @@ def test_a_checks_strip_of_frames_is_a_video_again(pipeline_of: Callable[[str], 
     Image.fromarray(np.concatenate(frames)).save(tmp_path / "strip.png")
     done = run(*asked, "--image", tmp_path / "strip.png")
     assert done.exit_code == 0 and "It is the reference" in done.output, done.output
+
+
+@pytest.mark.parametrize("note", ["0", "-1", "7", "many", "99999999"])
+def test_a_note_of_frames_that_cannot_be_is_none(note: str, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text(strips.FRAMES, note)
+    Image.new("RGB", (8, 16)).save(tmp_path / "x.png", pnginfo=info)
+    assert pictures.read(tmp_path / "x.png").size == (1, 16, 8)
+
+
+def test_a_videos_drift_in_a_check_is_explained_as_a_video(
+    subject_of: Callable[[str], Subject], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # By --results and by the command that the report gives; one of another length, too (here 9 frames become 5).
+    monkeypatch.setattr(search, "applicable", lambda s: (v for v in applicable(s) if v.name in FEW))
+    case = cases.load(cases.CASES / "wan21_1b" / "snapped.yaml")
+    render = runner.Bench.render
+
+    def other(pipeline: Pipeline, settings: Any) -> Any:
+        return render(pipeline, replace(settings, guidance_scale=settings.guidance_scale - 1))
+
+    def shorter(pipeline: Pipeline, settings: Any) -> Any:
+        return render(pipeline, replace(settings, num_frames=5))
+
+    for mistake, said in ((other, 'Explained by "guidance one less"'), (shorter, "rendered at 80x64 with 5 frames")):
+        with monkeypatch.context() as broken:
+            broken.setattr(runner.Bench, "render", staticmethod(mistake))
+            found = runner.check(runner.Bench(controls=False), case, tmp_path)
+        assert found.verdict == "drift"
+        results.write(tmp_path / "r.jsonl", [found])
+        done = run("--results", tmp_path / "r.jsonl")
+        assert done.exit_code == 0 and said in done.stdout, done.output
+        (explained,) = results.read(tmp_path / "r.jsonl")
+        assert explained.diagnosis is not None and said in explained.diagnosis.headline
+        command = shlex.split(commands(found)["Diagnose, where the case matches"])
+        assert command[:2] == ["lora-drift", "diagnose"]
+        assert said in run(*command[2:]).stdout
 
 
 @pytest.mark.parametrize("colours", [256, 64, 16])
@@ -477,7 +517,7 @@ def test_what_shows_where_the_traces_part_is_tried_first(subject: Subject, tmp_p
     looked = Search(subject, Picture.of(frames), trace=trace, tier="mini")
     looked.run()
     found = looked.diagnosis()
-    assert found.first_divergence.startswith(NEGATIVE)
+    assert agrees(found.first_divergence, NEGATIVE)
     assert looked.candidates[0].variations == ["negative prompt ignored"] and found.verdict == "explained"
 
 
@@ -511,3 +551,25 @@ def test_the_drifts_of_a_check_are_explained_in_its_results(
     assert run("--results", file, "--seed", 3).exit_code == 2
     missing = run("--results", tmp_path / "no.jsonl")
     assert missing.exit_code == 2 and "--results" in missing.stderr
+
+
+@pytest.mark.usefixtures("few")
+def test_a_check_of_another_clone_is_explained_by_its_own_pictures(
+    subject_of: Callable[[str], Subject], tmp_path: Path
+) -> None:
+    varied, place = frames_of(subject_of("sd15/lora"), "guidance one less"), "build/drift/sd15/lora.png"
+    clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
+    for folder in (clone, elsewhere):
+        (folder / place).parent.mkdir(parents=True)
+    saved(varied, clone / place)
+    fixed: dict[str, Any] = {"model": "sd15", "tier": "mini", "device": "cpu", "dtype": "float32"}
+    drift = results.Result(case="sd15/lora", verdict="drift", output_picture=place, root=str(clone),
+                           tag=runner.newest_tag(), **fixed)  # fmt: skip
+    file = elsewhere / "build" / "results.jsonl"
+    results.write(file, [drift])
+    assert 'Explained by "guidance one less"' in run("--results", file).stdout
+    (clone / place).rename(elsewhere / place)  # as an archive brings them: the results and the pictures of one folder
+    assert 'Explained by "guidance one less"' in run("--results", file).stdout
+    (elsewhere / place).unlink()
+    missing = run("--results", file)
+    assert missing.exit_code == 2 and "--results" in missing.stderr and f"copy {place}" in missing.stderr

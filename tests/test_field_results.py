@@ -11,6 +11,7 @@ import pytest
 from lora_drift.harness.check import cases, runner, verified_by
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.report import summary
+from lora_drift.harness.report.root_cause import blame
 from lora_drift.pipelines import Pipeline
 
 
@@ -33,10 +34,41 @@ def test_a_network_is_vouched_for_by_one_of_its_kind(
     case = cases.load(cases.CASES / f"{case_id}.yaml")
     assert case.lora is not None
     pipeline = pipeline_of(case.model).with_lora(lora_of(case_id), mode=case.lora.mode)
-    found = verified_by.covering_case(pipeline)
+    found = verified_by.covering_case(pipeline, controls=0)
     assert found is not None
     other = cases.load(cases.CASES / f"{found['case']}.yaml")
     assert other.lora is not None and other.lora.network.type == case.lora.network.type
     output = pipeline.sample("a fox", width=64, height=64, steps=2)
     wanted = "live" if case.lora.network.type == "dora" else case.lora.mode
     assert output.receipt["lora"]["mode"] == wanted
+
+
+@pytest.mark.parametrize("case_id", ["hidream/base", "hidream/snapped", "wan21_1b/snapped", "zimage/dora"])
+def test_a_matching_case_differs_in_no_setting_so_none_is_blamed_when_it_drifts(case_id: str, tmp_path: Path) -> None:
+    # The trainer is told 8 frames and renders 9; HiDream's pipeline doubles the size; a DoRA is applied live.
+    case = cases.load(cases.CASES / f"{case_id}.yaml")
+    result = runner.check(runner.Bench(controls=False), case, tmp_path)
+    assert result.verdict == "match", result.message
+    drifted = result.model_copy(update={"verdict": "drift", "message": "outside its tolerance"})
+    assert blame(drifted).cause == "outside its tolerance"
+    wrong = {"num_frames": result.frames + 4, "steps": 77}
+    said = blame(drifted.model_copy(update={"settings": result.settings | wrong})).cause
+    assert f"num_frames {result.frames} → {result.frames + 4}" in said and "→ 77" in said
+
+
+def test_a_base_is_vouched_for_by_one_quantised_alike_and_an_edit_by_one_of_as_many_images() -> None:
+    def vouches(model: str, mode: str | None, **asked: Any) -> str | None:
+        found = verified_by.covering(model, mode, runner.newest_tag(), **asked)
+        return None if found is None else found["case"]
+
+    uint3 = {"network": "lora", "controls": 0}
+    assert vouches("qwen_image", "live", quantized="uint3, encoders, recovery", **uint3) == "qwen_image/quantized-uint3"
+    assert vouches("qwen_image", "live", quantized="uint3, encoders", **uint3) is None
+    assert vouches("qwen_image", "live", quantized="qfloat8, encoders", **uint3) is None
+    for count in (0, 1, 3, 2):
+        base = vouches("flux2", None, quantized="", controls=count)
+        name = base or vouches("flux2", "merged", quantized="", network="lora", controls=count)
+        assert (name is None) == (count == 2), "two images are in no case of flux2"
+        if name is not None:
+            sample = cases.load(cases.CASES / f"{name}.yaml").sample
+            assert (len(sample.control) or int(sample.ctrl_img is not None)) == count

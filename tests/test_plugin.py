@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -315,6 +317,57 @@ def test_under_two_workers_each_model_stays_with_one_and_every_result_arrives(tm
     assert len(lines) == len(ran) == len(verdicts)
     reported = [p.get("value") for p in ElementTree.parse(junit).iter("property") if p.get("name") == "drift_verdict"]
     assert sorted(map(str, reported)) == sorted(verdicts.values())
+
+
+def interrupted(command: list[str], folder: Path, *, all_of_them: bool) -> tuple[int, str, list[str]]:
+    """Exit code, output, and cases in r.jsonl of a run that gets Ctrl-C after its first case.
+
+    A case takes a quarter of a second. A terminal tells all processes; `kill` tells one.
+    """
+    slow = UNRENDERED.replace("def check(bench, case, out):", "def check(bench, case, out):\n    time.sleep(0.25)")
+    assert "sleep" in slow
+    (folder / "slow.py").write_text(f"import time\n{slow}")
+    results = folder / "r.jsonl"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    inherited |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTEST_ADDOPTS": f"-p slow {' '.join(OPTIONS)}"}
+    run = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=inherited, start_new_session=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    end = time.monotonic() + 120
+    while not (results.is_file() and results.stat().st_size) and run.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    if all_of_them:
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=120)
+    return run.returncode, output, [Result.model_validate_json(line).case for line in results.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_keeps_what_is_known_and_says_so(workers: int, tmp_path: Path) -> None:
+    chosen = [path for path in cases.files() if path.parent.name in ("sd15", "flux", "wan21_1b")]
+    command = ["pytest", "-n", str(workers), "--drift-json", str(tmp_path / "r.jsonl"), *map(str, chosen)]
+    code, output, found = interrupted(command, tmp_path, all_of_them=True)
+    assert code == 130, output
+    assert 0 < len(found) < len(chosen)
+    said = f"interrupted: {len(found)} of {len(chosen)} cases were checked; their results are in {tmp_path / 'r.jsonl'}"
+    assert said in output, output
+
+
+def test_ctrl_c_in_tests_that_are_no_cases_is_none_of_our_business(lab: Lab) -> None:
+    file = lab.pytester.makepyfile("def test_it(): raise KeyboardInterrupt")
+    done = lab.pytester.runpytest_inprocess(*OPTIONS, file, no_reraise_ctrlc=True)
+    assert done.ret == pytest.ExitCode.INTERRUPTED and "lora-drift: " not in done.stdout.str()
+
+
+@pytest.mark.parametrize("all_of_them", [True, False], ids=["of a terminal", "of kill"])
+def test_a_check_that_is_interrupted_shows_what_it_has(all_of_them: bool, tmp_path: Path) -> None:
+    command = ["lora_drift", "check", "-m", "sd15", "-m", "flux", "-m", "wan21_1b", "-m", "wan21_14b", "-j", "2",
+               "--no-report", "--json", str(tmp_path / "r.jsonl")]  # fmt: skip
+    code, output, found = interrupted(command, tmp_path, all_of_them=all_of_them)
+    assert code == 130 and found, output
+    assert f"interrupted: {len(found)} of " in output and f"their results are in {tmp_path / 'r.jsonl'}" in output
+    assert "Traceback" not in output and f"{found[0]} " in output, output
 
 
 # --------------------------------------------------------------------------------------------------- nothing writes

@@ -44,7 +44,8 @@ def test_the_plugin_alone_imports_nothing_heavy() -> None:
     loaded = set(done.stdout.split())
     assert not loaded & {"torch", "numpy", "pydantic", "yaml", "xdist.scheduler", "lora_drift.pipelines"}
     ours = {name for name in loaded if name.startswith("lora_drift.")}
-    assert ours == {"lora_drift.harness", "lora_drift.harness.check", "lora_drift.harness.check.plugin"}
+    check = "lora_drift.harness.check"
+    assert ours == {"lora_drift.harness", check, f"{check}.plugin", f"{check}.plugin_options"}
 
 
 @pytest.mark.parametrize(

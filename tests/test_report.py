@@ -348,6 +348,17 @@ def test_a_diagnosis_is_among_the_causes(tmp_path: Path) -> None:
     assert details(shown)["diagnosis"] == [["guidance one less", "A scale g means g - 1.", 0]]
 
 
+def test_a_traceback_is_there_whole_and_folded(tmp_path: Path) -> None:
+    told = (
+        f'Traceback (most recent call last):\n  File "flux.py", line 7, in render\n    x = y < z\nValueError: {HOSTILE}'
+    )
+    shown = page([result(verdict="error", message="ValueError: y", traceback=told), result("a/x")], tmp_path)
+    assert details(shown)["traceback"] == told and details(shown, "case-a-x")["traceback"] == ""
+    assert shown.text.count("Traceback Traceback (most recent") == 1 and " ".join(told.split()) in shown.text
+    folds = [attrs for tag, attrs in shown.tags if tag == "details" and attrs.get("class") == "traceback"]
+    assert len(folds) == 1 and "open" not in folds[0]
+
+
 def test_a_setting_that_differs_is_the_likely_cause(tmp_path: Path) -> None:
     drift = result(
         verdict="drift",

@@ -61,7 +61,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     other = result("sd15/size", "drift", golden_picture=golden, output_picture=save("other.png", strip[:, :16]),
                    message="another size", excuse=expired)  # fmt: skip
     suspect = Suspect(name=HOSTILE, about=HOSTILE, distance=1)
-    hostile = result("zz/hostile", "error", message=HOSTILE, about=HOSTILE, lora=HOSTILE,
+    hostile = result("zz/hostile", "error", message=HOSTILE, traceback=f"Traceback\n  in render\n{HOSTILE}",
+                     about=HOSTILE, lora=HOSTILE,
                      settings={"prompt": f"{HOSTILE}!"}, golden_settings={"prompt": HOSTILE}, trace={HOSTILE: 1},
                      diagnosis=Diagnosis(headline=HOSTILE, ranking=[suspect]))  # fmt: skip
     return [video, still, other, hostile]
@@ -362,7 +363,7 @@ def test_a_case_shows_its_numbers_trace_and_commands(reader: Reader, report: Pat
 
 def test_hostile_text_is_only_text(reader: Reader, report: Path) -> None:
     page = reader.open(report, "#case-zz-hostile")
-    parts = ("dl.message", "p.about", ".diagnosis", ".trace .strip", ".beside tr.differs")
+    parts = ("dl.message", ".traceback pre", "p.about", ".diagnosis", ".trace .strip", ".beside tr.differs")
     for part in parts:
         shown = case_of(page).locator(part)
         text = shown.inner_html() if part == ".trace .strip" else shown.text_content() or ""
@@ -371,6 +372,17 @@ def test_hostile_text_is_only_text(reader: Reader, report: Path) -> None:
     page.keyboard.press("Escape")
     expect(page.locator(".card", has_text="zz/hostile")).to_contain_text("<img src=x onerror=alert(1)></script>")
     assert page.locator("img[src=x], script:not([type])").count() == 1, "the page's own script"
+
+
+def test_a_traceback_is_folded_until_it_is_asked_for(reader: Reader, report: Path) -> None:
+    case = case_of(reader.open(report, "#case-zz-hostile"))
+    expect(case.locator(".traceback pre")).to_be_hidden()
+    case.locator(".traceback summary").click()
+    expect(case.locator(".traceback pre")).to_be_visible()
+    assert (case.locator(".traceback pre").text_content() or "").startswith("Traceback\n  in render\n")
+    page = reader.open(report, "#case-wan-lora")
+    expect(case_of(page).locator("dl.message")).to_be_visible()
+    expect(case_of(page).locator(".traceback")).to_have_count(0)
 
 
 def test_a_known_drift_is_shown_with_cause_and_day_and_nothing_accepts_a_golden(reader: Reader, report: Path) -> None:

@@ -124,6 +124,22 @@ def test_what_changed_since_an_earlier_run(then: list[Result], now: list[Result]
     assert changes.compare(now, "then", earlier).sentence == sentence
 
 
+def test_what_was_not_run_is_not_gone(tmp_path: Path) -> None:
+    (tmp_path / "cases" / "a").mkdir(parents=True)
+    (tmp_path / "cases" / "a" / "there.yaml").touch()
+    before = tmp_path / "before"
+    render([result("a/x"), result("a/there"), result("a/removed")], TAG, before, tmp_path)
+    render([result("a/x")], TAG, tmp_path, tmp_path, since=before / "summary.json", cases=tmp_path / "cases")
+    comment = (tmp_path / "comment.md").read_text()
+    assert "1 gone (a/removed)" in comment and "a/there" not in comment
+
+
+def test_one_case_of_a_model_leaves_its_siblings_in_peace() -> None:
+    ran, *others = sorted(f"sd15/{file.stem}" for file in (changes.CASES / "sd15").glob("*.yaml"))
+    earlier = summary.summarise(summary.table([result(case) for case in (ran, *others)]), TAG)
+    assert others and changes.compare([result(ran)], "then", earlier).sentence == "no verdict changed"
+
+
 def test_shards_are_merged_and_the_last_run_of_a_case_counts(tmp_path: Path) -> None:
     one = lines(tmp_path / "1.jsonl", result("b/x", "error"), result("a/x"))
     two = lines(tmp_path / "2.jsonl", result("b/x"), result("b/x", device="cuda"))

@@ -39,5 +39,5 @@ def test_a_file_of_one_expert_goes_where_it_is_sent_and_nowhere_unasked(tmp_path
     path = lora_file(tmp_path / "one.safetensors", "blocks.0.self_attn.q")
     lora = read({"low": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)
     assert [delta.component for delta in lora.deltas] == ["transformer_2"]
-    with pytest.raises(LoraError, match="high=FILE or low=FILE"):
+    with pytest.raises(LoraError, match="Give the file of one expert as high or low"):
         read({"": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)

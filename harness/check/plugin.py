@@ -15,6 +15,7 @@ does that.
 """
 
 import re
+import signal
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,10 @@ import pytest
 from lora_drift.harness.check.plugin_options import device, folder
 
 STREAM = pytest.StashKey[TextIO]()
+CHOSEN = pytest.StashKey[int]()
+"""How many cases this run has."""
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended, as of every other command here."""
 KEYS = ("schema", "model", "sample")
 """A YAML file in somebody's folder `cases` is ours if it has all of these."""
 CASE_ID = re.compile(r"(?:^|/)([^/]+/[^/]+)\.yaml::\1(?:\[|$)")
@@ -78,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 f"cases were asked for on {device(config)}, and torch {torch.__version__} sees no CUDA device: leave "
                 "`-m gpu` (`-m full`, `--drift-device`) out to check on the CPU, or install a torch for your GPU"
             )
-    config.pluginmanager.register(_Tally(), "lora-drift-tally")
+    config.pluginmanager.register(_Tally(config), "lora-drift-tally")
     path: Path | None = config.getoption("--drift-json")
     if path is not None:
         try:
@@ -95,10 +100,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 class _Tally:
-    """A run in which no case could be compared has verified nothing, and is not green."""
+    """A run in which no case could be compared has verified nothing, and is not green. One that Ctrl-C ended says what
+    is known so far."""
 
-    def __init__(self) -> None:
-        self.compared, self.skipped = 0, 0
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.compared, self.skipped, self.interrupted = 0, 0, False
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        _count(self.config, [item.nodeid for item in session.items])
+
+    @pytest.hookimpl
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        by_hand = type(excinfo.value) is KeyboardInterrupt or "keyboard-interrupt" in str(excinfo.value)  # of a worker
+        if by_hand and _hold_a_case(self.config):
+            self.interrupted = True
+            self._patience = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end it without a word
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -110,10 +128,25 @@ class _Tally:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.skipped and not self.compared and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.interrupted:
+            session.exitstatus = INTERRUPTED
+
+    @pytest.hookimpl
+    def pytest_unconfigure(self) -> None:
+        if self.interrupted:
+            signal.signal(signal.SIGINT, self._patience)
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self.skipped and not self.compared:
+        if self.interrupted:
+            file = self.config.getoption("--drift-json")
+            chosen = self.config.stash.get(CHOSEN, None)
+            of = "" if chosen is None else f" of {chosen}"
+            kept = f"their results are in {file}" if file else "--drift-json FILE would have kept their results"
+            terminalreporter.write_line(
+                f"lora-drift: interrupted: {self.compared + self.skipped}{of} cases were checked; {kept}", red=True
+            )
+        elif self.skipped and not self.compared:
             terminalreporter.write_line(
                 f"lora-drift: nothing was verified. None of {self.skipped} cases has a golden (or weights) for what "
                 "was asked for; the reason of each is above. On a GPU, leave --drift-dtype out: in float32 the CPU's "
@@ -183,7 +216,13 @@ def _hold_a_case(config: pytest.Config) -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
     """The first worker has collected, and nothing is given out yet: if it found cases, give them out by model."""
-    if any(".yaml::" in name and CASE_ID.search(name) for name in ids):
+    if _count(node.config, ids):
         from lora_drift.harness.check import scheduling
 
         scheduling.by_model(node.config)
+
+
+def _count(config: pytest.Config, ids: Sequence[str]) -> int:
+    """How many of these tests are cases; kept for the last line of the run."""
+    config.stash[CHOSEN] = sum(".yaml::" in name and CASE_ID.search(name) is not None for name in ids)
+    return config.stash[CHOSEN]

@@ -142,7 +142,20 @@ class Result(BaseModel):
     """PNG (the frames of a video one below the other), maybe a difference (`golden_store`); a path relative to the
     repository."""
     output_picture: str | None = None
-    """PNG of this run in the same form; a path relative to the repository."""
+    """PNG of this run in the same form; a path relative to `root`."""
+    root: str = ""
+    """The checkout (or folder) in which this ran, by its name on that machine."""
+
+    def picture_file(self, *others: Path) -> Path:
+        """`output_picture` where this ran, else below the first of `others` that has it; there or not.
+
+        A picture of another run, which lies at the same place of another checkout, is not this run's: `others` are
+        folders to which the pictures of the results came along.
+        """
+        assert self.output_picture is not None
+        folders = [*([Path(self.root)] if self.root else []), *others]
+        paths = [folder / self.output_picture for folder in folders]
+        return next((path for path in paths if path.is_file()), paths[0])
 
 
 def merge(paths: list[Path]) -> list[Result]:

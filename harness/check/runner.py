@@ -22,6 +22,7 @@ from lora_drift.harness.check import (
     known,
     metrics,
     noise_floor,
+    strips,
     tolerances,
     user_cache,
 )
@@ -281,7 +282,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
 
 
 def _describe(result: Result, golden: Golden) -> None:
-    result.golden_settings = golden.settings
+    result.golden_settings = {**golden.settings, "num_frames": int(golden.output["frames"])}
     result.golden_environment = golden.environment
     result.provenance = {
         **golden.trainer,
@@ -298,8 +299,6 @@ def _describe(result: Result, golden: Golden) -> None:
 
 
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
-    from PIL import Image
-
     if bench.floor:  # first, because tolerances are derived from it
         render, on_cpu = partial(legal_repeat, bench, case, golden), None
         if bench.device != "cpu" and bench.dtype == "float32":  # where the goldens are from
@@ -311,11 +310,11 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         ours = bench.render(pipeline, settings)
         wanted = _wanted(case, pipeline, settings) if bench.controls else []
         result.controls = [_control(name, golden, bench.render(p, s), limits) for name, p, s in wanted]
-    result.settings = {**ours.settings, "lora_mode": pipeline.mode if pipeline.lora else None}
+    result.settings = {**ours.settings, **_seen(ours.frames), "lora_mode": pipeline.applied_mode}
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(list(ours.frames))).save(path)
-    result.output_picture = os.path.relpath(path, ROOT)
+    strips.write(path, ours.frames)
+    result.output_picture, result.root = os.path.relpath(path, ROOT), str(ROOT)
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:
@@ -397,6 +396,13 @@ def usable(device: str) -> bool:
 def _shape(frames: np.ndarray) -> str:
     count, height, width = frames.shape[:3]
     return f"{width}x{height}" + (f", {count} frames" if count > 1 else "")
+
+
+def _seen(frames: np.ndarray) -> dict[str, int]:
+    """The size of what came out, as goldens tell it: HiDream renders twice what it is told, Wan rounds 8 frames to 9.
+    A setting that differs when a case matches would be blamed for every drift."""
+    count, height, width = frames.shape[:3]
+    return {"width": width, "height": height, "num_frames": count}
 
 
 def _beyond(metric: Metric) -> str:

@@ -15,36 +15,51 @@ from lora_drift.harness.paths import ROOT
 VERIFIED = Path(__file__).parent / "verified.json"
 
 
-def covering_case(pipeline: Any) -> dict[str, Any] | None:
-    """What vouches for a render of this pipeline. None when nothing does: another base model, another
-    profile, or no such case."""
+def covering_case(pipeline: Any, controls: int) -> dict[str, Any] | None:
+    """What vouches for a render of this pipeline with so many control images. None when nothing does: another base
+    model, another profile, or no such case."""
     if pipeline.base.repo != pipeline.spec.base or pipeline.base.profile != "reference":
         return None
     tag = next(row.tag for row in tags.rows() if row.version == pipeline.spec.toolkit)
-    quantized = pipeline.base.quantization.quantize or pipeline.base.quantization.encoders
+    quantization = _in_words(pipeline.base.quantization)
     kinds = pipeline.lora.coverage.kinds if pipeline.lora else ("",)
     if len(kinds) > 1:
         return None
     mode = pipeline.mode if pipeline.lora else None
-    return covering(pipeline.spec.id, mode, tag, quantized=quantized, network=kinds[0])
+    return covering(pipeline.spec.id, mode, tag, quantized=quantization, network=kinds[0], controls=controls)
 
 
 def covering(
-    model: str, lora_mode: str | None, tag: str, *, quantized: bool = False, network: str | None = None
+    model: str,
+    lora_mode: str | None,
+    tag: str,
+    *,
+    quantized: bool | str = False,
+    network: str | None = None,
+    controls: int | None = None,
 ) -> dict[str, Any] | None:
     """The case with the same model and LoRA mode (None: no LoRA), and its verdict in the last committed summary. A
-    quantised base is vouched for by a case with one, of whatever type; a `network` (lora, dora, lokr; None: any) by
-    one of that kind.
+    quantised base is vouched for by a case with one: of the kind that `quantized` says (`_in_words`), or with True of
+    any. A `network` (lora, dora, lokr; None: any) by one of that kind; `controls` (None: any) by one with as many
+    control images.
 
     A mini case vouches for the wiring, not for the weights: it ran the same code on a miniature of the model.
     """
     for row in _rows():
-        same = (row["model"], row["lora"], row["quantized"]) == (model, lora_mode, bool(quantized))
-        if same and network in (None, row["network"]):
+        base = row["quantized"] if isinstance(quantized, str) else bool(row["quantized"])
+        same = (row["model"], row["lora"], base) == (model, lora_mode, quantized)
+        if same and network in (None, row["network"]) and controls in (None, row["controls"]):
             return {"case": row["case"], "tag": tag, "tier": "mini",
                     "verdict": row["verdicts"].get(tag, "not checked"),
                     "device": "cpu", "dtype": "float32"}  # fmt: skip
     return None
+
+
+def _in_words(quantization: Any) -> str:
+    """What a `Quantization` does to the base: "uint3, encoders, recovery"; empty where it does nothing."""
+    q = quantization
+    said = (q.type if q.quantize else "", "encoders" if q.encoders else "", "recovery" if q.adapter else "")
+    return ", ".join(filter(None, said))
 
 
 @cache
@@ -54,17 +69,20 @@ def _rows() -> list[dict[str, Any]]:
 
 def wanted() -> str:
     """What verified.json should hold: of every model the first mini case that was checked with each LoRA mode and
-    kind of network, on a quantised base and without, and its verdict at each tag; a line a case."""
+    kind of network, kind of quantisation and number of control images, and its verdict at each tag; a line a case."""
     from lora_drift.harness.check import cases
+    from lora_drift.pipelines.quantize import Quantization
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
-    found: dict[tuple[str, str | None, bool, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str | None, str, str, int], dict[str, Any]] = {}
     for case in cases.load_all():
         network = case.lora.network.type if case.lora else ""
-        key = (case.model, case.lora.mode if case.lora else None, case.quantization is not None, network)
+        base = _in_words(Quantization(**case.quantization.model_dump()) if case.quantization else Quantization())
+        controls = len(case.sample.control) or int(case.sample.ctrl_img is not None)
+        key = (case.model, case.lora.mode if case.lora else None, base, network, controls)
         told = {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
         row = {"case": case.id, "model": key[0], "lora": key[1], "quantized": key[2], "network": network,
-               "verdicts": told}  # fmt: skip
+               "controls": controls, "verdicts": told}  # fmt: skip
         if key not in found or (told and not found[key]["verdicts"]):  # rather one that was checked
             found[key] = row
     return "[\n" + ",\n".join(json.dumps(row) for row in found.values()) + "\n]\n"

@@ -137,15 +137,21 @@ def _explain_results(file: Path, device: str | None, budget: float | None, top: 
         fail(f"--results {file}: {error}")
     benches: dict[tuple[str, str, str], Bench] = {}
     code = 0
-    for result in found:
-        if result.verdict not in ("drift", "known") or result.output_picture is None:
-            continue
+    drifts = [result for result in found if result.verdict in ("drift", "known") and result.output_picture is not None]
+    theirs = [r.picture_file(*file.resolve().parents, *([] if r.root else [ROOT])) for r in drifts]
+    for result, picture in zip(drifts, theirs, strict=True):  # all, before the first weights load
+        if not picture.is_file():
+            fail(
+                f"--results {file}: the picture of {result.case} is neither at {picture} nor beside the file; copy "
+                f"{result.output_picture} of the checkout that ran the check into the folder of {file.name}"
+            )
+    for result, picture in zip(drifts, theirs, strict=True):
         where = device or result.device
         check_device(where)
         key = (where, result.dtype, result.tag)
         bench = benches.setdefault(key, runner.Bench(where, result.dtype, tag=result.tag))
         subject, tier = _subject_of_case(result.case, bench)
-        said, interrupted = _run(_search(subject, ROOT / result.output_picture, None, tier), budget, quiet=False)
+        said, interrupted = _run(_search(subject, picture, None, tier), budget, quiet=False)
         result.diagnosis = words.for_report(said, top)
         typer.echo(f"{result.case}: {result.diagnosis.headline}")
         results.write(file, found)
@@ -210,7 +216,7 @@ def _search(subject: Subject, image: Path | None, trace: Path | None, tier: str)
 
     theirs = pictures.read(image) if image is not None else None
     if theirs is not None and subject.spec.kind == "video":
-        theirs = pictures.unstacked(theirs, subject.settings.num_frames, subject.settings.height)
+        theirs = pictures.unstacked(theirs, subject.settings.height, subject.settings.width)
     if theirs is not None and subject.spec.kind != "video" and len(theirs.frames) > 1:
         raise RequestError(f"image {image}: holds {len(theirs.frames)} frames; {subject.spec.id} makes pictures")
     try:

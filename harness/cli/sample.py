@@ -129,7 +129,7 @@ def sample(
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
         with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
             rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
-        rendered.receipt["verified_by"] = verified_by.covering_case(pipeline)
+        rendered.receipt["verified_by"] = verified_by.covering_case(pipeline, len(settings.control))
         rendered.save(output)
     if as_json:
         typer.echo(json.dumps(rendered.receipt, indent=2))

@@ -1,5 +1,6 @@
 """`lora-drift check`: the pytest run, the table in the terminal, and the report."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,12 +10,15 @@ from pathlib import Path
 from lora_drift.harness import tags
 from lora_drift.harness.check import cases, results
 from lora_drift.harness.check.cases import CaseError
+from lora_drift.harness.check.plugin import INTERRUPTED
 from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.harness.paths import ROOT, elsewhere
 
 REPORTS = ROOT / "reports"
 COLOURS = {"match": "green", "known": "yellow", "drift": "red", "missing": "magenta", "stale": "magenta",
            "corrupt": "magenta", "error": "red"}  # fmt: skip
+TOLD = 2.0
+"""Seconds in which a run that heard of Ctrl-C itself has noticed it; it is told after them, and ignores it twice."""
 
 
 def run(
@@ -52,17 +56,38 @@ def run(
         command += ["-n", str(workers)] if workers > 1 else []
         command += ["--drift-dtype", dtype] if dtype else []
         command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
-        code = subprocess.run(command, cwd=ROOT).returncode
+        code = _outlived(subprocess.Popen(command, cwd=ROOT))
         checked_cases = results.read(file) if file.is_file() else []
         show(checked_cases)
         if report and checked_cases:
             # A run of a part, or of somebody's own cases, must not replace the committed summary of the whole.
-            part = ROOT / "build" / "report" if only_models or only_cases or cases_folder != cases.CASES else None
-            print(f"report: {write_reports([file], part)[0]}")
+            whole = not only_models and not only_cases and cases_folder == cases.CASES and code != INTERRUPTED
+            part = None if whole else ROOT / "build" / "report"
+            print(f"report: {write_reports([file], part, cases_folder=cases_folder)[0]}")
+        if code == INTERRUPTED:
+            kept = f"their results are in {json_file}" if json_file else "--json FILE would have kept their results"
+            print(f"interrupted: {len(checked_cases)} of {len(paths)} cases were checked; {kept}")
     if code not in (0, 1):
         return code
     complete = len(checked_cases) == len(paths) and all(r.verdict in PASSING for r in checked_cases)
     return 0 if complete and code == 0 else 1
+
+
+def _outlived(process: "subprocess.Popen[bytes]") -> int:
+    """The exit code of a run of pytest. Ctrl-C reaches it too, and it is given time to say what it knows; a second one
+    ends it, and what it wrote so far is shown all the same."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=TOLD)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # only this process was told
+            process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+    return INTERRUPTED
 
 
 def _paths(only_models: list[str], only_cases: list[str], tag: str, device: str, root: Path) -> list[Path]:
@@ -108,10 +133,13 @@ def measured(case: str, files: list[Path] | None, tag: str | None, device: str) 
         return results.read(file) if file.is_file() else []
 
 
-def write_reports(files: list[Path], out: Path | None, since: Path | None = None) -> list[Path]:
+def write_reports(
+    files: list[Path], out: Path | None, since: Path | None = None, *, cases_folder: Path = cases.CASES
+) -> list[Path]:
     """Render the report of each tag in these result files; returns the paths of their index.html.
 
-    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`.
+    One tag's goes to `out` (default: reports/<tag>), several tags' to folders of `out`. `cases_folder`: where the cases
+    are, to tell one that is gone from one that was not run.
     """
     from lora_drift.harness.report.render import render
 
@@ -120,4 +148,7 @@ def write_reports(files: list[Path], out: Path | None, since: Path | None = None
         raise ValueError(f"{', '.join(map(str, files))}: holds no results")
     checked = sorted({r.tag for r in checked_cases})
     folders = {tag: out if out and len(checked) == 1 else (out or REPORTS) / tag for tag in checked}
-    return [render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since) for tag in checked]
+    return [
+        render([r for r in checked_cases if r.tag == tag], tag, folders[tag], ROOT, since=since, cases=cases_folder)
+        for tag in checked
+    ]

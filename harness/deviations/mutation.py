@@ -134,7 +134,7 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     truth = variation.shows(subject)
     with _honest_encodings(variation, subject), variation.applied(subject) as varied:
         ours = bench.render(varied.pipeline, varied.settings)
-        mode = varied.pipeline.mode if varied.lora else None
+        mode = varied.pipeline.applied_mode
     measured = _measured(prepared, ours, bench)
     distances = {m.name: m.value for m in measured}
     outcome = Outcome(

@@ -10,6 +10,7 @@ from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.harness.paths import ROOT
 
 REPORTS = ROOT / "reports"
+CASES = ROOT / "cases"
 LIBRARIES = ("torch", "diffusers", "transformers")
 WORSE = 2.0
 """Latents whose error grew by this factor are worth a word even within their tolerance."""
@@ -24,7 +25,7 @@ class Change(NamedTuple):
     mended: list[str]
     added: list[str]
     gone: list[str]
-    """Only cases of models that this run checked: a run of one model removes nothing."""
+    """Cases of which there is no file any more. One that is there and was not run is not gone."""
     worse: list[str]
     """Still passes, but its latents are further off by a factor of `WORSE`."""
     libraries: list[str]
@@ -40,8 +41,11 @@ class Change(NamedTuple):
         return "; ".join([*(named or ["no verdict changed"]), *self.libraries])
 
 
-def changes(results: list[Result], tag: str, since: Path | None = None) -> list[Change]:
-    """Against `since` (a summary.json) or the summary that git has of this tag; and against the previous tag's."""
+def changes(results: list[Result], tag: str, since: Path | None = None, cases: Path = CASES) -> list[Change]:
+    """Against `since` (a summary.json) or the summary that git has of this tag; and against the previous tag's.
+
+    `cases`: the folder of the case files that were to choose from.
+    """
     found = []
     if since is not None:
         found.append(("the previous run", json.loads(since.read_text(encoding="utf-8"))))
@@ -49,7 +53,7 @@ def changes(results: list[Result], tag: str, since: Path | None = None) -> list[
         found.append(("the committed run", committed))
     if (previous := _previous_tag(tag)) is not None:
         found.append((previous["tag"], previous))
-    return [compare(results, name, summary) for name, summary in found]
+    return [compare(results, name, summary, cases) for name, summary in found]
 
 
 def versions(results: list[Result]) -> dict[str, str]:
@@ -58,7 +62,7 @@ def versions(results: list[Result]) -> dict[str, str]:
     return {name: " / ".join(values) for name, values in found.items() if values}
 
 
-def compare(results: list[Result], since: str, summary: dict[str, Any]) -> Change:
+def compare(results: list[Result], since: str, summary: dict[str, Any], cases: Path = CASES) -> Change:
     """The difference of `results` to an earlier summary; cases are told apart by name, tier, device and dtype."""
     now = {(r.case, r.tier, r.device, r.dtype): r for r in results}
     then = {(c["case"], c["tier"], c["device"], c["dtype"]): c for c in summary["cases"]}
@@ -77,7 +81,8 @@ def compare(results: list[Result], since: str, summary: dict[str, Any]) -> Chang
             change.mended.append(result.case)
         elif passes and _grew(result, then[key]):
             change.worse.append(result.case)
-    change.gone.extend(c["case"] for key, c in sorted(then.items()) if key not in now and c["model"] in models)
+    absent = [c for key, c in sorted(then.items()) if key not in now and c["model"] in models]
+    change.gone.extend(c["case"] for c in absent if cases.is_dir() and not (cases / f"{c['case']}.yaml").is_file())
     return change
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_drift.harness.check.results import PASSING, Metric, Result
@@ -115,6 +116,7 @@ def details(view: View, pictures: dict[str, Any]) -> dict[str, Any]:
         "verdict": result.verdict,
         "about": result.about,
         "message": view.message,
+        "traceback": result.traceback,
         "cause": why.cause,
         "seconds": result.seconds,
         "began": first and {"boundary": first.boundary, "words": why.began, "error": first.error, "gate": first.gate},
@@ -141,7 +143,7 @@ def commands(result: Result) -> dict[str, str]:
     on = "" if device == "cpu" else f" --device {device}"
     found = {"Reproduce": f"pytest {path} --drift-tag {tag}{where.replace('--', '--drift-')}"}
     if result.verdict in ("drift", "known") and result.output_picture:
-        picture = shlex.quote(result.output_picture)
+        picture = shlex.quote(str(Path(result.root, result.output_picture)))  # to be pasted in another checkout
         found["Diagnose, where the case matches"] = (
             f"lora-drift diagnose --case {case} --tag {tag}{on} --image {picture}"
         )

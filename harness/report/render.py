@@ -15,7 +15,7 @@ from PIL import Image
 from lora_drift.harness.check.results import Result, Verdict
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import scale, summary
-from lora_drift.harness.report.changes import Change, changes
+from lora_drift.harness.report.changes import CASES, Change, changes
 from lora_drift.harness.report.details import (
     View,
     as_script_data,
@@ -75,6 +75,7 @@ def render(
     base: Path,
     *,
     since: Path | None = None,
+    cases: Path = CASES,
     budget: int = INLINE_BUDGET,
 ) -> Path:
     """Write all files of the report to `out_dir` and return the page's path.
@@ -82,6 +83,7 @@ def render(
     Args:
         base: folder to which `output_picture` is relative.
         since: summary.json of the run to compare with, in place of the committed one.
+        cases: folder of the case files; what it no longer has is gone.
         budget: characters of pictures that the page may hold.
 
     Raises:
@@ -90,7 +92,7 @@ def render(
     if strangers := sorted({result.tag for result in results} - {tag}):
         raise ValueError(f"results of {', '.join(strangers)} in the report of {tag}: render each tag by itself")
     out_dir.mkdir(parents=True, exist_ok=True)
-    frame, changed = summary.table(results), changes(results, tag, since)
+    frame, changed = summary.table(results), changes(results, tag, since, cases)
     content = summary.summarise(frame, tag)
     page = _Page(results, out_dir / BESIDE, base, changed, budget)
     files = {
@@ -150,7 +152,7 @@ class _Page:
         golden, output = view.result.golden_picture, view.result.output_picture
         return Comparison(
             self.album.strip(ROOT / golden if golden else None),
-            self.album.strip(self.base / output if output else None),
+            self.album.strip(view.result.picture_file(self.base) if output else None),
             view.result.frames,
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_drift.harness.check import strips
 from lora_drift.harness.deviations.diagnosis import webp
 from lora_drift.pipelines.errors import RequestError
 
@@ -76,7 +77,7 @@ def read(path: Path) -> Picture:
                 raise RequestError(f"image {path}: {image.format} is not read; use {', '.join(STILLS)}, or a video as "
                                    f"{', '.join(MOVIES)}")  # fmt: skip
             colours = _colours(image)
-            frames, kind, data = _decoded(image), image.format, path.read_bytes()
+            frames, kind, data = strips.cut(_decoded(image), image.info), image.format, path.read_bytes()
             if kind == "JPEG":
                 return _jpeg(image, frames)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -92,15 +93,15 @@ def read(path: Path) -> Picture:
     return Picture(frames, f"{kind}, lossless", lambda other: other, lossless=True)
 
 
-def unstacked(picture: Picture, count: int, height: int) -> Picture:
-    """Of a strip, in which a check keeps the frames of a video one below the other, the frames.
+def unstacked(picture: Picture, height: int, width: int) -> Picture:
+    """Of a strip without a note (a golden's), the frames; any other picture as it is.
 
-    Any other picture comes back as it is. `count` frames of `height` pixels are what the video has.
+    The frames of the video that it should be are `width` times `height` pixels; how many there are, the strip says.
     """
     frames = picture.frames
-    if len(frames) != 1 or count < 2 or frames.shape[1] != count * height or not picture.lossless:
+    if len(frames) != 1 or frames.shape[1] % height or frames.shape[2] != width or not picture.lossless:
         return picture
-    return Picture.of(frames.reshape(count, height, *frames.shape[2:]), picture.codec)
+    return Picture.of(frames.reshape(-1, height, *frames.shape[2:]), picture.codec)
 
 
 def _is_movie(head: bytes) -> bool:

@@ -11,6 +11,7 @@ async function caseView(row, details) {
     make("header", {}, chip(d.verdict), heading, make("span", { class: "meta" }, facts.filter(Boolean).join(" · "))),
     make("p", { class: "about" }, d.about),
     began(d),
+    traceback(d.traceback),
     excuse(d),
   );
   const pictures = await picturesOf(d.pictures);
@@ -41,6 +42,11 @@ function began(d) {
   if (d.cause && d.cause !== d.message) rows.push(["Likely cause", make("span", {}, ...withCode(d.cause))]);
   rows.push(["Verdict", make("span", {}, ...withCode(d.message || d.verdict))]);
   return make("dl", { class: `message ${d.verdict}` }, ...rows.map(([title, value]) => make("div", {}, make("dt", {}, title), make("dd", {}, value))));
+}
+
+/** Of an exception that nobody expected: whole, but folded. */
+function traceback(text) {
+  return text && make("details", { class: "traceback" }, make("summary", {}, "Traceback"), make("pre", { tabindex: 0 }, text));
 }
 
 /** What `lora-drift diagnose` ranked: its answer itself is among the causes. */

@@ -410,7 +410,7 @@ def _measured(
     if sample.frames.shape != ours.shape:
         result.message = f"the sample is {_size(sample.frames)}, ours is {_size(ours)}"
         return sample.frames, ours
-    share = tolerances.load("mini", CPU)["pixel_mean"].spread
+    share = tolerances.load("mini", CPU | {"cpu": "ours"}, {"cpu": "the trainer's, unknown"})["pixel_mean"].spread
     largest, mean = codec.floor(rendered, sample, share)
     result.codec = Codec(name=sample.codec, lost=mean_difference(rendered, ours), floor_max=largest, floor_mean=mean)
     result.metrics = metrics.pixels(sample.frames, ours)
