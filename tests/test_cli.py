@@ -306,12 +306,17 @@ def finished(verdict: Verdict) -> DriftResult:
 def test_check_exits_with_0_only_when_every_case_ran_and_passed(
     results: list[DriftResult], pytest_exit: int, ours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
-        file = Path(command[command.index("--drift-json") + 1])
-        file.write_text("".join(result.model_dump_json() + "\n" for result in results))
-        return subprocess.CompletedProcess(command, pytest_exit)
+    class Ended:
+        """A pytest that has written these results and ended."""
 
-    monkeypatch.setattr(subprocess, "run", run)
+        def __init__(self, command: list[str], **_options: Any) -> None:
+            file = Path(command[command.index("--drift-json") + 1])
+            file.write_text("".join(result.model_dump_json() + "\n" for result in results))
+
+        def wait(self, **_options: Any) -> int:
+            return pytest_exit
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
     done = lora_drift("check", "--case", "sd15/base", "--no-report")
     assert done.exit_code == ours
     for result in results:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -330,8 +331,10 @@ def interrupted(command: list[str], folder: Path, *, all_of_them: bool) -> tuple
     results = folder / "r.jsonl"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     inherited |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTEST_ADDOPTS": f"-p slow {' '.join(OPTIONS)}"}
+    # A shell's background job ignores Ctrl-C, and so would all that it starts.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     run = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=inherited, start_new_session=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+                           preexec_fn=heeding, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     end = time.monotonic() + 120
     while not (results.is_file() and results.stat().st_size) and run.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

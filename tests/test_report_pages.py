@@ -56,7 +56,7 @@ def test_the_first_screen_names_model_stage_and_cause(reader: Reader, injected: 
     for text in told:
         box = card.get_by_text(text).first.bounding_box()
         assert box is not None and box["y"] + box["height"] < LARGE["height"], text
-    expect(page.locator(".lede")).to_contain_text("3 of 4 cases reproduce the trainer. 1 needs attention.")
+    expect(page.locator(".lede")).to_contain_text("5 of 6 cases reproduce the trainer. 1 needs attention.")
     reader.shot(page, "report.png")
     page.get_by_role("link", name="sd15/lora", exact=True).first.click()
     expect(page.locator("#case article")).to_be_visible()

@@ -185,7 +185,7 @@ def test_no_device_is_said_in_a_sentence(tmp_path: Path) -> None:
 def test_two_workers_render_at_once_and_outlive_each_other(tmp_path: Path, lora_of: LoraOf) -> None:
     with LocalServer(tmp_path, DEVICES="cpu,cpu") as server:
         shutil.copy(lora_of("sd15/lora"), tmp_path / "loras" / "sd15.safetensors")
-        prompt = {"prompt": "a fox", "width": 128, "height": 128, "sample_steps": 300, "seed": 7}
+        prompt = {"prompt": "a fox", "width": 128, "height": 128, "sample_steps": 900, "seed": 7}
         sent = {"model": "sd15", "loras": [{"path": "sd15.safetensors"}], "prompts": [prompt]}
         two = [server.submit(sent) for _ in range(2)]
         for request_id in two:
