@@ -26,6 +26,12 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def same_processor(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Do two environments compute on a CPU with the same kernels? The name alone does not tell: an AMD EPYC may have
+    AVX-512 or not."""
+    return all(one[name] == other[name] for name in ("cpu", "cpu_capability"))
+
+
 def architecture(environment: Mapping[str, Any]) -> str:
     """ "cpu", or a GPU's compute capability, "sm90": the same libraries compute the same bits on it, whatever the
     product is called (an H200 renders an H100's goldens).

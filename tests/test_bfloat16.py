@@ -9,6 +9,7 @@ from lora_drift.harness import tags
 from lora_drift.harness.check import cases, runner
 from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.check.runner import Bench
+from lora_drift.harness.environment import same_processor
 
 MODELS = sorted({case.model for case in cases.load_all()})
 
@@ -20,8 +21,8 @@ def test_a_lora_in_bfloat16_gives_the_trainers_bits(model: str, tmp_path: Path) 
     bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=False)  # a tolerance of 0 catches any
     case = cases.load(cases.CASES / model / "lora.yaml")
     theirs = bench.golden(case).environment
-    for name in ("cpu", "cpu_capability"):
-        if theirs[name] != bench.environment[name]:
-            pytest.skip(f"recorded on {theirs[name]}: a {bench.environment[name]} rounds bfloat16 otherwise")
+    if not same_processor(theirs, bench.environment):
+        recorded, here = (f"{e['cpu']} ({e['cpu_capability']})" for e in (theirs, bench.environment))
+        pytest.skip(f"recorded on {recorded}: {here} rounds bfloat16 otherwise")
     result = runner.check(bench, case, tmp_path)
     assert result.verdict in PASSING, result.message

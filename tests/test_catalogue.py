@@ -80,7 +80,9 @@ def test_what_a_trainer_version_changed_is_measured_on_its_own_pictures() -> Non
         return str(history.change([case for case in cases.load_all() if case.model == model], "v0.7.29.202603241"))
 
     assert change("flux") == "the same bytes"
-    assert re.fullmatch(r"(\d) of \1 cases differ, up to \d\d+/255", change("wan21_1b")), "UniPC's steps begin elsewhere"
+    assert re.fullmatch(r"(\d) of \1 cases differ, up to \d\d+/255", change("wan21_1b")), (
+        "UniPC's steps begin elsewhere"
+    )
     assert history.change(cases.load_all(), "v0.7.19.202601281") is None, "nothing is older"
 
 

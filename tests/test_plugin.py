@@ -257,7 +257,7 @@ def test_the_noise_floor_is_measured_on_request_and_tolerances_derived_from_it(
     tolerances_file = lab.pytester.path / "gates.json"
     tolerances_file.write_text('{"gates": {}}')
     monkeypatch.setattr(tolerances, "TOLERANCES", tolerances_file)
-    recorded_on = {"cpu": lab.golden.environment["cpu"]}
+    recorded_on = {name: lab.golden.environment[name] for name in ("cpu", "cpu_capability")}
     monkeypatch.setattr(runner, "facts", lambda *where: facts(*where) | recorded_on)
     lab.run("--drift-floor").assert_outcomes(failed=1)  # nothing passes before there are tolerances
     found = lab.result()

@@ -30,7 +30,7 @@ from lora_drift.harness.deviations import mutation, mutation_report
 from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable, base
 from lora_drift.harness.deviations.library.base import Variation, everywhere
 from lora_drift.harness.deviations.mutation import Outcome
-from lora_drift.harness.environment import facts
+from lora_drift.harness.environment import facts, same_processor
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Request
 
@@ -139,9 +139,9 @@ SMALL = {"latents in float16"}
 """Changes about as small as what another processor rounds otherwise."""
 
 
-def same_processor(case: str) -> bool:
+def recorded_here(case: str) -> bool:
     golden = goldens.content(runner.newest_tag(), case)
-    return golden is not None and golden["environment"]["cpu"] == facts("cpu", "float32")["cpu"]
+    return golden is not None and same_processor(golden["environment"], facts("cpu", "float32"))
 
 
 @pytest.mark.parametrize("case", FAST)
@@ -155,7 +155,7 @@ def test_a_case_notices_a_variation_and_the_first_divergence_names_where_it_bega
         assert outcome.verdict == "caught", outcome
         assert outcome.truth.startswith(wanted[outcome.variation]), outcome
         # On another processor than the golden's, what is as small as its rounding shows later than where it began.
-        assert outcome.located or (outcome.variation in SMALL and not same_processor(case)), outcome
+        assert outcome.located or (outcome.variation in SMALL and not recorded_here(case)), outcome
 
 
 def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

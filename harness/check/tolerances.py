@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check.results import Metric
-from lora_drift.harness.environment import architecture
+from lora_drift.harness.environment import architecture, same_processor
 
 TOLERANCES = Path(__file__).parent / "tolerances.json"
 FACTORS = {"latents_rel_l2": 4.0, "audio_rel_l2": 4.0, "pixel_mean": 4.0, "pixel_max": 1.0, "trace": 8.0}
@@ -53,7 +53,7 @@ def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | N
         return f"{tier}/{where}/{dtype}"
     if where != "cpu":
         return f"{tier}/cuda/float32"
-    other = golden is not None and golden["cpu"] != environment["cpu"]
+    other = golden is not None and not same_processor(golden, environment)
     return f"{tier}/cpu/float32" + (ANOTHER_PROCESSOR if other else "")
 
 

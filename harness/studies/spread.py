@@ -14,6 +14,7 @@ from lora_drift.harness.check.results import Result
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.tolerances import FACTORS
 from lora_drift.harness.check.trace import Rendered, Trace
+from lora_drift.harness.environment import same_processor
 from lora_drift.harness.minihub import factory
 
 Spread = dict[str, tuple[float, str]]
@@ -102,11 +103,12 @@ def of_recordings(there: Path, tag: str) -> dict[str, Spread]:
             pair = [goldens.load(tag, case, manifest, root) for root in (goldens.GOLDENS, there)]
         except goldens.Missing:
             continue
-        ours, theirs = (golden.environment["cpu"] for golden in pair)
-        if case.training is None and ours != theirs:
+        if case.training is None and not same_processor(pair[0].environment, pair[1].environment):
             one, other = (_recorded(golden) for golden in pair)
+            ours, theirs = (f"{golden.environment['cpu']} ({golden.environment['cpu_capability']})" for golden in pair)
             _widen(spread, case.id, {f"the trainer on {theirs} and on {ours}": noise_floor.distances(one, other)})
-    return {tolerances.key("mini", goldens.CPU | {"cpu": "there"}, {"cpu": "here"}): spread} if spread else {}
+    here = {"cpu": "here", "cpu_capability": ""}
+    return {tolerances.key("mini", goldens.CPU | here | {"cpu": "there"}, here): spread} if spread else {}
 
 
 def _recorded(golden: goldens.Golden) -> Rendered:

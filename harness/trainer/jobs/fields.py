@@ -1,4 +1,4 @@
-"""Field names of the trainer's job files beyond those of `job_file.py`: what they do to samples, or that they do nothing.
+"""Fields of the trainer's job files beyond those of `job_file.py`: what they do to samples, or that they do nothing.
 
 From trainer 0.7.29 (toolkit/config_modules.py, jobs/process/BaseSDTrainProcess.py). A name that stands nowhere is
 unknown to the trainer, which ignores it: a misspelling, or a newer trainer's field.

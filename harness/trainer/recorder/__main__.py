@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +20,7 @@ from lora_drift.harness.check import cases, goldens, user_cache
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, record_group, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -73,8 +76,33 @@ def groups(todo: list[Case]) -> list[list[Case]]:
 class Child(NamedTuple):
     """A worker process and its log file."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     log: Path
+
+
+def workers(group: list[Case], args: argparse.Namespace) -> Any:
+    """How the worker of a group is started. On the CPU, miniatures fork from one process that has imported the trainer
+    already; CUDA and the environment of real weights need an interpreter of their own."""
+    if args.device != "cpu" or group[0].tier != "mini":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lora_drift.harness.trainer.recorder.preload"])
+    return context
+
+
+@contextmanager
+def process_of_trainer(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A process that is started meanwhile runs in `folder`, with this environment."""
+    before, here = dict(os.environ), Path.cwd()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> Child:
@@ -100,9 +128,10 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
     )
     log = work / "logs" / f"{group[0].id.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as stream:
-        command = [sys.executable, "-m", "lora_drift.harness.trainer.recorder.record_group", json.dumps(request)]
-        return Child(subprocess.Popen(command, cwd=args.trainer, env=env, stdout=stream, stderr=subprocess.STDOUT), log)
+    process = workers(group, args).Process(target=record_group.logged, args=(request, log))
+    with process_of_trainer(args.trainer, env):
+        process.start()
+    return Child(process, log)
 
 
 def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, prints: dict[str, str]) -> list[Path]:
@@ -117,9 +146,9 @@ def run_groups(todo: list[list[Case]], args: argparse.Namespace, work: Path, pri
                 print(f"  rendering {', '.join(c.id for c in group)}", flush=True)
                 running.append(start(group, args, work, prints))
             time.sleep(0.2)
-            for child in [c for c in running if c.process.poll() is not None]:
+            for child in [c for c in running if not c.process.is_alive()]:
                 running.remove(child)
-                if child.process.returncode:
+                if child.process.exitcode:
                     failed.append(child.log)
     finally:
         for child in running:

@@ -1,6 +1,7 @@
 """Records a group of cases of one model, in a process of its own inside the trainer's environment."""
 
 import json
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -69,6 +70,15 @@ def main(request: dict[str, Any]) -> None:
         (out / "result.json").write_text(json.dumps(result))
         (out / "complete").write_text(sha256((out / "result.json").read_bytes()).hexdigest())
         print(f"RECORDED {case.id}", flush=True)
+
+
+def logged(request: dict[str, Any], log: Path) -> None:
+    """`main`, as a process whose output goes to the file `log`."""
+    with log.open("wb") as stream:
+        for output in (sys.stdout, sys.stderr):
+            os.dup2(stream.fileno(), output.fileno())
+    sys.path.insert(0, str(Path.cwd()))  # the trainer
+    main(request)
 
 
 if __name__ == "__main__":

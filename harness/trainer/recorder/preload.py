@@ -1,0 +1,12 @@
+"""What each worker of the recorder has imported before its first case.
+
+Importing the trainer takes ten times as long as recording a miniature. On the CPU the workers are therefore forks of a
+process that imports this module; they share what is imported, and nothing that happened since.
+"""
+
+from importlib import import_module
+
+for module in ("toolkit.stable_diffusion_model", "toolkit.job", "toolkit.extension", "jobs.process"):
+    import_module(module)
+for module in ("extensions_built_in.sd_trainer.SDTrainer", "extensions_built_in.diffusion_models"):
+    import_module(module)
