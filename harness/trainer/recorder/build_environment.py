@@ -110,9 +110,10 @@ def build(tag: str, diffusers: str, home: Path) -> Path:
     python = venv / "bin" / "python"
     if not python.is_file():
         run("uv", "venv", "--python", PYTHON, venv)
-    run("uv", "pip", "sync", "--python", python, lock_file(tag))  # installs no requirement that is not in the lock
+    into = ("--compile-bytecode", "--python", python)  # else each import of the trainer compiles it all again
+    run("uv", "pip", "sync", *into, lock_file(tag))  # installs no requirement that is not in the lock
     checkout(diffusers, tags.row(tag).diffusers, source)
-    run("uv", "pip", "install", "--python", python, "--no-deps", "--refresh-package", "diffusers", source)
+    run("uv", "pip", "install", *into, "--no-deps", "--refresh-package", "diffusers", source)
     return python
 
 
