@@ -29,7 +29,7 @@ def _cpu() -> str:
 def same_processor(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Do two environments compute on a CPU with the same kernels? The name alone does not tell: an AMD EPYC may have
     AVX-512 or not."""
-    return all(one[name] == other[name] for name in ("cpu", "cpu_capability"))
+    return all(one.get(name) == other.get(name) for name in ("cpu", "cpu_capability"))
 
 
 def architecture(environment: Mapping[str, Any]) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Settings
 
+LONG = 60
+"""Words; fewer than any encoder cuts."""
+
 
 def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
     """Does this model read the negative prompt at this guidance?"""
@@ -16,7 +19,11 @@ def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
 def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:
     """(name, pipeline, settings) of every control that applies to a case."""
     yield "seed + 1", pipeline, replace(settings, seed=settings.seed + 1)
-    yield "prompt without its last word", pipeline, replace(settings, prompt=settings.prompt.rpartition(" ")[0])
+    prompt = settings.prompt
+    if len(prompt.split()) < LONG:
+        yield "prompt without its last word", pipeline, replace(settings, prompt=prompt.rpartition(" ")[0])
+    else:  # whose end may be more than the encoder reads
+        yield "prompt without its first word", pipeline, replace(settings, prompt=prompt.partition(" ")[2])
     if pipeline.lora is not None:
         yield "LoRA off", replace(pipeline, lora=None), settings
         yield "multiplier x 0.9", pipeline, replace(settings, multiplier=settings.multiplier * 0.9)
