@@ -71,14 +71,17 @@ def wanted() -> str:
     """What verified.json should hold: of every model the first mini case that was checked with each LoRA mode and
     kind of network, kind of quantisation and number of control images, and its verdict at each tag; a line a case."""
     from lora_drift.harness.check import cases
+    from lora_drift.harness.check.runner import Bench
     from lora_drift.pipelines.quantize import Quantization
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import resolve
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
     found: dict[tuple[str, str | None, str, str, int], dict[str, Any]] = {}
     for case in sorted(cases.load_all(), key=lambda case: case.name not in ("base", "lora")):  # the plainest first
         network = case.lora.network.type if case.lora else ""
         base = _in_words(Quantization(**case.quantization.model_dump()) if case.quantization else Quantization())
-        controls = len(case.sample.control) or int(case.sample.ctrl_img is not None)
+        controls = len(resolve(spec_of(case.model), Bench.request(case)).control)
         key = (case.model, case.lora.mode if case.lora else None, base, network, controls)
         told = {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
         row = {"case": case.id, "model": key[0], "lora": key[1], "quantized": key[2], "network": network,
