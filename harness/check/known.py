@@ -153,9 +153,11 @@ HEAD = "# Drifts that are explained but not mended; `lora-drift known add` write
 
 
 def _within(entry: Known, result: Result) -> bool:
-    """A drift of shape has no size and is never within one."""
+    """A drift of shape has no size and is never within one, nor is what no distance tells."""
     size = _size(result)
-    return len(size) == 2 and all(size[name] <= getattr(entry, name) * SLACK for name in size)
+    if result.disagreements or len(size) < 2:
+        return False
+    return all(size[name] <= getattr(entry, name) * SLACK for name in size)
 
 
 def _seal(result: Result) -> str:

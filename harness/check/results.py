@@ -133,6 +133,8 @@ class Result(BaseModel):
     device: str
     dtype: str
     verdict: Verdict
+    disagreements: list[str] = []
+    """What no distance tells (`agreements.py`)."""
     message: str = ""
     """One paragraph for the reader: what is wrong and what to do. Empty for a match."""
     traceback: str = ""

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_drift.harness import tags
 from lora_drift.harness.check import (
+    agreements,
     divergence,
     goldens,
     known,
@@ -209,7 +210,8 @@ class Bench:
         assert tracer.trace.final_latents is not None
         pictures = {field: [Path(p).name for p in getattr(output.settings, field)] for field in ("control", "shown")}
         settings = {**output.receipt["settings"], **pictures}
-        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+        media = output.media
+        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, media.audio, media.sample_rate)
 
 
 @contextmanager
@@ -339,15 +341,17 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         )
         return
     measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
-    if "audio" in golden.artefacts:
+    told = agreements.disagreements(golden, settings, ours, pipeline.base.pipe)
+    if "audio" in golden.artefacts and ours.audio is not None:
         measured.append(metrics.audio(golden.audio(), ours.audio))
     result.metrics = tolerances.apply(measured, limits)
     _trace(result, golden, ours, limits["trace"].limit)
     outside = [m for m in result.metrics if not m.within]
     blind = [c.name for c in result.controls if not c.caught]
-    if outside:
-        result.verdict = "drift"
-        result.message = "outside its tolerance: " + ", ".join(_beyond(m) for m in outside) + _where(result)
+    if outside or told:
+        result.verdict, result.disagreements = "drift", told
+        beyond = ["outside its tolerance: " + ", ".join(_beyond(m) for m in outside)] if outside else []
+        result.message = "; ".join([*told, *beyond]) + (_where(result) if outside else "")
     elif blind:
         result.verdict = "error"
         result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."

@@ -96,7 +96,7 @@ def doubts(result: Result, root: Path, excuses: Path) -> Iterator[str]:
 
 def verdict(result: Result, excuses: Path = known.KNOWN) -> str:
     """What the measured numbers of a result say."""
-    if any(not metric.within for metric in result.metrics):
+    if result.disagreements or any(not metric.within for metric in result.metrics):
         drift = result.model_copy(update={"verdict": "drift"})
         day = result.made.at.date() if result.made else None
         return known.judge(drift, day, excuses).verdict
