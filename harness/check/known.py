@@ -137,7 +137,8 @@ def add(found: list[Result], case: str, cause: str, expires: date, path: Path | 
         cause=cause.strip(),
         expires=expires,
         golden=_seal(worst),
-        **_size(worst),
+        pixel_max=_size(worst)["pixel_max"],
+        latents_rel_l2=_size(worst)["latents_rel_l2"],
     )
     entry = entry.model_copy(update={"measured": entry.digest})
     if fault := next(entry.faults(worst, date.today()), None):
