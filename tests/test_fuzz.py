@@ -11,6 +11,7 @@ from lora_drift.harness import tags
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.trainer.fuzz import corpus, settings
 from lora_drift.harness.trainer.recorder.job_config import MODELS
+from lora_drift.pipelines.registry import spec_of
 
 TAG = "v0.7.29.202603241"
 ROW = tags.row(TAG)
@@ -94,7 +95,7 @@ def test_a_difference_is_shrunk_to_the_smallest_job() -> None:
 
 
 def test_a_refusal_of_one_side_counts() -> None:
-    spec = settings.spec_of("wan21_1b", ROW.version)
+    spec = spec_of("wan21_1b", ROW.version)
     assert list(settings.compared({"refused": "ValueError"}, [], spec)) == [
         ("refused by the trainer only", "ValueError")
     ]

@@ -3,6 +3,7 @@ taken away."""
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from lora_drift.harness.check.results import Control, Metric, Result
 from lora_drift.harness.check.tolerances import load as tolerances_of
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.minihub import factory
+from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.recorder import again, store
 
 TAG = runner.newest_tag()
@@ -98,7 +100,7 @@ def test_a_changed_golden_is_recorded_again() -> None:
     with pytest.raises(ValueError, match="no such revision"):
         again.changed([CASE], TAG, "nowhere")
     assert again.changed([CASE], TAG, "HEAD") == []
-    first = again.subprocess.run(["git", "-C", str(again.ROOT), "rev-list", "--max-parents=0", "HEAD"],
+    first = subprocess.run(["git", "-C", str(ROOT), "rev-list", "--max-parents=0", "HEAD"],
                                  capture_output=True, text=True)  # fmt: skip
     assert again.changed([CASE], TAG, first.stdout.split()[0]) == [CASE]
 

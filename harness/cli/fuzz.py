@@ -59,10 +59,10 @@ def fuzz(
                     break
             for one in found if keep else ():
                 kept.add(one.job, ask(one.job))
-        finally:
+        finally:  # a run that is interrupted keeps what it drew
             ask.close()
-        if keep:
-            kept.save()
+            if keep:
+                kept.save()
     if as_json:
         told = {"examples": count, "models": models, "found": [one._asdict() for one in found]}
         typer.echo(json.dumps(told, indent=2))

@@ -229,8 +229,6 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         return getattr(sampling, name) if own is None else own
 
     neg = chosen("neg")
-    # A job that leaves a field empty has no picture there.
-    named = {name: _located(path, folder) for name in CONTROLS if (path := getattr(item, name))}
     values: dict[str, object] = {
         "width": chosen("width"),
         "height": chosen("height"),
@@ -240,6 +238,8 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         "num_frames": chosen("num_frames"),
         "fps": chosen("fps"),
     }
+    # A job that leaves a field empty has no picture there.
+    values |= {name: _located(path, folder) for name in CONTROLS if (path := getattr(item, name))}
     return Request(
         prompt=item.prompt or "",
         negative=neg if isinstance(neg, str) else "",
@@ -248,7 +248,6 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         trigger_word=None if job.process.caches_prompts else job.process.trigger_word,
         located={path: _located(path, folder) for path in _named_in(item.prompt or "")},
         ctrl_idx=item.ctrl_idx,
-        **named,
         do_cfg_norm=sampling.do_cfg_norm,
         **values,  # type: ignore[arg-type]
     )
