@@ -194,6 +194,9 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     if length > LONGEST_PROMPT:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: {length} characters once the trigger word is put in; at most "
                   f"{LONGEST_PROMPT}", prompt_index=index)  # fmt: skip
+    if spec.kind != "video" and fields["num_frames"] not in (None, 1):
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: num_frames {fields['num_frames']}: {spec.id} makes pictures; "
+                  "leave it out", prompt_index=index)  # fmt: skip
     try:
         # A prompt may name no file of this machine.
         settings = resolve(replace(spec, controls=(0, spec.controls[1])), Request(**fields, located={}))
