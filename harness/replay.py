@@ -16,7 +16,7 @@ from lora_drift.pipelines.settings import Settings
 
 QUANTIZATION = {field.name for field in fields(Quantization)}
 HASHES = {"pixels": "pixels_sha256", "sound": "audio_sha256"}
-UNCOMPARED = ("verified_by", *HASHES.values(), "settings.control", "settings.ctrl_img")
+UNCOMPARED = ("verified_by", *HASHES.values(), "settings.control", "settings.ctrl_img", "settings.shown")
 """Fields of a receipt that are not causes. (Of a control image, what is in it is one: control_sha256.)"""
 
 
@@ -39,13 +39,15 @@ class Receipt:
         Raises:
             RequestError: not the settings of this version of lora-drift.
         """
-        given, known = self.content["settings"], {field.name for field in fields(Settings)}
+        given, known = {**self.content["settings"]}, {field.name for field in fields(Settings)}
+        twice = given.pop("ctrl_img", None)  # as up to 0.4.0: the first one, which the text encoder saw twice
         if strange := sorted(set(given) - known):
             raise RequestError(f"{self.path}: settings.{strange[0]} is not known here; it is of another version of "
                                "lora-drift: replay it with that one")  # fmt: skip
         try:
-            first = controls[0] if given.get("ctrl_img") and controls else None
-            return Settings(**{**given, "control": tuple(controls), "ctrl_img": first})
+            count = len(given["control"])
+            control, shown = tuple(controls[:count]), tuple(controls[count:])
+            return Settings(**{**given, "control": control, "shown": (*control[:1], *control) if twice else shown})
         except TypeError as error:
             raise RequestError(f"{self.path}: its settings are not whole ({error})") from error
 
@@ -183,9 +185,11 @@ def _lora_files(receipt: Receipt, given: Sequence[Path]) -> dict[str, Path]:
 def _controls(receipt: Receipt, given: Sequence[Path]) -> list[str]:
     """Control images of today: where the receipt says, or by what is in them (a PNG says no more), or in order."""
     near = [*given, *(path for path in receipt.path.parent.iterdir() if path.is_file())]
-    said, found = receipt.content["settings"]["control"], []
+    content = receipt.content
+    said = [*content["settings"]["control"], *content["settings"].get("shown", ())]
+    digests, found = [*content["control_sha256"], *content.get("shown_sha256", ())], []
     in_order = given if len(given) == len(said) else [None] * len(said)
-    for place, digest, other in zip(said, receipt.content["control_sha256"], in_order, strict=True):
+    for place, digest, other in zip(said, digests, in_order, strict=True):
         same = (path for path in near if _digest(path) == digest)
         path = Path(place) if Path(place).is_file() else next(same, other)
         if path is None:

@@ -45,15 +45,21 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Component -> module path -> weight shape of every Linear and Conv2d."""
 
 
+Rows = slice | list[int]
+"""Of a matrix: some in a row, or these in this order."""
+
+
 class Target(NamedTuple):
     """Where the change of one key name goes: a module, or some output rows of the key's (fused) matrix."""
 
     module: str
-    rows: slice | None = None
+    rows: Rows | None = None
     """Rows of the *file's* matrix that belong to this module. None: all, or, of several targets, the next ones in order
     (as many as the module's own weight has)."""
     component: str | None = None
     """None: the model's one denoiser, or the one whose file this is."""
+    swapped: bool = False
+    """The two halves of the file's matrix stand the other way round in this module."""
 
 
 Targets = Callable[[str], list[Target]]
@@ -73,7 +79,7 @@ class LowRank:
     scale: float
     """alpha / rank; 1 for files without alpha (the trainer forces alpha = rank for transformers)."""
     magnitude: torch.Tensor | None = None
-    rows: slice | None = None
+    rows: Rows | None = None
     """Of a fused matrix: which rows of `up` (and of the product) are this module's. The product is of the whole, as in
     the trainer: GPUs sum matrices of another size in another order."""
 
@@ -95,7 +101,7 @@ class LoKr:
     scale: float
     """1 when both factors are whole (their saved alpha is meaningless then: toolkit/models/lokr.py)."""
     shape: tuple[int, ...]
-    rows: slice | None = None
+    rows: Rows | None = None
 
     def weight(self) -> torch.Tensor:
         import torch
@@ -358,6 +364,10 @@ def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -
 
 def _stacked(targets: list[Target], shapes: Shapes) -> list[Target]:
     """Give each of several targets its rows of the fused matrix: in their order, as many as its own weight has."""
+    if any(t.swapped for t in targets):
+        (target,) = targets
+        count = shapes[target.component or ""][target.module][0]
+        return [target._replace(rows=[*range(count // 2, count), *range(count // 2)])]
     if len(targets) < 2 or any(t.rows is not None for t in targets):
         return targets
     ends = list(accumulate(shapes[t.component or ""][t.module][0] for t in targets))

@@ -54,13 +54,14 @@ class Output:
         return save(self, Path(path), quality=quality)
 
 
-def check_path(path: Path, frames: int) -> None:
-    """Refuse, before anything renders, a path that could not be written.
+def check_path(path: Path, frames: int, *, moving: bool = False) -> None:
+    """Refuse, before anything renders, a path that could not be written. `moving`: a video was asked for, so that one
+    frame may be written as one.
 
     Raises:
         RequestError: unknown suffix for this kind of output, or no such folder.
     """
-    known = {".webp", *VIDEOS} if frames > 1 else set(PICTURES)
+    known = {".webp", *VIDEOS} if frames > 1 else {*PICTURES, *(VIDEOS if moving else ())}
     if path.suffix.lower() not in known:
         what = f"{frames} frames" if frames > 1 else "one picture"
         raise RequestError(f"output {path}: cannot write {what} as {path.suffix or 'a file without suffix'}; "
@@ -79,8 +80,8 @@ def save(output: Output, path: Path, *, quality: int | None = None) -> Path:
     `quality` is that of JPEG and WebP (1 to 100); None takes what the trainer uses: 75 for JPEG, 80 for WebP.
     """
     frames, suffix, media = output.frames, path.suffix.lower(), output.media
-    check_path(path, len(frames))
-    is_video = suffix in VIDEOS and len(frames) > 1
+    check_path(path, len(frames), moving=output.settings.moving)
+    is_video = suffix in VIDEOS
     receipt = json.dumps(output.receipt, indent=2, ensure_ascii=False) + "\n"
     files: dict[Path, Callable[[Path], object]] = {}
     if is_video:
@@ -116,9 +117,8 @@ def _text_chunk(receipt: Mapping[str, Any]) -> Any:
     """The receipt for whoever gets the picture: control images by their content, not by where they lay here."""
     from PIL.PngImagePlugin import PngInfo
 
-    digests, settings = receipt["control_sha256"], receipt["settings"]
-    first = digests[0] if settings["ctrl_img"] else None
-    carried = {**receipt, "settings": {**settings, "control": digests, "ctrl_img": first}}
+    pictures = {"control": receipt["control_sha256"], "shown": receipt.get("shown_sha256", [])}
+    carried = {**receipt, "settings": {**receipt["settings"], **pictures}}
     chunk = PngInfo()
     chunk.add_itxt(RECEIPT_KEY, json.dumps(carried, ensure_ascii=False), zip=True)
     return chunk

@@ -230,6 +230,11 @@ class Pipeline:
             },
             "settings": settings.as_dict(),
             "control_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in settings.control],
+            **(
+                {"shown_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in settings.shown]}
+                if settings.shown
+                else {}
+            ),
             "scheduler": {"class": self.spec.scheduler.cls, **self.spec.scheduler.config},
             "sigmas_sha256": hashlib.sha256(schedule.tobytes()).hexdigest(),
             "pixels_sha256": output.pixels_sha256(media.frames),

@@ -151,6 +151,8 @@ class ModelSpec:
     size_rule: Literal["floor", "refuse"] = "floor"
     controls: tuple[int, int] = (0, 0)
     """Fewest and most control images."""
+    refuses_control: bool = False
+    """The trainer stops at a job's `ctrl_img`. (Of other models without control images it passes over that.)"""
     num_frames: int = 1
     """Default; 1 for image models."""
     fps: int = 16

@@ -194,8 +194,12 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     if length > LONGEST_PROMPT:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: {length} characters once the trigger word is put in; at most "
                   f"{LONGEST_PROMPT}", prompt_index=index)  # fmt: skip
+    if spec.kind != "video" and fields["num_frames"] not in (None, 1):
+        raise bad("PROMPT_INVALID", f"prompts[{index}]: num_frames {fields['num_frames']}: {spec.id} makes pictures; "
+                  "leave it out", prompt_index=index)  # fmt: skip
     try:
-        settings = resolve(replace(spec, controls=(0, 0)), Request(**fields))
+        # A prompt may name no file of this machine.
+        settings = resolve(replace(spec, controls=(0, spec.controls[1])), Request(**fields, located={}))
     except RequestError as error:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: {error.problem}", prompt_index=index) from error
     if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:

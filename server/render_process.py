@@ -223,11 +223,11 @@ class Renderer:
         with controls.upright(iter(prompt.controls)) as shown:
             control, ctrl_img = prompt.fields.get("control", []), prompt.fields.get("ctrl_img")
             seen = {"control": [shown[path] for path in control], "ctrl_img": shown.get(ctrl_img or "")}
-            output = pipeline.sample(**{**prompt.fields, **seen}, on_step=on_step)
+            output = pipeline.sample(**{**prompt.fields, **seen, "located": {}}, on_step=on_step)
         names = {shown[path]: label for path, label in prompt.controls.items()}
         settings = output.receipt["settings"]
-        settings["control"] = [names[path] for path in settings["control"]]
-        settings["ctrl_img"] = names.get(settings["ctrl_img"])
+        for field in ("control", "shown"):
+            settings[field] = [names[path] for path in settings[field]]
         output.receipt["verified_by"] = job.verified
         return output
 

@@ -1,23 +1,24 @@
 """A known drift is renamed, never widened: only while it is unexpired, and only up to its recorded size."""
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from lora_drift.harness.check import known
+from lora_drift.harness.check import known, trusted
 from lora_drift.harness.check.cases import CaseError
 from lora_drift.harness.check.results import Metric, Result, Verdict
 from lora_drift.harness.cli.main import app
 
-EXPIRY = date(2030, 6, 30)
+EXPIRY = date.today() + timedelta(days=90)
 ENTRY: dict[str, Any] = {
     "case": "flux/lora",
     "cause": "the scheduler of release X",
-    "pixel_max": 10,
+    "pixel_max": 5,
     "latents_rel_l2": 0.01,
     "expires": EXPIRY,
 }
@@ -28,15 +29,23 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "known.yaml"
 
 
+def written(entry: dict[str, Any]) -> dict[str, Any]:
+    """As `known.add` leaves it, with its digest; an entry that cannot be read, as it is."""
+    try:
+        return {**entry, "measured": known.Known(**entry).digest}
+    except ValidationError:
+        return entry
+
+
 def judged(
     file: Path,
     *entries: dict[str, Any],
-    pixel_max: float = 9,
+    pixel_max: float = 4,
     latents_rel_l2: float = 0.009,
     today: date = EXPIRY,
     **fields: Any,
 ) -> Result:
-    file.write_text(yaml.safe_dump(list(entries)))
+    file.write_text(yaml.safe_dump([written(entry) for entry in entries]))
     metrics = [Metric(name="pixel_max", value=pixel_max), Metric(name="latents_rel_l2", value=latents_rel_l2)]
     result = Result(**{
         "case": "flux/lora", "model": "flux", "tag": "v1", "tier": "mini", "device": "cpu", "dtype": "float32",
@@ -48,20 +57,20 @@ def judged(
 def test_a_listed_drift_is_known_until_the_end_of_its_last_day(file: Path) -> None:
     result = judged(file, ENTRY)
     assert result.verdict == "known"
-    assert result.message == "the scheduler of release X (known until 2030-06-30; outside its tolerance)"
+    assert result.message == f"the scheduler of release X (known until {EXPIRY}; outside its tolerance)"
 
 
 def test_after_that_day_it_is_drift_again_and_says_so(file: Path) -> None:
-    result = judged(file, ENTRY, today=date(2030, 7, 1))
+    result = judged(file, ENTRY, today=EXPIRY + timedelta(days=1))
     assert result.verdict == "drift"
-    assert "expired on 2030-06-30: the scheduler of release X" in result.message
+    assert f"expired on {EXPIRY}: the scheduler of release X" in result.message
 
 
 @pytest.mark.parametrize(
     ("measured", "verdict"),
     [
-        ({"pixel_max": 11, "latents_rel_l2": 0.011}, "known"),
-        ({"pixel_max": 12}, "drift"),
+        ({"pixel_max": 5.5, "latents_rel_l2": 0.011}, "known"),
+        ({"pixel_max": 6}, "drift"),
         ({"latents_rel_l2": 0.0111}, "drift"),
     ],
 )
@@ -164,9 +173,10 @@ def test_the_command_takes_the_size_from_results(file: Path, tmp_path: Path, mon
     monkeypatch.setattr(known, "KNOWN", file)
     shard = tmp_path / "r.jsonl"
     shard.write_text(drifted().model_dump_json() + "\n")
-    command = ["known", "add", "flux/lora", "--cause", "release X", "--expires", "2030-06-30", "--results", str(shard)]
+    monkeypatch.setattr(trusted, "check", lambda found: None)  # test_tampering.py has what it refuses
+    command = ["known", "add", "flux/lora", "--cause", "release X", "--expires", str(EXPIRY), "--results", str(shard)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert "flux/lora is a known drift of up to 7/255 until 2030-06-30" in done.output
+    assert f"flux/lora is a known drift of up to 7/255 until {EXPIRY}" in done.output
     again = CliRunner().invoke(app, [*command[:3], "--cause", "x", "--expires", "soon", "--results", str(shard)])
     assert again.exit_code == 2

@@ -94,6 +94,8 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
         value = getattr(spec, f.name)
         if f.name in (*INFORMS, *ELSEWHERE) or (f.name in VIDEO_ONLY and spec.kind != "video"):
             continue
+        if f.name == "refuses_control" and spec.controls[1]:
+            continue  # it takes some
         if f.name == "size_rule" and spec.size_divisor == spec.asked_divisor:
             continue  # there is nothing left to floor, or to refuse
         if isinstance(value, Scheduler):
@@ -153,6 +155,7 @@ def settings_of(spec: ModelSpec, row: ModelSpec) -> list[str]:
     asked += [{**least, "steps": n} for n in (1, 2, row.most_steps, row.most_steps + 1)]
     asked += [{**least, "width": w, "height": h} for w, h in ((64, 64), (10, 10), (333, 777), (340, 72), (1024, 608))]
     asked += [{**least, "num_frames": n} for n in (2, 8, 16)]
+    asked.append({"ctrl_img": str(ASSETS / "tall.png")})
     return [outcome(lambda more=more: resolve(spec, Request("a fox", **more))) for more in asked]  # type: ignore[misc]
 
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_drift.harness.check import cases
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError, loading
 from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import Request, Settings, resolve
@@ -109,6 +110,7 @@ FLAGS = [
     ("--num_frames 13", "num_frames", 13),
     ("--fps 24", "fps", 24),
 ]
+ASKED = {"width": "asked_width", "height": "asked_height", "num_frames": "asked_frames"}
 FIELDS = Request(
     "", negative="noisy", width=256, height=256, steps=4, guidance_scale=3.0, guidance_rescale=0.1, seed=1,
     multiplier=0.5, num_frames=5, fps=8,
@@ -119,7 +121,7 @@ FIELDS = Request(
 def test_a_flag_wins_over_its_field_and_changes_nothing_else(flag: str, field: str, value: object) -> None:
     without = resolve(VIDEO, replace(FIELDS, prompt="a fox"))
     with_flag = resolve(VIDEO, replace(FIELDS, prompt=f"a fox {flag}"))
-    changes: dict[str, Any] = {field: value, **({f"asked_{field}": value} if field in ("width", "height") else {})}
+    changes: dict[str, Any] = {field: value, **({ASKED[field]: value} if field in ASKED else {})}
     assert with_flag == replace(without, **changes)
     assert with_flag != without
 
@@ -142,7 +144,45 @@ def test_an_unknown_flag_is_dropped_with_its_text(flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--w wide", "--h 1.5", "--steps", "--seed 3 cats", "--cfg high", "--m", "--fps 1,5", "--frames many"]
+    ("flag", "field", "value"),
+    [
+        ("--seed -7", "seed", -7),
+        ("--seed -1", "seed", -1),
+        ("--w 0", "width", 64),
+        ("--h -8", "height", 64),
+        ("--frames 5", "num_frames", 1),
+        ("--fps 0", "fps", 0),
+    ],
+)
+def test_what_the_trainer_takes_of_a_picture_model_is_taken(flag: str, field: str, value: int) -> None:
+    """Pictures have no frames, sides are at least 64, and torch takes negative seeds."""
+    assert getattr(resolved(f"a fox {flag}"), field) == value
+
+
+def test_a_short_video_becomes_one_frame_and_is_still_a_video() -> None:
+    found = resolved("a fox --frames 5", model="ltx2")
+    assert (found.num_frames, found.moving) == (1, True)
+    assert not resolved("a fox --frames 1", model="ltx2").moving
+    assert not resolved("a fox --frames 5").moving
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--a x",
+        "--ref",
+        "--ev 1,b",
+        "--extra_values 1,,2",
+        "--ctrl_idx one",
+        "--w wide",
+        "--h 1.5",
+        "--steps",
+        "--seed 3 cats",
+        "--cfg high",
+        "--m",
+        "--fps 1,5",
+        "--frames many",
+    ],
 )
 def test_a_flag_without_its_number_is_refused_by_name(flag: str) -> None:
     message = refusal(f"a fox {flag} --n dark", model="wan21_1b")
@@ -167,6 +207,63 @@ def test_trigger_and_name_in_a_prompt(fields: dict[str, str], prompt: str) -> No
     assert resolved("[trigger] by [name]", **fields).prompt == prompt
 
 
+# ---------------------------------------------------------------------------------------------------- control images
+
+TALL, WIDE, OTHER = (str(cases.ASSETS / name) for name in ("tall.png", "wide.png", "other.png"))
+
+
+@pytest.mark.parametrize("model", ["flux_kontext", "flex2", "hidream_e1", "ltx2", "omnigen2", "qwen_image_edit",
+                                   "wan21_i2v_14b", "wan22_5b"])  # fmt: skip
+def test_a_model_of_one_control_image_reads_ctrl_img_only(model: str) -> None:
+    found = resolved(model=model, ctrl_img=TALL, ctrl_img_1=WIDE, ctrl_img_2=OTHER)
+    assert (found.control, found.shown) == ((TALL,), ())
+    if spec_of(model).controls[0]:
+        assert "it reads ctrl_img only" in refusal(model=model, ctrl_img_1=WIDE)
+    else:
+        assert resolved(model=model, ctrl_img_1=WIDE).control == ()
+    assert resolved(model=model, control=[WIDE]).control == (WIDE,)
+
+
+@pytest.mark.parametrize("model", ["qwen_image_edit_plus", "flux2_klein_4b"])
+@pytest.mark.parametrize(
+    ("fields", "read", "shown"),
+    [
+        ({"ctrl_img": TALL}, (TALL,), (TALL, TALL)),
+        ({"ctrl_img_1": WIDE}, (WIDE,), (WIDE,)),
+        ({"ctrl_img_2": WIDE}, (WIDE,), (WIDE,)),
+        ({"ctrl_img": TALL, "ctrl_img_1": WIDE}, (TALL,), (TALL, WIDE)),
+        ({"ctrl_img": TALL, "ctrl_img_2": WIDE}, (TALL, WIDE), (TALL, TALL, WIDE)),
+        ({"ctrl_img": TALL, "ctrl_img_1": WIDE, "ctrl_img_3": OTHER}, (TALL, OTHER), (TALL, WIDE, OTHER)),
+        # ctrl_img is copied to ctrl_img_1 before the prompt's flags are read.
+        ({"prompt": f"a --ctrl_img {TALL}"}, (TALL,), (TALL,)),
+        ({"prompt": f"a --ctrl_img {TALL}", "ctrl_img": WIDE}, (TALL,), (TALL, WIDE)),
+        ({"prompt": f"a --ctrl_img {TALL}", "ctrl_img_1": WIDE, "ctrl_img_2": OTHER}, (TALL, OTHER),
+         (TALL, WIDE, OTHER)),
+        ({"prompt": f"a --ctrl_img {TALL}", "ctrl_img_2": OTHER}, (TALL, OTHER), (TALL, OTHER)),
+        ({"control": [TALL, WIDE]}, (TALL, WIDE), (TALL, WIDE)),
+    ],
+)  # fmt: skip
+def test_of_several_control_images_the_model_and_its_text_encoder_read_what_the_trainers_do(
+    model: str, fields: dict[str, Any], read: tuple[str, ...], shown: tuple[str, ...]
+) -> None:
+    found = resolved(model=model, **{"prompt": "a fox", **fields})
+    assert (found.control, found.shown or found.control) == (read, shown)
+
+
+def test_a_picture_model_passes_over_control_images_and_qwen_image_stops_at_one() -> None:
+    assert resolved(f"a fox --ctrl_img {TALL}", model="sdxl", ctrl_img_1=WIDE) == resolved("a fox", model="sdxl")
+    for fields in ({"prompt": f"a --ctrl_img {TALL}"}, {"ctrl_img": TALL}):
+        assert "the trainer stops" in refusal(model="qwen_image", **{"prompt": "a fox", **fields})
+    assert "takes none; leave it out" in refusal(model="sdxl", control=[TALL])
+
+
+def test_a_picture_that_a_prompt_names_is_looked_for_where_it_lies() -> None:
+    asked: dict[str, Any] = {"model": "flux_kontext", "prompt": "a --ctrl_img mine.png"}
+    assert "mine.png: no such file" in refusal(**asked)
+    assert resolved(**asked, located={"mine.png": TALL}).control == (TALL,)
+    assert "'mine.png' is not here" in refusal(**asked, located={})
+
+
 def test_seed_minus_one_draws_a_seed() -> None:
     drawn = {resolved(seed=-1).seed for _ in range(8)}
     assert len(drawn) > 1
@@ -179,13 +276,10 @@ def test_seed_minus_one_draws_a_seed() -> None:
 @pytest.mark.parametrize(
     ("model", "fields", "named"),
     [
-        ("sd15", {"width": 0}, "size 0x512"),
-        ("sd15", {"height": -8}, "size 512x-8"),
         ("sd15", {"width": 16385}, "at most 16384"),
         ("sd15", {"steps": 0}, "steps 0"),
-        ("sd15", {"seed": -2}, "seed -2"),
+        ("sd15", {"seed": -(2**63) - 1}, f"seed {-(2**63) - 1}"),
         ("sd15", {"seed": 2**64}, f"seed {2**64}"),
-        ("sd15", {"num_frames": 5}, "frames 5: sd15 makes pictures"),
         ("wan21_1b", {"num_frames": 0}, "frames/fps 0/16"),
         ("wan21_1b", {"fps": 0}, "frames/fps 41/0"),
     ],
@@ -248,7 +342,7 @@ def test_what_is_resolved_resolves_to_itself(spec: ModelSpec, text: str, flags: 
     request = Request(" ".join([text, *flags]), "noisy", width=side, height=side, seed=n, steps=n, num_frames=frames)
     once = resolve(spec, request)
     fields = once.as_dict()
-    derived = ("negative_prompt_2", "asked_width", "asked_height")
+    derived = ("negative_prompt_2", "shown", *ASKED.values())
     for name in derived:
         del fields[name]
     again = resolve(spec, Request(**{"negative": fields.pop("negative_prompt"), **fields}))

@@ -65,8 +65,8 @@ def _defaults(spec: ModelSpec) -> str:
 
 def _shown(settings: Settings) -> str:
     """With the names of control images in place of their paths."""
-    values = asdict(settings) | {"control": [path.rpartition("/")[2] for path in settings.control]}
-    values |= {"ctrl_img": (settings.ctrl_img or "").rpartition("/")[2]}
+    values = asdict(settings)
+    values |= {name: [path.rpartition("/")[2] for path in values[name]] for name in ("control", "shown")}
     return line({name: value for name, value in values.items() if value != []})
 
 

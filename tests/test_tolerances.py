@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from lora_drift.harness.check import tolerances
 from lora_drift.harness.check.goldens import CPU
-from lora_drift.harness.check.results import Metric
-from lora_drift.harness.check.runner import JUDGED
+from lora_drift.harness.check.results import JUDGED, Metric
 from lora_drift.harness.check.tolerances import FACTORS, Tolerance, ToleranceError
 from lora_drift.harness.studies import spread as measure
 

@@ -5,7 +5,9 @@ The field names under `sample:` and `lora.network:` are the trainer's own (`Samp
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -27,6 +30,7 @@ from lora_drift.harness.paths import ROOT, elsewhere
 from lora_drift.harness.tags import TagError
 
 CASES = ROOT / "cases"
+NARROWED = Path(__file__).parent / "narrowed_before.yaml"
 ASSETS = CASES / "assets"
 Tier = Literal["mini", "full"]
 """On the mini hub, or on the real weights."""
@@ -51,6 +55,7 @@ class Network(_Strict):
     lokr_full_rank: bool | None = None
     lokr_factor: int | None = None
     old_lokr_format: bool | None = None
+    transformer_only: bool | None = None
     split_multistage_loras: bool | None = None
     network_kwargs: dict[str, Any] | None = None
 
@@ -77,6 +82,7 @@ def _asset(name: str, info: ValidationInfo) -> str:
 
 Asset = Annotated[str, AfterValidator(_asset)]
 """Name of a picture in `assets` in the folder of the cases; the value is its path."""
+NAMED = re.compile(r"--ctrl_img +([\w.-]+)")
 
 
 class Sample(_Strict):
@@ -99,12 +105,25 @@ class Sample(_Strict):
     ctrl_img_3: Asset | None = None
     ctrl_idx: int = 0
     do_cfg_norm: bool = False
+    _assets: Path = PrivateAttr(ASSETS)
 
     @property
     def control(self) -> list[str]:
         """Paths of the numbered control images, or of the single one."""
         numbered = [p for p in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if p is not None]
-        return numbered or ([self.ctrl_img] if self.ctrl_img else [])
+        return numbered or ([self.ctrl_img] if self.ctrl_img else list(self.located.values()))
+
+    @property
+    def located(self) -> dict[str, str]:
+        """Name -> path, of the picture in `assets` that the prompt names (`--ctrl_img wide.png`)."""
+        return {name: str(self._assets / name) for name in NAMED.findall(self.prompt)}
+
+    @model_validator(mode="after")
+    def _names_pictures_that_are_there(self, info: ValidationInfo) -> "Sample":
+        self._assets = (info.context or {}).get("assets", ASSETS)
+        for name in self.located:
+            _asset(name, info)
+        return self
 
 
 class Quantization(_Strict):
@@ -181,12 +200,24 @@ class Case(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of what the picture depends on: all but `about` and `controls` (new fields change nothing)."""
-        content = self.model_dump(mode="json", exclude={"about", "controls"}, exclude_defaults=True, by_alias=True)
+        """Hash of what the case proves: all but `about` (new fields change nothing)."""
+        before = bool(self.controls) and narrowed_before().get(self.id) == self.controls
+        left_out = {"about", "controls"} if before else {"about"}
+        content = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True, by_alias=True)
         for name, value in content["sample"].items():
             if name.startswith("ctrl_img"):  # the picture counts, not where it lies
                 content["sample"][name] = sha256(Path(value).read_bytes()).hexdigest()
+        for name, path in self.sample.located.items():
+            content["sample"][name] = sha256(Path(path).read_bytes()).hexdigest()
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def narrowed_before() -> dict[str, tuple[str, ...]]:
+    """Case -> controls, of those that named some before `controls` belonged to the hash: their goldens, which nobody
+    edits, hold the hash without. Nothing is ever added."""
+    found = yaml.safe_load(NARROWED.read_text(encoding="utf-8"))
+    return {case: tuple(controls) for case, controls in found.items()}
 
 
 def load(path: Path) -> Case:

@@ -27,9 +27,12 @@ def read(path: Path) -> dict[str, Fields]:
     Raises:
         ValueError: the file has another layout.
     """
-    if not path.is_file():
-        return {}
-    shared = json.loads(path.read_text(encoding="utf-8"))
+    return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def parse(text: str) -> dict[str, Fields]:
+    """The same of the file's text."""
+    shared = json.loads(text)
     goldens = shared.pop("cases", None) if isinstance(shared, dict) else None
     if not isinstance(goldens, dict) or not all(isinstance(own, dict) for own in goldens.values()):
         raise ValueError("it has no object `cases` of objects")

@@ -2,10 +2,15 @@
 
 `cases/known.yaml` is a list of entries with a case, its measured size, the cause, and a date after which it counts as
 drift again. An entry never widens a tolerance: it renames the verdict, visibly, while the drift stays within its size.
+It is small and does not last: what is larger than `LARGEST` or lasts longer than `LONGEST` excuses nothing, nor what no
+`lora-drift known add` has written for the very golden that is there.
 """
 
-from datetime import date
+import json
+from collections.abc import Iterator
+from datetime import date, timedelta
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -17,6 +22,10 @@ from lora_drift.harness.check.results import Excuse, Result
 KNOWN = CASES / "known.yaml"
 SLACK = 1.1
 """A drift may exceed its recorded size by this factor before it is a new one."""
+LARGEST = {"pixel_max": 8.0, "latents_rel_l2": 0.05}
+"""Nothing larger is excused: such a difference can be seen, or is as large as a mistake."""
+LONGEST = timedelta(days=180)
+"""How long, from today, an entry may last."""
 
 
 class Known(BaseModel):
@@ -30,6 +39,30 @@ class Known(BaseModel):
     pixel_max: float
     latents_rel_l2: float
     expires: date
+    golden: str = ""
+    """Seal of the golden from which this was measured, its first 16 digits."""
+    measured: str = ""
+    """Of all other fields; `add` writes it with what it copies from a measurement."""
+
+    @property
+    def digest(self) -> str:
+        fields = self.model_dump(mode="json", exclude={"measured"})
+        return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    def faults(self, result: Result, today: date) -> Iterator[str]:
+        """Why it excuses nothing."""
+        if self.measured != self.digest:
+            yield "`lora-drift known add` did not write it, or it was edited since"
+        if self.golden != _seal(result):
+            yield "it was measured from another golden"
+        if self.expires - today > LONGEST:
+            yield f"it lasts until {self.expires}; at most {LONGEST.days} days are allowed"
+        for name, most in LARGEST.items():
+            if getattr(self, name) > most:
+                yield f"its {name} is {getattr(self, name):g}; at most {most:g} can be excused"
+        weakest = {name: min((c.distances[name] for c in result.controls), default=None) for name in LARGEST}
+        if any(least is not None and least <= getattr(self, name) * SLACK for name, least in weakest.items()):
+            yield "it is as large as one of the mistakes that the case must notice"
 
     def covers(self, result: Result) -> bool:
         """Is it about this case, tag, device and dtype?"""
@@ -53,6 +86,11 @@ def judge(result: Result, today: date | None = None, path: Path = KNOWN) -> Resu
     today = today or date.today()
     for entry in entries(path):
         if not entry.covers(result) or (result.verdict == "drift" and not _within(entry, result)):
+            continue
+        fault = next(entry.faults(result, today), None)
+        if fault is not None:
+            if result.verdict == "drift":
+                result.message += f". Listed as known, but not to be excused: {fault}"
             continue
         excuse = Excuse(cause=entry.cause, expires=entry.expires, expired=today > entry.expires)
         if result.verdict == "match":
@@ -85,6 +123,9 @@ def add(found: list[Result], case: str, cause: str, expires: date, path: Path | 
         raise CaseError("--cause is empty: say what causes the drift, in words that its next reader understands")
     if expires <= date.today():
         raise CaseError(f"--expires {expires} has passed: an entry lasts until a date by which the drift is mended")
+    if expires - date.today() > LONGEST:
+        raise CaseError(f"--expires {expires} is more than {LONGEST.days} days away; and it is looked at again then: "
+                        "name an earlier day")  # fmt: skip
     worst = max(drifts, key=lambda r: _size(r)["pixel_max"])
     if any(entry.covers(worst) for entry in entries(path)):
         raise CaseError(f"{path.name} already lists {case}; edit or remove that entry")
@@ -95,8 +136,13 @@ def add(found: list[Result], case: str, cause: str, expires: date, path: Path | 
         dtype=worst.dtype,
         cause=cause.strip(),
         expires=expires,
-        **_size(worst),
+        golden=_seal(worst),
+        pixel_max=_size(worst)["pixel_max"],
+        latents_rel_l2=_size(worst)["latents_rel_l2"],
     )
+    entry = entry.model_copy(update={"measured": entry.digest})
+    if fault := next(entry.faults(worst, date.today()), None):
+        raise CaseError(f"{case}: {fault}; mend it instead")
     text = path.read_text(encoding="utf-8") if path.is_file() else HEAD
     lines = yaml.safe_dump([entry.model_dump()], sort_keys=False, allow_unicode=True, width=118)
     path.write_text(text + lines, encoding="utf-8")
@@ -108,9 +154,15 @@ HEAD = "# Drifts that are explained but not mended; `lora-drift known add` write
 
 
 def _within(entry: Known, result: Result) -> bool:
-    """A drift of shape has no size and is never within one."""
+    """A drift of shape has no size and is never within one, nor is what no distance tells."""
     size = _size(result)
-    return len(size) == 2 and all(size[name] <= getattr(entry, name) * SLACK for name in size)
+    if result.disagreements or len(size) < 2:
+        return False
+    return all(size[name] <= getattr(entry, name) * SLACK for name in size)
+
+
+def _seal(result: Result) -> str:
+    return str(result.provenance.get("seal", ""))[:16]
 
 
 def _size(result: Result) -> dict[str, float]:

@@ -37,6 +37,6 @@ def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipe
         other = flipped if len(settings.control) > 1 else (str(Path(settings.control[0]).with_name(unlike)),)
         if not Path(other[0]).is_file():
             raise FileNotFoundError(f"{other[0]}: put a picture there, unlike that of the case; it must be told apart")
-        yield "another control image", pipeline, replace(settings, control=other, ctrl_img=None)
+        yield "another control image", pipeline, replace(settings, control=other, shown=())
     if negative_counts(pipeline, settings) and settings.negative_prompt:
         yield "negative prompt dropped", pipeline, replace(settings, negative_prompt="", negative_prompt_2="")

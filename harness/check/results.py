@@ -1,6 +1,6 @@
 """What one checked case yields: one JSON object a line in `--drift-json FILE`, and the report's only input."""
 
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,22 @@ PASSING: frozenset[str] = frozenset({"match", "known"})
 
 IDENTICAL = "identical"
 """Note of a metric without a value because nothing differs: the PSNR of equal pictures is infinite."""
+
+
+JUDGED = ("latents_rel_l2", "pixel_max", "pixel_mean")
+"""Distances that every comparison has, and that decide it."""
+
+
+class Made(BaseModel):
+    """What made a result (`trusted.py`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str
+    """Hash of the files that decide it."""
+    commit: str
+    at: datetime
+    machine: str
 
 
 class Metric(BaseModel):
@@ -49,7 +65,12 @@ class Control(BaseModel):
     """"lora off", "seed + 1", "one step fewer", ..."""
     pixel_max: float
     latents_rel_l2: float
+    pixel_mean: float | None = None
     caught: bool
+
+    @property
+    def distances(self) -> dict[str, float]:
+        return {name: value for name in JUDGED if (value := getattr(self, name)) is not None}
 
 
 class Divergence(BaseModel):
@@ -112,6 +133,8 @@ class Result(BaseModel):
     device: str
     dtype: str
     verdict: Verdict
+    disagreements: list[str] = []
+    """What no distance tells (`agreements.py`)."""
     message: str = ""
     """One paragraph for the reader: what is wrong and what to do. Empty for a match."""
     traceback: str = ""
@@ -120,6 +143,7 @@ class Result(BaseModel):
     lora: str = ""
     """Type of the LoRA's network ("lora", "dora", "lokr"); empty without one."""
     excuse: Excuse | None = None
+    made: Made | None = None
     seconds: float = 0.0
     metrics: list[Metric] = []
     controls: list[Control] = []

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_drift.harness import tags
 from lora_drift.harness.check import (
+    agreements,
     divergence,
     goldens,
     known,
@@ -24,6 +25,7 @@ from lora_drift.harness.check import (
     noise_floor,
     strips,
     tolerances,
+    trusted,
     user_cache,
 )
 from lora_drift.harness.check import (
@@ -31,7 +33,7 @@ from lora_drift.harness.check import (
 )
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
-from lora_drift.harness.check.results import Control, Divergence, Metric, Result
+from lora_drift.harness.check.results import JUDGED, Control, Divergence, Metric, Result
 from lora_drift.harness.check.trace import Rendered, Trace, Tracer
 from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub import factory
@@ -40,7 +42,6 @@ from lora_drift.pipelines.errors import NotFinite
 
 LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
 """Artefact -> the argument of `Pipeline.with_lora` that takes it."""
-JUDGED = ("latents_rel_l2", "pixel_max", "pixel_mean")
 
 
 def use_minihub(home: Path | None = None) -> Path:
@@ -178,8 +179,11 @@ class Bench:
             fps=sample.fps,
             trigger_word=case.trigger_word,
             job_name=case.job_name,
-            control=sample.control,
             ctrl_img=sample.ctrl_img,
+            ctrl_img_1=sample.ctrl_img_1,
+            ctrl_img_2=sample.ctrl_img_2,
+            ctrl_img_3=sample.ctrl_img_3,
+            located=sample.located,
             ctrl_idx=sample.ctrl_idx,
             do_cfg_norm=sample.do_cfg_norm,
         )
@@ -204,8 +208,10 @@ class Bench:
             output = error.output
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
         assert tracer.trace.final_latents is not None
-        settings = {**output.receipt["settings"], "control": [Path(p).name for p in output.settings.control]}
-        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, output.media.audio)
+        pictures = {field: [Path(p).name for p in getattr(output.settings, field)] for field in ("control", "shown")}
+        settings = {**output.receipt["settings"], **pictures}
+        media = output.media
+        return Rendered(frames, tracer.trace.final_latents, tracer.trace, settings, media.audio, media.sample_rate)
 
 
 @contextmanager
@@ -244,7 +250,15 @@ def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
         fused.setdefault(delta.name.removeprefix(prefix), []).append(delta)
     for name, parts in fused.items():
         if [part.module for part in parts] != [name]:
-            yield name, np.concatenate([change(part) for part in parts])
+            yield name, _fused([(part.change.rows, change(part)) for part in parts])
+
+
+def _fused(parts: list[tuple[Any, np.ndarray]]) -> np.ndarray:
+    """The file's own matrix, of (which of its rows a part is, the part)."""
+    whole = np.concatenate([part for _, part in parts])
+    for rows, part in parts:
+        whole[slice(None) if rows is None else rows] = part
+    return whole
 
 
 def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None) -> Result:
@@ -265,6 +279,7 @@ def check(bench: Bench, case: Case, out: Path, compare: Comparison | None = None
         about=case.about,
         lora=case.lora.network.type if case.lora else "",
         environment=bench.environment,
+        made=trusted.made(),
     )
     try:
         _need(bench.device)
@@ -326,15 +341,17 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         )
         return
     measured = [*metrics.latents(golden.latents(), ours.latents), *metrics.pixels(reference, ours.frames)]
-    if "audio" in golden.artefacts:
+    told = agreements.disagreements(golden, settings, ours, pipeline.base.pipe)
+    if "audio" in golden.artefacts and ours.audio is not None:
         measured.append(metrics.audio(golden.audio(), ours.audio))
     result.metrics = tolerances.apply(measured, limits)
     _trace(result, golden, ours, limits["trace"].limit)
     outside = [m for m in result.metrics if not m.within]
     blind = [c.name for c in result.controls if not c.caught]
-    if outside:
-        result.verdict = "drift"
-        result.message = "outside its tolerance: " + ", ".join(_beyond(m) for m in outside) + _where(result)
+    if outside or told:
+        result.verdict, result.disagreements = "drift", told
+        beyond = ["outside its tolerance: " + ", ".join(_beyond(m) for m in outside)] if outside else []
+        result.message = "; ".join([*told, *beyond]) + (_where(result) if outside else "")
     elif blind:
         result.verdict = "error"
         result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
@@ -452,6 +469,7 @@ def _control(name: str, golden: Golden, ours: Rendered, limits: dict[str, tolera
         name=name,
         pixel_max=measured["pixel_max"].value or 0.0,
         latents_rel_l2=measured["latents_rel_l2"].value or 0.0,
+        pixel_mean=measured["pixel_mean"].value,
         caught=any(not measured[m].within for m in JUDGED),
     )
 

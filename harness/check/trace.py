@@ -100,6 +100,7 @@ class Rendered:
     settings: dict[str, Any]
     audio: np.ndarray | None = None
     """float32 [channels, samples]"""
+    sample_rate: int = 0
 
 
 def errors(golden: Trace, ours: Trace) -> dict[str, float]:

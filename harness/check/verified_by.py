@@ -72,13 +72,19 @@ def wanted() -> str:
     kind of network, kind of quantisation and number of control images, and its verdict at each tag; a line a case."""
     from lora_drift.harness.check import cases
     from lora_drift.pipelines.quantize import Quantization
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.settings import Request, resolve
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
     found: dict[tuple[str, str | None, str, str, int], dict[str, Any]] = {}
-    for case in sorted(cases.load_all(), key=lambda case: case.name not in ("base", "lora")):  # the plainest first
+    for case in sorted(
+        cases.load_all(), key=lambda case: case.id.split("/")[1] not in ("base", "lora")
+    ):  # the plainest first
         network = case.lora.network.type if case.lora else ""
         base = _in_words(Quantization(**case.quantization.model_dump()) if case.quantization else Quantization())
-        controls = len(case.sample.control) or int(case.sample.ctrl_img is not None)
+        named = {name: getattr(case.sample, name) for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")}
+        request = Request(case.sample.prompt, located=case.sample.located, **named)
+        controls = len(resolve(spec_of(case.model), request).control)
         key = (case.model, case.lora.mode if case.lora else None, base, network, controls)
         told = {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
         row = {"case": case.id, "model": key[0], "lora": key[1], "quantized": key[2], "network": network,

@@ -81,6 +81,8 @@ def report(
     the overview of every summary and matrix under reports/, with a row for each model.
     """
     with user_errors(needs="check"):
+        from lora_drift.harness.check import results as read_results
+        from lora_drift.harness.check import trusted
         from lora_drift.harness.cli import session
 
         try:
@@ -91,6 +93,7 @@ def report(
             elif not results:
                 fail("report: name one or more result files, or give --index")
             else:
+                trusted.check(read_results.merge(results))
                 for page in session.write_reports(results, out, since):
                     typer.echo(page)
         except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lora_drift.harness.cli import check, diagnose, sample, serve, show, study, verify
+from lora_drift.harness.cli import check, diagnose, fuzz, sample, serve, show, study, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +34,7 @@ def options(
     pass
 
 
-for part in (sample, verify, check, diagnose, study, show, serve):
+for part in (sample, verify, check, diagnose, fuzz, study, show, serve):
     app.add_typer(part.app)
 
 

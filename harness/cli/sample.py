@@ -99,12 +99,14 @@ def sample(
 
         toolkit = tags.row(tag or tags.newest()).version
         spec = spec_of(model, toolkit)
+        if spec.kind != "video" and frames not in (None, 1):
+            fail(f"--frames {frames}: {spec.id} makes pictures; leave it out")
         settings = resolve(
             spec,
             Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
                     trigger, name, [str(path) for path in control or ()]),
         )  # fmt: skip
-        check_path(output, settings.num_frames)
+        check_path(output, settings.num_frames, moving=settings.moving)
         files = lora_files(lora or [])
         if lora_mode not in (None, "merged", "live"):
             fail(f"--lora-mode {lora_mode}: use merged or live")

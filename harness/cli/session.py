@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, results
+from lora_drift.harness.check import cases, results, trusted
 from lora_drift.harness.check.cases import CaseError
 from lora_drift.harness.check.plugin import INTERRUPTED
 from lora_drift.harness.check.results import PASSING, Result
@@ -126,7 +126,9 @@ def show(checked_cases: list[Result]) -> None:
 def measured(case: str, files: list[Path] | None, tag: str | None, device: str) -> list[Result]:
     """Results of `files`; without any, of a check of this one case, here and now."""
     if files:
-        return [r for r in results.merge(files) if tag in (None, r.tag)]
+        found = [r for r in results.merge(files) if tag in (None, r.tag) and r.case == case]
+        trusted.check(found)
+        return found
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "results.jsonl"
         run([], [case], tag=tag, device=device, workers=1, json_file=file, report=False, verbose=False)

@@ -58,6 +58,34 @@ def models(
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+@app.command()
+def coverage(
+    model: Annotated[list[str] | None, typer.Option(help="only this model (repeatable; default: all)")] = None,
+    propose: Annotated[bool, typer.Option("--propose", help="list requests that would visit what is missing")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show which values of a model's inputs its cases visit, and which pairs of values."""
+    with user_errors(needs="check"):
+        from lora_drift.harness.check import cases, coverage
+        from lora_drift.pipelines import MODELS
+        from lora_drift.pipelines.registry import spec_of
+
+        chosen = [spec_of(name).id for name in model or MODELS]
+        known = cases.load_all()
+        found = {name: coverage.measure(name, known) for name in chosen}
+        wanted = {name: list(coverage.proposed(name, known)) for name in chosen} if propose else {}
+    if as_json:
+        told = {name: {**of._asdict(), **({"proposed": wanted[name]} if propose else {})} for name, of in found.items()}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for name, of in found.items():
+        typer.echo(f"{name:28} {of.words}")
+        if model and of.unvisited:
+            typer.echo("  never: " + ", ".join(f"{axis} {value}" for axis, value in of.unvisited))
+        for row in wanted.get(name, ()):
+            typer.echo("  propose: " + ", ".join(f"{axis} {value}" for axis, value in row.items()))
+
+
 def show_model(model: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.markdown import Markdown

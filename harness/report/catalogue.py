@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, verified_by
+from lora_drift.harness.check import cases, coverage, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
@@ -232,6 +232,7 @@ def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
         "mutation": catalogue.mutation(spec.id),
         "speed": catalogue.speeds.get(spec.id),
         "cases": catalogue.shown(spec.id),
+        "coverage": coverage.measure(spec.id, catalogue.cases).words,
         "command": _command(spec),
         "quantised": _quantised(spec),
         "newest": tags.row(tags.newest()),

@@ -355,8 +355,21 @@ def lora_targets(name: str) -> list[Target]:
         ("img_mlp.2", "ff.linear_out"),
         ("txt_mlp.0", "ff_context.linear_in"),
         ("txt_mlp.2", "ff_context.linear_out"),
+        # Outside the blocks, which a LoRA changes with `transformer_only: false`.
+        ("img_in", "x_embedder"),
+        ("txt_in", "context_embedder"),
+        ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
+        ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
+        ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
+        ("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2"),
+        ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
+        ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
+        ("single_stream_modulation.lin", "single_stream_modulation.linear"),
+        ("final_layer.linear", "proj_out"),
     ):
         name = re.sub(rf"(^|(?<=\.)){re.escape(old)}(?=$|\d)", new, name)
+    if name == "final_layer.adaLN_modulation.1":  # shift and scale; Diffusers has scale and shift
+        return [Target("norm_out.linear", swapped=True)]
     if name.endswith("img_attn.qkv"):
         return [Target(name.replace("img_attn.qkv", f"attn.to_{part}")) for part in "qkv"]
     if name.endswith("txt_attn.qkv"):

@@ -221,7 +221,7 @@ def render(pipe: Any, spec: LTX2, settings: Settings, **call: Any) -> Media:
         return_dict=False,
         **call,
     )
-    if settings.num_frames == 1:
+    if not settings.moving:
         return Media(list(frames[0]))
     return Media(list(frames[0]), sound[0].float().cpu().numpy(), pipe.vocoder.config.output_sampling_rate)
 

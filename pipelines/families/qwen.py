@@ -97,7 +97,8 @@ PLUS_QUIRKS = (
     "The negative prompt sees control images resized twice: the list that the positive prompt's encoding has resized "
     "in place is resized again, the sides swapped back.",
     "The guided prediction keeps its own length unless `do_cfg_norm` is set; stock Diffusers always rescales it.",
-    "A picture given as `ctrl_img` is seen twice by the text encoder (ctrl_img_1 defaults to it), once by the model.",
+    "A picture given as `ctrl_img` is seen twice by the text encoder (ctrl_img_1 defaults to it), once by the model; "
+    "with another picture as `ctrl_img_1`, the text encoder sees both, the model `ctrl_img` only.",
 )
 
 
@@ -109,6 +110,7 @@ def _image(id: str, title: str, base: str) -> ModelSpec:
         pipeline="QwenImagePipeline",
         base=base,
         max_sequence_length=512,
+        refuses_control=True,
         quirks=QUIRKS,
         source=(f"{FOLDER}/qwen_image.py",),
         **SHARED,
@@ -200,9 +202,8 @@ def _edit(pipe: Any, spec: QwenEdit, settings: Settings, call: dict[str, Any]) -
 def _edit_plus(pipe: Any, spec: QwenEditPlus, settings: Settings, call: dict[str, Any]) -> Any:
     """qwen_image_edit_plus.py: up to three control images, each in its own size."""
     controls = [images.rgb(path) for path in settings.control]
-    # The trainer reads both `ctrl_img` and `ctrl_img_1`, which defaults to it (toolkit/models/base_model.py).
-    twice = controls[:1] if settings.ctrl_img else []
-    first = [_seen(spec, _tensor(spec, image, pipe)) for image in (*twice, *controls)]
+    shown = [images.rgb(path) for path in settings.shown] or controls
+    first = [_seen(spec, _tensor(spec, image, pipe)) for image in shown]
     second = [_seen(spec, image) for image in first] if spec.seen_again_by_negative else first
     positive = _embeds(pipe, spec, "prompt", settings.prompt, first)
     negative = _embeds(pipe, spec, "negative_prompt", settings.negative_prompt, second)

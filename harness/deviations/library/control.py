@@ -208,7 +208,7 @@ def inpainting_mask_inverted(s: Subject) -> Iterator[Subject]:
 )
 def control_images_in_another_order(s: Subject) -> Iterator[Subject]:
     """Several control images arrive the last one first."""
-    yield s.but(control=s.settings.control[::-1], ctrl_img=None)
+    yield s.but(control=s.settings.control[::-1], shown=())
 
 
 @variation(
@@ -219,18 +219,18 @@ def control_images_in_another_order(s: Subject) -> Iterator[Subject]:
 )
 def first_control_image_only(s: Subject) -> Iterator[Subject]:
     """Of several control images the first is used."""
-    yield s.but(control=s.settings.control[:1], ctrl_img=None)
+    yield s.but(control=s.settings.control[:1], shown=())
 
 
 @variation(
     "control",
     shows=POSITIVE,
     source="trainer toolkit/models/base_model.py: ctrl_img is also ctrl_img_1, so the text encoder sees it twice",
-    applies=lambda s: s.settings.ctrl_img is not None and s.spec.family == "qwen",
+    applies=lambda s: bool(s.settings.shown) and s.spec.family == "qwen",
 )
 def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
     """A picture given as ctrl_img is seen once."""
-    yield s.but(ctrl_img=None)
+    yield s.but(shown=())
 
 
 @variation(
@@ -242,7 +242,7 @@ def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
 )
 def control_image_ignored(s: Subject) -> Iterator[Subject]:
     """The picture is made from the words alone."""
-    yield s.but(control=(), ctrl_img=None, ctrl_idx=0)
+    yield s.but(control=(), shown=(), ctrl_idx=0)
 
 
 @variation(

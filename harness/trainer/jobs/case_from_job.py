@@ -42,7 +42,12 @@ def write(folder: Path, prompt: int, output: Path | None) -> Path:
         raise JobError(f"{path} is there already; name another file with --output")
     images = {field: Path(given) for field, given in _controls(asked[prompt]).items()}
     content = _content(job, planned, asked[prompt], images)
-    for image in images.values():
+    named = {name: Path(given) for name, given in (asked[prompt].located or {}).items()}
+    for name, image in named.items():
+        content["sample"]["prompt"] = content["sample"]["prompt"].replace(
+            f"--ctrl_img {name}", f"--ctrl_img {image.name}"
+        )
+    for image in (*images.values(), *named.values()):
         _keep(image)
     try:
         cases.Case.model_validate({**content, "id": f"{planned.model}/{path.stem}"}, by_alias=True)
@@ -90,9 +95,7 @@ def _content(job: Job, planned: Plan, asked: Request, images: dict[str, Path]) -
 
 
 def _controls(asked: Request) -> dict[str, str]:
-    if asked.ctrl_img is not None:
-        return {"ctrl_img": asked.ctrl_img}
-    return {f"ctrl_img_{i}": path for i, path in enumerate(asked.control, 1)}
+    return {name: path for name in plan.CONTROLS if (path := getattr(asked, name)) is not None}
 
 
 def _keep(image: Path) -> None:

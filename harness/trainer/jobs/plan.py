@@ -33,6 +33,7 @@ OLDER_FLAGS = {
     "is_ssd": "ssd",
 }
 """What stood for `arch` once, in the order in which the trainer looks."""
+CONTROLS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 CACHED = "prompts are cached: the trainer encoded them without putting in the trigger word, and so do we"
 LOW_VRAM_MATTERS = {
     "wan21_i2v_14b": "the trainer then keeps the latents in bfloat16",
@@ -227,11 +228,6 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         own = getattr(item, name)
         return getattr(sampling, name) if own is None else own
 
-    flags = dict(_control_flags(item.prompt or ""))
-    given = flags.get("ctrl_img", item.ctrl_img)
-    # The first numbered image is a copy of the single one, made before the prompt's flags are read.
-    numbered = [p for p in (item.ctrl_img_1 or item.ctrl_img, item.ctrl_img_2, item.ctrl_img_3) if p]
-    paths = [_located(path, folder) for path in numbered or ([given] if given else [])]
     neg = chosen("neg")
     values: dict[str, object] = {
         "width": chosen("width"),
@@ -242,25 +238,19 @@ def _request(job: Job, sampling: Sampling, item: SampleItem, seed: int, folder: 
         "num_frames": chosen("num_frames"),
         "fps": chosen("fps"),
     }
+    # A job that leaves a field empty has no picture there.
+    values |= {name: _located(path, folder) for name in CONTROLS if (path := getattr(item, name))}
     return Request(
         prompt=item.prompt or "",
         negative=neg if isinstance(neg, str) else "",
         guidance_rescale=sampling.guidance_rescale,
         seed=seed,
         trigger_word=None if job.process.caches_prompts else job.process.trigger_word,
-        control=paths,
-        ctrl_img=_located(given, folder) if given else None,
-        ctrl_idx=_index(job, flags.get("ctrl_idx", item.ctrl_idx)),
+        located={path: _located(path, folder) for path in _named_in(item.prompt or "")},
+        ctrl_idx=item.ctrl_idx,
         do_cfg_norm=sampling.do_cfg_norm,
         **values,  # type: ignore[arg-type]
     )
-
-
-def _index(job: Job, said: str | int) -> int:
-    try:
-        return int(said)
-    except ValueError:
-        raise JobError(f"{job.path}: `--ctrl_idx {said}` in a prompt is no number; write 0 or 1") from None
 
 
 def sets_seed(prompt: str) -> bool:
@@ -268,12 +258,12 @@ def sets_seed(prompt: str) -> bool:
     return any(text.split(" ")[0].strip() in ("seed", "d") for text in prompt.strip().split("--")[1:])
 
 
-def _control_flags(prompt: str) -> Iterator[tuple[str, str]]:
-    """The flags that say where control images lie; `settings.resolve` reads the others."""
+def _named_in(prompt: str) -> Iterator[str]:
+    """Control images that the prompt names."""
     for text in prompt.strip().split("--")[1:]:
         flag, _, content = text.partition(" ")
-        if flag.strip() in ("ctrl_img", "ctrl_idx"):
-            yield flag.strip(), content.strip()
+        if flag.strip() == "ctrl_img":
+            yield content.strip()
 
 
 def _located(path: str, folder: Path) -> str:
@@ -298,7 +288,8 @@ def settled(plan: Plan, request: Request) -> Settings:
     try:
         return resolve(plan.spec, request)
     except RequestError as error:
-        if any(not Path(path).is_file() for path in request.control):
+        pictures = [*(getattr(request, name) for name in CONTROLS), *(request.located or {}).values()]
+        if any(path and not Path(path).is_file() for path in pictures):
             raise RequestError(f"{error.problem}.", "control_file") from None
         raise
 

@@ -74,8 +74,8 @@ def read(folder: Path, given: Mapping[str, Any] | None = None, *, sampled: bool 
             raise JobError(f"{path}: `{key}` is missing; an ai-toolkit job file begins with {remedy}.{hint}")
     try:
         raw = JobFile.model_validate(data)
-        # The trainer does this to the whole file, quotes and all.
-        named = json.loads(json.dumps(data).replace("[name]", json.dumps(raw.config.name)[1:-1]))
+        # The trainer does this to the whole file as text, and stops at what is no JSON then: a quote in the name.
+        named = json.loads(json.dumps(data).replace("[name]", raw.config.name))
         file = JobFile.model_validate(named)
     except ValidationError as error:
         raise JobError(f"{path}: {_explained(error, ())}. {REMEDY}") from None

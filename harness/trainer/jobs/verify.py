@@ -324,8 +324,8 @@ def _result(one: Asked) -> Result:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    return {**settings.as_dict(), "control": [Path(path).name for path in settings.control],
-            "ctrl_img": settings.ctrl_img and Path(settings.ctrl_img).name}  # fmt: skip
+    names = {field: [Path(path).name for path in getattr(settings, field)] for field in ("control", "shown")}
+    return {**settings.as_dict(), **names}
 
 
 def _why(result: Result, one: Asked, renderer: Renderer, options: Options) -> str:

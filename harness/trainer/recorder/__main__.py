@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from hashlib import sha256
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +21,7 @@ from lora_drift.harness.check import cases, goldens, user_cache
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, record_group, store
+from lora_drift.harness.trainer.recorder import again, build_environment, job_config, pins, record_group, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -49,6 +50,9 @@ def parse() -> argparse.Namespace:
                         "float32 on the CPU, bfloat16, which is the trainer's own default, on a GPU)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes at once (%(default)s)")
     parser.add_argument("--check-only", action="store_true", help="compare with the stored goldens, write nothing")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of these cases, drawn by --draw")
+    parser.add_argument("--draw", metavar="WORD", default=str(date.today()), help="another word, another N (today)")
+    parser.add_argument("--changed-since", metavar="REV", help="only cases whose golden differs from that Git revision")
     args = parser.parse_args()
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     return args
@@ -56,7 +60,11 @@ def parse() -> argparse.Namespace:
 
 def chosen(args: argparse.Namespace) -> list[Case]:
     asked = cases.choose(cases.of_both_tiers(), args.model or (), args.case or (), tag=args.tag)
-    return [case for case in asked if case.training is not None or not args.job_like]
+    asked = [case for case in asked if case.training is not None or not args.job_like]
+    where = goldens.variant({"device": args.device, "dtype": args.dtype}) if args.device == "cpu" else ""
+    if args.changed_since:
+        asked = again.changed(asked, args.tag, args.changed_since, variant=where)
+    return again.drawn(asked, args.sample, args.draw) if args.sample else asked
 
 
 def groups(todo: list[Case]) -> list[list[Case]]:
@@ -180,7 +188,9 @@ def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Nam
         **{key: result[key] for key in ("origin", "short_way", "environment", "patches", "settings", "output")},
     }
     artefacts = {name: staged / f"{name}{suffix}" for name, suffix in store.SUFFIXES.items()}
-    return store.write(content, {n: p for n, p in artefacts.items() if p.is_file()}, dry=args.check_only)
+    there = {n: p for n, p in artefacts.items() if p.is_file()}
+    verdict = store.write(content, there, dry=args.check_only)
+    return again.judged(verdict, content, there) if args.check_only and verdict.startswith("CHANGED") else verdict
 
 
 def is_staged(staged: Path, fingerprint: str) -> bool:
@@ -195,7 +205,7 @@ def main() -> int:
         todo = chosen(args)
         weights = {c.id: weights_of(c) for c in todo}
         trainer = pins.check(args.tag, args.trainer, args.diffusers)
-    except (pins.PinError, tags.TagError, CaseError, user_cache.NoWeights) as error:
+    except (pins.PinError, tags.TagError, CaseError, user_cache.NoWeights, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     factory.build()
@@ -215,7 +225,7 @@ def main() -> int:
             return 1
         if is_staged(staged, prints[case.id]):
             verdict = finish(case, staged, trainer, args)
-            changed += verdict != "same bytes"
+            changed += not verdict.startswith("same")
             print(f"  {case.id:28} {verdict}", flush=True)
     for log in failed:
         tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-15:])

@@ -121,6 +121,8 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     weights for the whole sampling event. (A quantised base does so by itself.)"""
     item = case.sample.model_dump(exclude_unset=True)
     rescale = item.pop("guidance_rescale", 0.0)
+    for name, path in case.sample.located.items():
+        item["prompt"] = item["prompt"].replace(f"--ctrl_img {name}", f"--ctrl_img {path}")
     # Of this one the trainer reads the section's field only.
     norm = {"do_cfg_norm": item.pop("do_cfg_norm")} if "do_cfg_norm" in item else {}
     samples = [item]
