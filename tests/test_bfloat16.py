@@ -1,4 +1,5 @@
-"""The bfloat16 path, guarded without a GPU: all 32 models render the bits that the trainer rendered on such a CPU."""
+"""The bfloat16 path, guarded without a GPU: on the processor that recorded the goldens all 32 models render the
+trainer's bits, on any other what two architectures differ by."""
 
 from pathlib import Path
 
@@ -6,23 +7,62 @@ import pytest
 import torch
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, runner
-from lora_drift.harness.check.results import PASSING
+from lora_drift.harness.check import cases, goldens, runner, tolerances
+from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.harness.check.runner import Bench
-from lora_drift.harness.environment import same_processor
+from lora_drift.harness.environment import facts
 
 MODELS = sorted({case.model for case in cases.load_all()})
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_lora_in_bfloat16_gives_the_trainers_bits(model: str, tmp_path: Path) -> None:
+def check(model: str, out: Path, *, controls: bool) -> tuple[Result, Golden]:
     runner.use_minihub()
     torch.set_num_threads(1)
-    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=False)  # a tolerance of 0 catches any
+    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=controls)
     case = cases.load(cases.CASES / model / "lora.yaml")
-    theirs = bench.golden(case).environment
-    if not same_processor(theirs, bench.environment):
-        recorded, here = (f"{e['cpu']} ({e['cpu_capability']})" for e in (theirs, bench.environment))
-        pytest.skip(f"recorded on {recorded}: {here} rounds bfloat16 otherwise")
-    result = runner.check(bench, case, tmp_path)
+    return runner.check(bench, case, out), bench.golden(case)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_lora_in_bfloat16_is_the_trainers(model: str, tmp_path: Path) -> None:
+    result, golden = check(model, tmp_path, controls=False)
     assert result.verdict in PASSING, result.message
+    elsewhere = tolerances.elsewhere(result.environment, golden.environment)
+    assert ("not equal" in (result.message or "")) is elsewhere  # at home, the tolerance is 0
+
+
+@pytest.fixture
+def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor says that it is a GPU without goldens of its own."""
+    gpu = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}
+    monkeypatch.setattr(runner, "facts", lambda _device, dtype: facts("cpu", dtype) | gpu)
+    monkeypatch.setattr(runner, "_need", lambda _device: None)
+
+
+@pytest.mark.usefixtures("foreign_gpu")
+def test_a_gpu_without_goldens_is_held_to_those_of_the_nearest_and_says_what_that_proves(tmp_path: Path) -> None:
+    result, golden = check("flux", tmp_path, controls=True)
+    assert (result.verdict, golden.environment["gpu"]) == ("match", "NVIDIA H100 80GB HBM3"), result.message
+    assert "recorded on sm90" in result.message and "not equal" in result.message
+    assert all(control.caught for control in result.controls) and len(result.controls) >= 5
+    judged = {metric.name for metric in result.metrics if metric.gate is not None}
+    assert judged >= {"latents_rel_l2", "pixel_max", "pixel_mean", "ssim", "flip"}
+
+
+@pytest.mark.usefixtures("foreign_gpu")
+def test_a_mistake_in_half_precision_is_no_difference_between_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Golden, "noise_stream", "torch-2.13")
+    result, _ = check("flux", tmp_path, controls=False)
+    assert result.verdict == "drift" and "ssim" in result.message, result.message
+
+
+def test_the_nearest_set_is_one_of_a_gpu(tmp_path: Path) -> None:
+    for name in ("v1@sm90-bfloat16", "v1@sm120-bfloat16", "v1@cpu-bfloat16"):
+        (tmp_path / name).mkdir()
+    nearest = {wanted: goldens.nearest("v1", f"{wanted}-bfloat16", tmp_path) for wanted in ("sm80", "sm100", "sm121")}
+    assert nearest == {"sm80": "sm90-bfloat16", "sm100": "sm90-bfloat16", "sm121": "sm120-bfloat16"}
+    assert goldens.nearest("v1", "cpu-bfloat16", tmp_path) == "cpu-bfloat16"
+    assert goldens.nearest("v2", "sm80-bfloat16", tmp_path) == "sm80-bfloat16", "nothing was recorded"

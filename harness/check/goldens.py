@@ -162,6 +162,27 @@ def variant(environment: Mapping[str, Any]) -> str:
     return f"{architecture(environment)}-{environment['dtype']}"
 
 
+def nearest(tag: str, wanted: str, root: Path = GOLDENS) -> str:
+    """The set of a tag's goldens that serves where `wanted` was not recorded: of the GPUs that of the nearest compute
+    capability. A CPU has none but the CPU's."""
+    there = [path.name.partition("@")[2] for path in root.glob(f"{tag}@*")]
+    gpus = {name: int(name.partition("-")[0].removeprefix("sm")) for name in there if name.startswith("sm")}
+    if wanted in there or not wanted.startswith("sm") or not gpus:
+        return wanted
+    here = int(wanted.partition("-")[0].removeprefix("sm"))
+    return min(gpus, key=lambda name: abs(gpus[name] - here))
+
+
+def environments(tag: str, dtype: str, root: Path = GOLDENS) -> list[dict[str, str]]:
+    """Device and dtype of each set of a tag's goldens in this dtype, for `load`."""
+    names = sorted(p.name.partition("@")[2].partition("-")[0] for p in root.glob(f"{tag}@*-{dtype}"))
+    gpu = {"device": "cuda", "dtype": dtype, "gpu": ""}
+    return [
+        CPU | {"dtype": dtype} if name == "cpu" else gpu | {"compute_capability": name.removeprefix("sm")}
+        for name in names
+    ]
+
+
 def golden_path(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = "") -> Path:
     """The file that holds the golden of a case, with those of the model's other cases."""
     return root / (f"{tag}@{variant}" if variant else tag) / f"{case_id.split('/')[0]}.json"
@@ -196,7 +217,7 @@ def load(
         Corrupt: the JSON or an artefact is not what the recorder wrote (says which and how).
         Stale: the case, the mini hub or the weights changed after recording.
     """
-    wanted = variant(environment)
+    wanted = nearest(tag, variant(environment), root)
     path = golden_path(tag, case.id, root, variant=wanted)
     there = f" --device {environment['device']} --dtype {environment['dtype']}" if wanted else ""
     again = (

@@ -23,6 +23,13 @@ ANOTHER_PROCESSOR = "/another processor"
 """... than that of the golden: its kernels add up in another order, in the trainer as in ours."""
 
 
+ANOTHER_ARCHITECTURE = "/another architecture/"
+"""In half precision correct renders on two architectures are far apart, and how far depends on the model: a tolerance a
+model. What a person sees is judged, too (SSIM, FLIP), since no bit is equal."""
+FACTOR_BETWEEN_ARCHITECTURES = 1.5
+"""Small, so that the negative controls still show: it is measured on each model, and on its own cases."""
+
+
 class Tolerance(BaseModel):
     """One limit: `spread` was measured in the comparison `seen_in`."""
 
@@ -41,15 +48,34 @@ class ToleranceError(Exception):
     """No tolerance was measured for this tier, device and dtype."""
 
 
-def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None) -> str:
-    """What the tolerances are filed under for a render in `environment` (`environment.facts`) of a case whose golden
-    was recorded in the environment `golden`; None: where the render was.
+def factor(key: str, metric: str) -> float:
+    """What the spread of a metric is multiplied with, under a key of the table."""
+    return FACTOR_BETWEEN_ARCHITECTURES if ANOTHER_ARCHITECTURE in key else FACTORS[metric]
 
-    In half precision each architecture has goldens of its own. In float32 the CPU's serve everywhere, and how far apart
-    correct renders are depends on what lies between: the same processor, another one, or a GPU.
+
+def elsewhere(environment: Mapping[str, Any], golden: Mapping[str, Any]) -> bool:
+    """Was the golden recorded on another architecture (a CPU: another processor) than the one rendered on?"""
+    where = architecture(environment)
+    return where != architecture(golden) or (where == "cpu" and not same_processor(environment, golden))
+
+
+def across(environment: Mapping[str, Any], golden: Mapping[str, Any]) -> bool:
+    """Is it half precision on another architecture, where no render is equal?"""
+    return environment["dtype"] != "float32" and elsewhere(environment, golden)
+
+
+def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None, model: str = "") -> str:
+    """What the tolerances are filed under for a render of `model` in `environment` (`environment.facts`) of a case
+    whose golden was recorded in the environment `golden`; None: where the render was.
+
+    In half precision a golden is met to the bit on its own architecture, and within what architectures differ by on
+    others. In float32 the CPU's serve everywhere, and how far apart correct renders are depends on what lies between:
+    the same processor, another one, or a GPU.
     """
     where, dtype = architecture(environment), environment["dtype"]
     if dtype != "float32":
+        if golden is not None and across(environment, golden):
+            return f"{tier}/{dtype}{ANOTHER_ARCHITECTURE}{model}"
         return f"{tier}/{where}/{dtype}"
     if where != "cpu":
         return f"{tier}/cuda/float32"
@@ -57,13 +83,15 @@ def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | N
     return f"{tier}/cpu/float32" + (ANOTHER_PROCESSOR if other else "")
 
 
-def load(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
+def load(
+    tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None, model: str = ""
+) -> dict[str, Tolerance]:
     """Metric name -> tolerance, for what `key` says.
 
     Raises:
         ToleranceError: nothing was measured there; a run without a tolerance cannot pass.
     """
-    wanted = key(tier, environment, golden)
+    wanted = key(tier, environment, golden, model)
     table = json.loads(TOLERANCES.read_text(encoding="utf-8"))["gates"]
     if wanted not in table:
         device = "cpu" if environment["device"] == "cpu" else "cuda"
@@ -75,9 +103,11 @@ def load(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | 
 
 def apply(metrics: Iterable[Metric], tolerances: dict[str, Tolerance]) -> list[Metric]:
     """The same metrics with `gate` and `floor` filled in where there is a tolerance."""
-    return [
-        m.model_copy(update={"gate": tolerances[m.name].limit, "floor": tolerances[m.name].spread})
-        if m.name in tolerances
-        else m
-        for m in metrics
-    ]
+    return [_judged(m, tolerances[m.name]) if m.name in tolerances else m for m in metrics]
+
+
+def _judged(metric: Metric, tolerance: Tolerance) -> Metric:
+    limit, spread = tolerance.limit, tolerance.spread
+    if metric.better == "higher":  # SSIM: what is filed is its distance from 1
+        limit, spread = 1 - limit, 1 - spread
+    return metric.model_copy(update={"gate": limit, "floor": spread})

@@ -136,6 +136,9 @@ def tolerances(
         Path | None,
         typer.Option(help="compare with the goldens that the recorder wrote to this folder on another processor"),
     ] = None,
+    architectures: Annotated[
+        bool, typer.Option("--architectures", help="compare bfloat16 here with the goldens of other architectures")
+    ] = False,
     tag: options.Tag = None,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -167,6 +170,11 @@ def tolerances(
             spreads = measure.of_results(files.read(results))
             if not spreads:
                 fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
+            _finish(spreads, write, as_json)
+            raise typer.Exit
+        if architectures:
+            with progress("measuring", len(cases.load_all()), quiet=as_json) as advance:
+                spreads = measure.between_architectures(tag or newest(), advance)
             _finish(spreads, write, as_json)
             raise typer.Exit
         if recorded is not None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lora_drift.harness.check import cases, goldens, noise_floor, runner, tolerances
+from lora_drift.harness.check import cases, goldens, metrics, noise_floor, runner, tolerances
 from lora_drift.harness.check.cases import Case, Tier
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.check.runner import Bench
-from lora_drift.harness.check.tolerances import FACTORS
 from lora_drift.harness.check.trace import Rendered, Trace
 from lora_drift.harness.environment import same_processor
 from lora_drift.harness.minihub import factory
+from lora_drift.pipelines.registry import spec_of
 
 Spread = dict[str, tuple[float, str]]
 """Metric name -> (largest distance, "case: comparison")."""
@@ -111,6 +111,33 @@ def of_recordings(there: Path, tag: str) -> dict[str, Spread]:
     return {tolerances.key("mini", goldens.CPU | here | {"cpu": "there"}, here): spread} if spread else {}
 
 
+def between_architectures(tag: str, progress: Callable[[int, str], None]) -> dict[str, Spread]:
+    """How far renders in half precision are from the goldens of other architectures than this processor, which they
+    meet to the bit at home: what tolerances are filed under -> the largest distances, a model each."""
+    runner.use_minihub()
+    bench, spreads = Bench("cpu", "bfloat16", tag=tag, controls=False), dict[str, Spread]()
+    for number, case in enumerate(cases.load_all()):
+        progress(number, case.id)
+        for environment in goldens.environments(tag, "bfloat16"):
+            try:
+                golden = bench.golden(case, environment)
+            except goldens.Missing:  # these sets have some cases only
+                continue
+            drawn = case.sample.control and getattr(spec_of(case.model), "control_posterior", "mode") == "sample"
+            if drawn and golden.environment["device"] != "cpu":
+                continue  # the posterior of its control image was drawn by the GPU, which draws other numbers
+            if not tolerances.elsewhere(bench.environment, golden.environment):
+                continue
+            ours = bench.render(bench.pipeline(case, golden), bench.settings(case))
+            found = noise_floor.distances(_recorded(golden), ours)
+            seen = {m.name: m.value for m in metrics.pixels(golden.frames(), ours.frames)}
+            found |= {"ssim": 1 - (seen["ssim"] or 0.0), "flip": seen["flip"] or 0.0}
+            where = f"{golden.environment.get('gpu', golden.environment['cpu'])} against {bench.environment['cpu']}"
+            key = tolerances.key("mini", bench.environment, golden.environment, case.model)
+            _widen(spreads.setdefault(key, {}), case.id, {where: found})
+    return spreads
+
+
 def _recorded(golden: goldens.Golden) -> Rendered:
     trace = Trace.load(golden.path("trace"))
     audio = golden.audio() if "audio" in golden.artefacts else None
@@ -125,7 +152,7 @@ def write(spread: Spread, key: str) -> None:
         else {"gates": {}}
     )
     table["gates"][key] = {
-        name: {"spread": float(f"{value:.3g}"), "factor": FACTORS[name], "seen_in": seen}
+        name: {"spread": float(f"{value:.3g}"), "factor": tolerances.factor(key, name), "seen_in": seen}
         for name, (value, seen) in sorted(spread.items())
     }
     tolerances.TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
