@@ -29,12 +29,20 @@ class Tag(BaseModel):
     """The environment that its goldens are recorded in: a file in harness/trainer/recorder/locks."""
     lacks: tuple[str, ...] = ()
     """Models that this version does not know yet: nothing to record, nothing to check."""
+    begun: bool = False
+    """It is being recorded: only who names it gets it."""
+
+
+@cache
+def all_rows() -> list[Tag]:
+    """The rows of tags.yaml, oldest first."""
+    return [Tag.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
 
 
 @cache
 def rows() -> list[Tag]:
-    """The rows of tags.yaml, oldest first."""
-    return [Tag.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
+    """The rows of the tags that are recorded, oldest first."""
+    return [row for row in all_rows() if not row.begun]
 
 
 def row(tag: str) -> Tag:
@@ -43,7 +51,7 @@ def row(tag: str) -> Tag:
     Raises:
         TagError: there is none.
     """
-    for entry in rows():
+    for entry in all_rows():
         if entry.tag == tag:
             return entry
     raise TagError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r.tag for r in rows())}")

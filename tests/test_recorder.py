@@ -25,7 +25,7 @@ from lora_drift.harness.environment import PACKAGES
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.tags import TagError
-from lora_drift.harness.trainer.recorder import build_environment, job_config, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, offline, pins, store
 from lora_drift.harness.trainer.recorder.pins import PinError
 
 TAG = runner.newest_tag()
@@ -79,7 +79,7 @@ def row(trainer: Path, diffusers: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         "transformers": version("transformers"),
         "lock": "torch-2.13",
     }
-    monkeypatch.setattr(tags, "rows", lambda: [tags.Tag.model_validate(row)])
+    monkeypatch.setattr(tags, "all_rows", lambda: [tags.Tag.model_validate(row)])
     return row
 
 
@@ -150,6 +150,12 @@ def test_another_transformers_is_refused(row: dict[str, str], trainer: Path, dif
     assert "0.0.1" in unproven(trainer, diffusers)
 
 
+def test_a_tag_that_is_being_recorded_is_known_to_who_names_it() -> None:
+    begun = [row.tag for row in tags.all_rows() if row.begun]
+    assert begun and not set(begun) & set(tags.names()) and tags.newest() not in begun
+    assert [tags.row(tag).tag for tag in begun] == begun
+
+
 def test_an_unknown_tag_lists_the_known_ones(trainer: Path) -> None:
     with pytest.raises(TagError, match=rf"unknown tag 'v0'; tags.yaml knows .*{TAG}"):
         pins.check("v0", trainer, None)
@@ -164,9 +170,8 @@ flatten_json
 peft
 bitsandbytes
 opencv-python
-
-setuptools==69.5.1"""
-"""Lines of the kinds that the trainer's requirements.txt has."""
+setuptools==69.5.1""".splitlines()
+"""Lines of the kinds that the trainer's requirements have."""
 
 
 @pytest.mark.parametrize("tag", tags.names())
@@ -186,7 +191,7 @@ def test_the_lock_of_a_tag_is_what_its_goldens_were_recorded_in(tag: str) -> Non
 
 @pytest.mark.parametrize("file", sorted(build_environment.LOCKS.iterdir()), ids=lambda file: file.stem)
 def test_a_lock_names_exact_versions_and_no_host(file: Path) -> None:
-    assert file.stem in {row.lock for row in tags.rows()}
+    assert file.stem in {row.lock for row in tags.all_rows()}
     text = file.read_text(encoding="utf-8")
     assert "://" not in text and "--index" not in text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -202,15 +207,15 @@ def test_a_lock_that_holds_what_the_trainer_asks_for_passes() -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("transformers==4.58.0", "says transformers==4.58.0, torch-2.13.txt has 4.57.3: name another `lock` for"),
-        ("peft<0.18", "says peft<0.18, torch-2.13.txt has 0.18.1"),
-        ("New_Library", "says New_Library, torch-2.13.txt has none"),
+        ("transformers==4.58.0", "say transformers==4.58.0, torch-2.13.txt has 4.57.3: name another `lock` for"),
+        ("peft<0.18", "say peft<0.18, torch-2.13.txt has 0.18.1"),
+        ("New_Library", "say New_Library, torch-2.13.txt has none"),
         ("git+https://github.com/huggingface/diffusers@abc", "tags.yaml says Diffusers"),
     ],
 )
 def test_a_lock_that_does_not_is_refused_with_the_remedy(line: str, told: str) -> None:
     with pytest.raises(PinError, match=re.escape(told)):
-        build_environment.check_lock(TAG, f"{REQUIREMENTS}\n{line}\n")
+        build_environment.check_lock(TAG, [*REQUIREMENTS, line])
 
 
 def test_the_environment_is_what_the_lock_says_and_diffusers_a_checkout_of_the_pinned_commit(
@@ -218,7 +223,10 @@ def test_the_environment_is_what_the_lock_says_and_diffusers_a_checkout_of_the_p
 ) -> None:
     """With a program in uv's place that writes down what it was asked."""
     git(diffusers, "commit", "--quiet", "--allow-empty", "--message", "later")  # not what is pinned
-    (trainer / "requirements.txt").write_text(f"git+{build_environment.DIFFUSERS}@{row['diffusers']}\ntorch\n")
+    (trainer / "requirements.txt").write_text("-r requirements_base.txt\nscipy==1.12.0\n")
+    (trainer / "requirements_base.txt").write_text(
+        f"git+{build_environment.DIFFUSERS}.git@{row['diffusers']}\n#pip install another\ntorch\n"
+    )
     git(trainer, "add", "--all")
     git(trainer, "commit", "--quiet", "--message", "requirements")
     row["commit"] = git(trainer, "rev-parse", "HEAD")
@@ -304,6 +312,22 @@ def test_a_folder_that_is_not_the_trainer_is_refused(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path} is not a git checkout")
 
 
+def test_offline_only_a_missing_config_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import hub
+
+    def offline_hub(path_or_repo_id: str, filenames: list[str], **_: object) -> list[str]:
+        if filenames == ["tokenizer.json"]:
+            return [f"{path_or_repo_id}/tokenizer.json"]
+        raise OSError("offline")
+
+    monkeypatch.setattr(hub, "cached_files", offline_hub)
+    offline.as_online()
+    assert hub.cached_files(path_or_repo_id="a/b", filenames=["config.json"], subfolder="tokenizer") is None
+    assert hub.cached_files("a/b", ["tokenizer.json"]) == ["a/b/tokenizer.json"]
+    with pytest.raises(OSError, match="offline"):
+        hub.cached_files("a/b", ["model.safetensors"])
+
+
 # -------------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -313,6 +337,18 @@ def test_the_jobs_that_the_trainer_gets(snapshot: SnapshotAssertion) -> None:
     chosen = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in ids]
     found = {case.id: job_config.job(case, Path("FOLDER"), Path("LORA") if case.lora else None) for case in chosen}
     assert found == snapshot(extension_class=JSONSnapshotExtension)
+
+
+def test_ltx2_names_a_text_encoder_only_to_the_trainers_that_take_it() -> None:
+    """Since 0.7.31 the field is the root of a repository of Gemma's own kind, which LTX-2's is not."""
+    case = cases.load(cases.CASES / "ltx2" / "base.yaml")
+
+    def section(version: str) -> dict[str, Any]:
+        found = job_config.job(case, Path("FOLDER"), None, job_config.Where(version=version))
+        return dict(found["config"]["process"][0]["model"])
+
+    assert section("0.7.29")["te_name_or_path"] == "Lightricks/LTX-2"
+    assert "te_name_or_path" not in section("0.7.31") and "te_name_or_path" not in section("0.12.26")
 
 
 def test_a_live_lora_is_a_job_with_two_multipliers() -> None:
