@@ -241,10 +241,11 @@ def test_the_environment_is_what_the_lock_says_and_diffusers_a_checkout_of_the_p
         assert git(home / "diffusers", "rev-parse", "HEAD") == row["diffusers"]
         (home / "diffusers" / "stray").touch()
     asked = (tmp_path / "asked").read_text().splitlines()
+    into = f"--compile-bytecode --python {home}/venv/bin/python"
     assert asked[:3] == [
         f"venv --python 3.11 {home}/venv",
-        f"pip sync --python {home}/venv/bin/python {build_environment.LOCKS}/torch-2.13.txt",
-        f"pip install --python {home}/venv/bin/python --no-deps --refresh-package diffusers {home}/diffusers",
+        f"pip sync {into} {build_environment.LOCKS}/torch-2.13.txt",
+        f"pip install {into} --no-deps --refresh-package diffusers {home}/diffusers",
     ]
     assert asked[:3] == asked[3:]
 
