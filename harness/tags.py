@@ -6,6 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.paths import HARNESS
+from lora_drift.pipelines.spec import NEWEST, TOOLKITS, reproduced
 
 TAGS = HARNESS / "tags.yaml"
 
@@ -55,6 +56,20 @@ def row(tag: str) -> Tag:
         if entry.tag == tag:
             return entry
     raise TagError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r.tag for r in rows())}")
+
+
+def version_of(given: str | None) -> str:
+    """The trainer version that is meant by a tag, or by a version of the trainer itself; None: the newest.
+
+    Raises:
+        TagError: neither.
+    """
+    if given is not None and not reproduced(given):
+        try:
+            return row(given).version
+        except TagError as error:
+            raise TagError(f"{error}; or give any trainer version from {TOOLKITS[0]} to {NEWEST}") from None
+    return given or row(newest()).version
 
 
 def names() -> list[str]:
