@@ -94,7 +94,9 @@ def wanted() -> str:
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
     found: dict[tuple[str, str | None, str, str, int], dict[str, Any]] = {}
-    for case in sorted(cases.load_all(), key=lambda case: case.name not in ("base", "lora")):  # the plainest first
+    for case in sorted(
+        cases.load_all(), key=lambda case: case.id.rpartition("/")[2] not in ("base", "lora")
+    ):  # the plainest first
         network = case.lora.network.type if case.lora else ""
         base = _in_words(Quantization(**case.quantization.model_dump()) if case.quantization else Quantization())
         controls = len(case.sample.control) or int(case.sample.ctrl_img is not None)
