@@ -144,6 +144,7 @@ def _pipeline(content: Mapping[str, Any], files: Mapping[str, Path], device: str
         vae_noise=content.get("vae_noise", "device"),
         quantization=_quantization(content),
         profile=content.get("profile", "reference"),
+        as_intended=content.get("as_intended", False),
     )
     if not files:
         return pipeline

@@ -6,6 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.paths import HARNESS
+from lora_drift.pipelines.spec import NEWEST, TOOLKITS, reproduced
 
 TAGS = HARNESS / "tags.yaml"
 
@@ -29,12 +30,20 @@ class Tag(BaseModel):
     """The environment that its goldens are recorded in: a file in harness/trainer/recorder/locks."""
     lacks: tuple[str, ...] = ()
     """Models that this version does not know yet: nothing to record, nothing to check."""
+    begun: bool = False
+    """It is being recorded: only who names it gets it."""
+
+
+@cache
+def all_rows() -> list[Tag]:
+    """The rows of tags.yaml, oldest first."""
+    return [Tag.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
 
 
 @cache
 def rows() -> list[Tag]:
-    """The rows of tags.yaml, oldest first."""
-    return [Tag.model_validate(row) for row in yaml.safe_load(TAGS.read_text(encoding="utf-8"))]
+    """The rows of the tags that are recorded, oldest first."""
+    return [row for row in all_rows() if not row.begun]
 
 
 def row(tag: str) -> Tag:
@@ -43,10 +52,24 @@ def row(tag: str) -> Tag:
     Raises:
         TagError: there is none.
     """
-    for entry in rows():
+    for entry in all_rows():
         if entry.tag == tag:
             return entry
     raise TagError(f"unknown tag {tag!r}; tags.yaml knows {', '.join(r.tag for r in rows())}")
+
+
+def version_of(given: str | None) -> str:
+    """The trainer version that is meant by a tag, or by a version of the trainer itself; None: the newest.
+
+    Raises:
+        TagError: neither.
+    """
+    if given is not None and not reproduced(given):
+        try:
+            return row(given).version
+        except TagError as error:
+            raise TagError(f"{error}; or give any trainer version from {TOOLKITS[0]} to {NEWEST}") from None
+    return given or row(newest()).version
 
 
 def names() -> list[str]:

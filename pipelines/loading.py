@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.lora import Shapes, module_shapes
-from lora_drift.pipelines.spec import Attention, ModelSpec, Scheduler
+from lora_drift.pipelines.spec import Attention, Earlier, ModelSpec, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,6 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
         if getattr(pipe, name) is not None:
             slow = name in spec.slow_tokenizers
             text.as_the_trainer(getattr(pipe, name), spec, elsewhere.get(name, base), name, slow=slow)
-    normalize_in_model_dtype(pipe.vae)
     return finished(pipe, spec, dtype)
 
 
@@ -98,18 +97,31 @@ def pin_attention_backends(pipe: Any, row: Mapping[str, Attention]) -> None:
                 part.config._attn_implementation = attention
 
 
-def normalize_in_model_dtype(vae: Any) -> None:
-    """Normalise in the dtype of the model, as the pinned Diffusers does in the autoencoders of Wan and Qwen-Image; from
-    0.39 on half precision goes through float32 there."""
+NORMS = Earlier(
+    before="0.9.1",
+    why="In half precision the norms of the autoencoder stayed in it (Diffusers before #13316).",
+    fields={"norms_in_float32": False},
+)
+"""Of Wan and Qwen-Image."""
+
+
+def normalize(vae: Any, *, in_float32: bool) -> None:
+    """Let the norms of Wan's and Qwen-Image's autoencoders go through float32, or stay in the dtype of the model:
+    Diffusers does the one from 0.39 on, the other before."""
     from torch.nn import functional
 
-    def in_own_dtype(norm: Any) -> Any:
+    def forward(norm: Any) -> Any:
         axis = 1 if norm.channel_first else -1
-        return lambda x: functional.normalize(x, dim=axis) * norm.scale * norm.gamma + norm.bias
+
+        def normalized(x: torch.Tensor) -> torch.Tensor:
+            found = functional.normalize(x.float() if in_float32 else x, dim=axis).to(x.dtype)
+            return found * norm.scale * norm.gamma + norm.bias
+
+        return normalized
 
     for module in vae.modules():
         if type(module).__name__ in ("WanRMS_norm", "QwenImageRMS_norm"):
-            module.forward = in_own_dtype(module)
+            module.forward = forward(module)
 
 
 def component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:

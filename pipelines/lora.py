@@ -315,6 +315,17 @@ def metadata(path: Path) -> dict[str, Any]:
     return {key: _parsed(value) for key, value in found.items()}
 
 
+def trainer_of(path: Path) -> str:
+    """The version of the trainer that made a LoRA file, as its metadata say; "" where they do not.
+
+    Raises:
+        LoraError: no such file, or not a whole one.
+    """
+    software = metadata(path).get("software")
+    version = software.get("version") if isinstance(software, dict) and software.get("name") == "ai-toolkit" else ""
+    return version if isinstance(version, str) else ""
+
+
 def _parsed(value: str) -> Any:
     """Values are strings, most of them JSON."""
     try:

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+UNRENDERED = {
+    "convrot": "the trainer rotates weights and, depending on the GPU, multiplies in 8 or 4 bits or in the model's "
+    "dtype, so that one job has other samples on another GPU",
+    "nvfp4": "its scaled 4-bit numbers are not reproduced",
+    "orbit": "its rotated numbers are not reproduced",
+    "int8": "its 8-bit integers are not reproduced",
+}
+"""How a type of newer trainers (0.10.22 and later) begins -> why it is refused."""
+
+
 @dataclass(frozen=True)
 class Quantization:
     """What the trainer's `model:` section says about it, in the trainer's names and with its defaults."""
@@ -57,6 +67,8 @@ class Quantization:
             RequestError: names the field.
         """
         for name, value in (("qtype", self.type), ("qtype_te", self.qtype_te)):
+            if why := next((why for start, why in UNRENDERED.items() if value.startswith(start)), ""):
+                raise RequestError(f"{name} {value!r} is not rendered: {why}")
             if value not in QTYPES:
                 raise RequestError(f"{name} {value!r}: use {', '.join(QTYPES)}")
         if self.adapter and not self.quantize:
@@ -72,7 +84,9 @@ class Quantization:
         return self.adapter if spec.quantizes and spec.quantizes.reads == "adapter" else None
 
     def exclude_of(self, spec: ModelSpec) -> tuple[str, ...]:
-        return self.exclude if spec.quantizes and spec.quantizes.reads == "exclude" else ()
+        """The model's own, or what the job says where the trainer reads that."""
+        row = spec.quantizes
+        return () if row is None else (*row.spared, *(self.exclude if row.reads == "exclude" else ()))
 
 
 def recovery_adapter(quantization: Quantization, spec: ModelSpec, shapes: Shapes, targets: Targets) -> Lora | None:
@@ -119,7 +133,7 @@ def apply(pipe: Any, spec: ModelSpec, quantization: Quantization, adapter: Lora 
         _with_adapter(denoisers, quantization.type, adapter)
     elif quantization.quantize:
         for denoiser in denoisers.values():
-            quantize(denoiser, quantization.type, quantization.exclude_of(spec))
+            quantize(denoiser, quantization.type, quantization.exclude_of(spec), layer_by_layer=row.layer_by_layer)
     if quantization.encoders:
         for name in row.encoders:
             qtype = quantization.qtype_te if row.encoder_qtype == "qtype_te" else quantization.type

@@ -106,13 +106,15 @@ def _replace_weight(module: Any, packed: dict[str, torch.Tensor], cls: type) -> 
 # ------------------------------------------------------------------------------------------------------- whole models
 
 
-def quantize(model: nn.Module, qtype: str, exclude: Iterable[str] = ()) -> None:
-    """Quantise the layers of `model` that the trainer's `quantize` would."""
+def quantize(model: nn.Module, qtype: str, exclude: Iterable[str] = (), *, layer_by_layer: bool = True) -> None:
+    """Quantise the layers of `model` that the trainer's `quantize` would (`layer_by_layer`: see `Quantizes`)."""
     from torch import nn
 
     exclude = tuple(exclude)
     for name, module in list(model.named_modules()):
         if any(fnmatch(name, pattern) for pattern in exclude):
+            continue
+        if layer_by_layer and qtype != "qfloat8" and not isinstance(module, nn.Linear):
             continue
         if qtype != "qfloat8":
             _quantize_below(module, qtype)
@@ -125,7 +127,7 @@ def quantize(model: nn.Module, qtype: str, exclude: Iterable[str] = ()) -> None:
 
 
 def _quantize_below(module: nn.Module, qtype: str) -> None:
-    """Each module of a model is handed to torchao, which walks through all below it, up to the first that fails: what
+    """What is handed to torchao, which walks through all below it, up to the first that fails: what
     is excluded by name is quantised all the same, as part of what holds it."""
     for layer in _linears(module):
         packed = pack(layer.weight.data, qtype)

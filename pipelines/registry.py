@@ -20,7 +20,7 @@ from lora_drift.pipelines.families import (
     zimage,
 )
 from lora_drift.pipelines.family import Family
-from lora_drift.pipelines.spec import TOOLKITS, ModelSpec
+from lora_drift.pipelines.spec import NEWEST, TOOLKITS, ModelSpec, age, reproduced
 
 FAMILIES: Mapping[str, Family[Any]] = {
     "sd": sd,
@@ -35,7 +35,10 @@ FAMILIES: Mapping[str, Family[Any]] = {
     "wan": wan,
     "ltx2": ltx2,
 }
-MODELS: Mapping[str, ModelSpec] = {row.id: row for family in FAMILIES.values() for row in family.ROWS}
+ROWS: Mapping[str, ModelSpec] = {row.id: row for family in FAMILIES.values() for row in family.ROWS}
+"""As the newest trainer has them (`spec.NEWEST`)."""
+MODELS: Mapping[str, ModelSpec] = {model: row.at(TOOLKITS[-1]) for model, row in ROWS.items()}
+"""As the newest one that is recorded for every model has them."""
 
 
 def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
@@ -46,9 +49,9 @@ def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
     """
     if model not in MODELS:
         raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
-    if toolkit not in TOOLKITS:
-        raise RequestError(f"unknown trainer version {toolkit!r}; the versions are: {', '.join(TOOLKITS)}")
-    spec = MODELS[model]
-    if TOOLKITS.index(toolkit) < TOOLKITS.index(spec.since):
+    if not reproduced(toolkit):
+        raise RequestError(f"unknown trainer version {toolkit!r}; reproduced are those from {TOOLKITS[0]} to {NEWEST}")
+    spec = ROWS[model]
+    if age(toolkit) < age(spec.since):
         raise RequestError(f"trainer {toolkit} does not know {model} yet; the first that does is {spec.since}")
     return spec.at(toolkit)

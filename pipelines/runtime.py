@@ -20,14 +20,13 @@ from lora_drift.pipelines import loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
 from lora_drift.pipelines.errors import Cancelled, NotFinite, RequestError, Unsupported
 from lora_drift.pipelines.family import Family
-from lora_drift.pipelines.lora import Lora, Shapes, read
+from lora_drift.pipelines.lora import Lora, Shapes, read, trainer_of
 from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.profiles import Profile
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.registry import FAMILIES, spec_of
 from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import (
-    NOISE_STREAM,
     NOISE_STREAMS,
     RESIZE_ORDER,
     RESIZE_ORDERS,
@@ -37,6 +36,8 @@ from lora_drift.pipelines.spec import (
     NoiseStream,
     ResizeOrder,
     VaeNoise,
+    nearest,
+    noise_stream_at,
 )
 
 Watch = Callable[[Any], AbstractContextManager[Any]]
@@ -60,9 +61,10 @@ class Base:
         offload: bool = False,
         profile: Profile = "reference",
         vae_noise: VaeNoise = "device",
+        as_intended: bool = False,
     ) -> None:
         self.spec, self.repo, self.device, self.dtype, self.offload = spec, repo, device, dtype, offload
-        self.noise_stream, self.resize_order = noise_stream, resize_order
+        self.noise_stream, self.resize_order, self.as_intended = noise_stream, resize_order, as_intended
         self.quantization, self.profile, self.vae_noise = quantization, profile, vae_noise
         self.family: Family[Any] = FAMILIES[spec.family]
 
@@ -109,6 +111,10 @@ class Pipeline:
     base: Base
     lora: Lora | None = None
     mode: LoraMode = "merged"
+    toolkit: str = ""
+    """The trainer version that is reproduced; "": that of `base`, whose rules it has in any case."""
+    base_at: Callable[[str], Base] | None = None
+    """A base with the rules of another trainer version; None: the version was said, and stays."""
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.base.profile != "reference":
@@ -140,7 +146,8 @@ class Pipeline:
         allow_partial: bool = False,
         strengths: Mapping[str, float] | None = None,
     ) -> Pipeline:
-        """The same model with a LoRA, checked against the model's layout before any weights load.
+        """The same model with a LoRA, checked against the model's layout before any weights load; and as the trainer
+        version renders that made it, unless `load` was told one.
 
         Args:
             path: the file; for a model with two experts, a file that holds both.
@@ -158,10 +165,12 @@ class Pipeline:
             raise RequestError("with_lora() needs a file: path, or high and low")
         if mode == "merged" and self.base.quantization.quantize:
             raise RequestError("mode merged: a LoRA cannot be merged into a quantised base; leave it out, or take live")
-        base = self.base
-        lora = read(files, self.spec, base.shapes, base.family.lora_targets, allow_partial=allow_partial)
-        lora = replace(lora, strengths={self.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
-        return replace(self, lora=lora, mode=mode or self.usual_mode)
+        said = next(filter(None, map(trainer_of, files.values())), "")
+        toolkit = nearest(said) if self.base_at else self.toolkit
+        base = self.base_at(toolkit) if self.base_at else self.base
+        lora = read(files, base.spec, base.shapes, base.family.lora_targets, allow_partial=allow_partial)
+        lora = replace(lora, strengths={base.spec.denoisers[name]: s for name, s in (strengths or {}).items()})
+        return replace(self, base=base, lora=lora, toolkit=toolkit, mode=mode or self.usual_mode)
 
     def sample(self, prompt: str, *, on_step: StepCallback | None = None, **fields: Any) -> Output:
         """Render one request; `fields` are those of `lora_drift.pipelines.settings.Request`.
@@ -217,7 +226,8 @@ class Pipeline:
         lora = self.lora
         return {
             "model": self.spec.id,
-            "reproduces": f"ostris/ai-toolkit {self.spec.toolkit}",
+            "reproduces": f"ostris/ai-toolkit {self.toolkit or self.spec.toolkit}",
+            **({"as_intended": True} if self.base.as_intended else {}),
             "base": {repo: loading.revision(repo) for repo in (self.base.repo, *self.spec.components.values())},
             "lora": None
             if lora is None
@@ -264,18 +274,21 @@ def load(
     base: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
-    toolkit: str = TOOLKITS[-1],
+    toolkit: str | None = None,
     noise_stream: str | None = None,
     resize_order: str | None = None,
     vae_noise: str = "device",
     quantization: Quantization | None = None,
     offload: bool = False,
     profile: str = "reference",
+    as_intended: bool = False,
 ) -> Pipeline:
     """A pipeline for `model`. Weights load at the first render, so that mistakes surface before.
 
     Args:
-        toolkit: version of the trainer whose samples to reproduce, a member of `lora_drift.pipelines.spec.TOOLKITS`.
+        toolkit: version of the trainer whose samples to reproduce, any from the first of
+            `lora_drift.pipelines.spec.TOOLKITS` to `NEWEST` there; None: the version that made the LoRA, or the nearest
+            of these, and without a LoRA the last of `TOOLKITS`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
         noise_stream: which torch's noise a seed gives in bfloat16, a member of
@@ -289,37 +302,46 @@ def load(
         offload: keep each component in main memory, except while it computes.
         profile: "reference"; "compiled", faster and not exact; or "fast", which also multiplies in 8 bits where it
             pays (`lora_drift.pipelines.profiles`).
+        as_intended: render without the trainer's mistakes (`ModelSpec.as_intended`); no sample looks like that.
 
     Raises:
         RequestError: unknown model, dtype, noise stream, resize order, trainer version or profile, or a profile that is
             not for this.
         Unsupported: a package that this model needs is missing or too old.
     """
-    spec = spec_of(model, toolkit)
-    for requirement in spec.requires:
-        _check_installed(spec, requirement)
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    if dtype not in ("float32", "bfloat16"):
-        raise RequestError(f"dtype {dtype!r}: use float32 or bfloat16 (the trainer has no other)")
     if noise_stream not in (None, *NOISE_STREAMS):
         raise RequestError(f"noise_stream {noise_stream!r}: use {' or '.join(NOISE_STREAMS)}")
     if resize_order not in (None, *RESIZE_ORDERS):
         raise RequestError(f"resize_order {resize_order!r}: use {' or '.join(RESIZE_ORDERS)}")
     if vae_noise not in VAE_NOISES:
         raise RequestError(f"vae_noise {vae_noise!r}: use {' or '.join(VAE_NOISES)}")
-    quantization = quantization or Quantization()
-    quantization.check(spec)
-    chosen = profiles.choose(profile, spec, quantization, device)
-    if chosen != "reference":
-        _check_installed(spec, profiles.requirement(chosen, spec, device))
-    stream, order = noise_stream or NOISE_STREAM, resize_order or RESIZE_ORDER
-    repo = base or spec.base
-    return Pipeline(
-        Base(
-            spec, repo, device, dtype, stream, order, quantization,
-            offload=offload, profile=chosen, vae_noise=vae_noise,
-        )
-    )  # fmt: skip
+
+    bases: dict[tuple[str, str], Base] = {}
+
+    def base_at(version: str) -> Base:
+        spec = spec_of(model, version)
+        spec = spec.intended() if as_intended else spec
+        stream, order = noise_stream or noise_stream_at(version), resize_order or RESIZE_ORDER
+        rules = repr(replace(spec, toolkit="")), stream
+        if rules in bases:
+            return bases[rules]
+        for requirement in spec.requires:
+            _check_installed(spec, requirement)
+        chosen_dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        if chosen_dtype not in ("float32", "bfloat16"):
+            raise RequestError(f"dtype {chosen_dtype!r}: use float32 or bfloat16 (the trainer has no other)")
+        wanted = quantization or Quantization()
+        wanted.check(spec)
+        chosen = profiles.choose(profile, spec, wanted, device)
+        if chosen != "reference":
+            _check_installed(spec, profiles.requirement(chosen, spec, device))
+        bases[rules] = Base(
+            spec, base or spec.base, device, chosen_dtype, stream, order, wanted,
+            offload=offload, profile=chosen, vae_noise=vae_noise, as_intended=as_intended,
+        )  # fmt: skip
+        return bases[rules]
+
+    return Pipeline(base_at(toolkit or TOOLKITS[-1]), base_at=None if toolkit else base_at)
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

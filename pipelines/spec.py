@@ -6,17 +6,21 @@ otherwise before. What only one family has stands in a subclass of `ModelSpec` i
 generated from the rows; tests/test_rows.py changes every field of every row and looks for what becomes of it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from lora_drift.pipelines.errors import RequestError
+
 TOOLKITS = ("0.7.19", "0.7.20", "0.7.21", "0.7.23", "0.7.24", "0.7.29")
-"""Versions of ostris/ai-toolkit whose samples are reproduced, oldest first."""
+"""Versions of ostris/ai-toolkit whose samples are recorded for every model, oldest first; the last is the default."""
+NEWEST = "0.12.26"
+"""What the rows describe. All versions from the first of `TOOLKITS` to this one are reproduced: a row says with which
+of them what changed (`ModelSpec.at`)."""
 NoiseStream = Literal["torch-2.11", "torch-2.13"]
 """Which noise a seed gives in bfloat16: that of torch <= 2.11, or of >= 2.12 (`lora_drift.pipelines.noise`)."""
 NOISE_STREAMS: tuple[NoiseStream, ...] = get_args(NoiseStream)
-NOISE_STREAM: NoiseStream = "torch-2.11"
-"""Default: the noise of torch 2.7.0, which every supported trainer's README installs (their Docker image: 2.9.1)."""
 ResizeOrder = Literal["pillow-12", "pillow-13"]
 """Which pass of a resize goes first: as in Pillow <= 12, or >= 13 (`lora_drift.pipelines.resizing`)."""
 RESIZE_ORDERS: tuple[ResizeOrder, ...] = get_args(ResizeOrder)
@@ -44,6 +48,33 @@ Posterior = Literal["mode", "sample"]
 Attention = Literal["eager", "sdpa", "sdpa_with_mask"]
 """Which attention of transformers an encoder runs on. sdpa_with_mask: SDPA that is handed the causal mask, as in
 transformers 4.57; 5 tells it that it is causal, for which GPUs have another kernel."""
+
+
+def age(version: str) -> tuple[int, ...]:
+    """By which versions of the trainer are ordered ("0.10.2" comes after "0.9.14").
+
+    Raises:
+        ValueError: it is not numbers with dots between.
+    """
+    return tuple(int(part) for part in version.split("."))
+
+
+def nearest(toolkit: str) -> str:
+    """The version as which to render what this one made: itself if it is reproduced, else the oldest or the newest that
+    is; the default for what is no version."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})+", toolkit) is None:
+        return TOOLKITS[-1]
+    return min(max(toolkit, TOOLKITS[0], key=age), NEWEST, key=age)
+
+
+def reproduced(toolkit: str) -> bool:
+    """Is this a trainer version whose samples are reproduced?"""
+    return nearest(toolkit) == toolkit
+
+
+def noise_stream_at(toolkit: str) -> NoiseStream:
+    """The stream of the torch that this trainer's README installs: 2.7.0 or 2.9.1 up to 0.11.1, then 2.13."""
+    return "torch-2.11" if age(toolkit) < age("0.11.2") else "torch-2.13"
 
 
 def noise_stream_of(torch_version: str) -> NoiseStream:
@@ -86,6 +117,12 @@ class Quantizes:
     """What else of the job's is read here: an accuracy-recovery adapter, or names to exclude."""
     by_default: tuple[bool, bool] = (True, True)
     """`quantize` and `quantize_te`, as the trainer's UI writes them for a new job (with qfloat8)."""
+    spared: tuple[str, ...] = ()
+    """Patterns of the denoiser's module names that the trainer's model class never quantises
+    (`get_quantization_exclude_modules`)."""
+    layer_by_layer: bool = True
+    """Do float8 and the uints see each layer by itself? Else what is spared is quantised all the same, as part of what
+    holds it."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +130,11 @@ class Earlier:
     """What trainer versions before one did otherwise."""
 
     before: str
-    """Member of `TOOLKITS`."""
+    """The first version that did it as the row says."""
     why: str
     """What changed, where, and what it does to the picture."""
     fields: Mapping[str, Any]
-    """The row's fields as they were."""
+    """The row's fields as they were; "quantizes.spared" is that part of `quantizes`."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +171,11 @@ class ModelSpec:
     components: Mapping[str, str] = field(default_factory=dict)
     """Component -> hub id, for what the trainer takes from elsewhere."""
     encoder_attention: Mapping[str, Attention] = field(default_factory=dict)
-    """Text encoder -> the attention of the trainer's transformers (4.57), where 5 chooses another. They round
+    """Text encoder -> the attention of the trainer's transformers, where other releases choose another. They round
     otherwise: 0.6 % of T5's embeddings in bfloat16."""
-    tokenization: Tokenization = "transformers-4.57"
+    tokenization: Tokenization = "transformers-5.5"
     slow_tokenizers: tuple[str, ...] = ()
-    """T5 or Qwen tokenizers that the trainer loads as transformers 4's Python class, not from `tokenizer.json`
+    """T5 or Qwen tokenizers that a trainer with transformers 4 loads as its Python class, not from `tokenizer.json`
     (`lora_drift.pipelines.text`). CLIP's always are."""
     lora_mode: Literal["merged", "live"] = "merged"
     """How the trainer applies the LoRA while sampling an unquantised job whose samples share one multiplier."""
@@ -173,9 +210,11 @@ class ModelSpec:
     source: tuple[str, ...] = ()
     """Trainer files that this row and its family module follow."""
     since: str = TOOLKITS[0]
-    """First of `TOOLKITS` that has the model."""
+    """First version that has the model (of those from `TOOLKITS[0]` on)."""
     earlier: tuple[Earlier, ...] = ()
-    toolkit: str = TOOLKITS[-1]
+    as_intended: Mapping[str, Any] = field(default_factory=dict)
+    """Fields with other values than the trainer's: what they would be without its mistakes (`intended`)."""
+    toolkit: str = NEWEST
     """The version that this row describes (see `at`)."""
 
     @property
@@ -183,6 +222,11 @@ class ModelSpec:
         """The fields that only this family has."""
         shared = {f.name for f in fields(ModelSpec)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+
+    @property
+    def changes(self) -> list[Earlier]:
+        """`earlier`, the newest first."""
+        return sorted(self.earlier, key=lambda change: age(change.before), reverse=True)
 
     def guides(self, scale: float) -> bool:
         """Does a second pass read the negative prompt at this guidance scale?"""
@@ -195,21 +239,67 @@ class ModelSpec:
             return scale
         return 1.0 if self.guidance == "cfg" else 0.0
 
-    def at(self: "Spec", toolkit: str) -> "Spec":
-        """The row as it was at another trainer version (a member of `TOOLKITS`, not older than `since`)."""
-        age = TOOLKITS.index
-        spec = replace(self, toolkit=toolkit)
-        for change in self.earlier:
-            if age(toolkit) < age(change.before):
-                spec = replace(spec, **change.fields)
+    def intended(self: "Spec") -> "Spec":
+        """The row without the trainer's mistakes; no sample looks like what it renders.
+
+        Raises:
+            RequestError: the trainer makes none that is known.
+        """
+        spec = replace(self, **self.as_intended)
+        if spec == self:
+            raise RequestError(f"as_intended: trainer {self.toolkit} renders {self.id} as it was meant; leave it out")
         return spec
+
+    def at(self: "Spec", toolkit: str) -> "Spec":
+        """The row as it was at another trainer version, not older than `since`."""
+        spec = replace(self, toolkit=toolkit)
+        for change in self.changes:
+            if age(toolkit) < age(change.before):
+                spec = replace(spec, **{name: value for name, value in change.fields.items() if "." not in name})
+                for name, value in change.fields.items():
+                    whole, _, part = name.partition(".")
+                    if part:
+                        spec = replace(spec, **{whole: _with(getattr(spec, whole), part, value)})
+        return spec
+
+
+def _with(whole: Any, part: str, value: Any) -> Any:
+    """A mapping or a dataclass with another value for a part."""
+    return {**whole, part: value} if isinstance(whole, Mapping) else replace(whole, **{part: value})
 
 
 Spec = TypeVar("Spec", bound=ModelSpec)
 
-INFORMS = ("id", "title", "since", "why_ours", "requires", "quirks", "source", "earlier", "toolkit")
+DEFAULTS = ("width", "height", "steps", "guidance_scale", "num_frames", "fps")
+"""Fields that a request says itself, or takes from the row."""
+INFORMS = ("id", "title", "since", "why_ours", "requires", "quirks", "source", "earlier", "as_intended",
+           "toolkit")  # fmt: skip
 """Fields that change no picture: names, words for the reader, which trainer and packages have the model, and what `at`
 makes other rows from. Of every other field something becomes (tests/test_rows.py)."""
+
+TOKENIZERS = Earlier(
+    before="0.9.1",
+    why="Prompts were read with transformers 4.57 (and ftfy): some signs made other tokens (docs/text.md).",
+    fields={"tokenization": "transformers-4.57"},
+)
+STEPS = Earlier(before="0.9.0", why="The trainer's UI offered 25 steps.", fields={"steps": 25})
+LAYER_BY_LAYER = Earlier(
+    before="0.10.24",
+    why="float8 and the uints also quantised what was to be left alone, with whatever held it "
+    "(toolkit/util/quantize.py).",
+    fields={"quantizes.layer_by_layer": False},
+)
+"""Of most rows."""
+
+
+def clip_with_mask(*encoders: str) -> Earlier:
+    """These text encoders are CLIP's."""
+    return Earlier(
+        before="0.9.1",
+        why="CLIP's attention was handed the causal mask, as in transformers 4.57: another kernel on GPUs.",
+        fields={f"encoder_attention.{name}": "sdpa_with_mask" for name in encoders},
+    )
+
 
 LEGACY = ("toolkit/stable_diffusion_model.py", "toolkit/sampler.py", "toolkit/train_tools.py")
 """The trainer's older model class, which renders sd15, sdxl, flux, flex1 and lumina2."""

@@ -1,6 +1,7 @@
 """Text as the trainer's tokenizers read it, on every transformers.
 
-Up to 0.9.0 the trainer runs on transformers 4.57. Some of its tokenizers are the old ones in Python (CLIP, whose text
+Since 0.9.1 the trainer runs on transformers 5.5, whose tokenizers later releases have, too; up to 0.9.0 on 4.57. Some
+of that one's tokenizers are the old ones in Python (CLIP, whose text
 goes through ftfy; HiDream's T5, which is SentencePiece itself; some Qwens), the others are read whole from
 `tokenizer.json`. transformers 5 has neither: CLIP is rebuilt without ftfy, T5 and UMT5 without most of the normaliser
 and the word splitter that their file declares. An apostrophe from a phone is then another token, and another picture.
@@ -46,14 +47,18 @@ def as_the_trainer(tokenizer: Any, spec: ModelSpec, repo: str, folder: str = "",
     import transformers
 
     old = transformers.__version__.startswith("4.")
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
     if spec.tokenization == "transformers-5.5":
-        if old:
+        # 5.0 loses the table by which T5's own file normalises text.
+        without_table = transformers.__version__.startswith(("5.0.", "5.1.", "5.2.", "5.3.", "5.4."))
+        t5 = type(inner).__name__.startswith("T5Tokenizer")
+        other_in_4 = t5 or slow or type(inner).__name__.startswith("CLIPTokenizer")
+        if (old and other_in_4) or (without_table and t5):
             raise RequestError(
-                f"trainer {spec.toolkit} reads prompts as transformers 5 does, and {transformers.__version__} is "
-                "installed. Run `pip install 'transformers>=5.5'`"
+                f"trainer {spec.toolkit} reads prompts as transformers 5.5 does, and {transformers.__version__} is "
+                "installed. Run `pip install 'transformers>=5.5'`, or render as an older trainer (0.9.0 or before)"
             )
         return tokenizer
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
     clip = type(inner).__name__ == "CLIPTokenizer"
     if clip:
         fix_text()

@@ -235,9 +235,14 @@ class Renderer:
 
     def _load(self, job: Job) -> Pipeline:
         from lora_drift import pipelines
+        from lora_drift.pipelines.spec import TOOLKITS
 
         return pipelines.load(
-            job.model, device=self.settings.device, offload=self.settings.offload, quantization=job.quantization
+            job.model,
+            device=self.settings.device,
+            toolkit=TOOLKITS[-1],
+            offload=self.settings.offload,
+            quantization=job.quantization,
         )
 
     def _hold(self, key: str, base: Pipeline) -> None:

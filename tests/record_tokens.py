@@ -1,6 +1,7 @@
-"""The token ids that the trainer's environment makes of texts: prints tokens.json.
+"""The token ids that the environment of a trainer makes of texts: prints tokens-4.57.json, or tokens-5.5.json for a tag
+of 0.9.1 or later.
 
-Run it with the Python of the trainer's environment: `PYTHONPATH=. python tests/record_tokens.py --trainer DIR
+Run it with the Python of the trainer's environment: `PYTHONPATH=. python tests/record_tokens.py --tag TAG --trainer DIR
 --diffusers DIR`, which proves the pins as the recorder does. Tests read the texts and the tokenizers from here, too.
 
 Besides the mini hub's tokenizers there are some that hide nothing: any two bytes that reach the same word are one
@@ -26,7 +27,6 @@ from lora_drift.harness.minihub.tokenizers import sentencepiece
 from lora_drift.harness.minihub.tokenizers.common import byte_alphabet, to_text
 
 HERE = Path(__file__).parent
-TAG = "v0.7.29.202603241"
 COUNT = 2000
 SEED = 16
 
@@ -223,6 +223,9 @@ class Encoder(NamedTuple):
     """Of `ModelSpec.slow_tokenizers`."""
 
 
+MISTRAL_3 = {"config.json": to_text({"model_type": "mistral3"})}
+"""Without it transformers 5 takes another class, which reads other ids."""
+
 ENCODERS = {
     "sd15": Encoder("CLIPTokenizer", 77, ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")),
     "sdxl 2": Encoder("CLIPTokenizer", 77, ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer_2")),
@@ -249,7 +252,7 @@ ENCODERS = {
     "all of Qwen": Encoder("AutoTokenizer", 512, lambda: byte_level(tokenizers.qwen_vl()[0])),
     "all of Qwen, slow": Encoder("Qwen2Tokenizer", 512, lambda: byte_level(tokenizers.qwen_vl()[0]), slow=True),
     "all of Llama": Encoder("PreTrainedTokenizerFast", 128, lambda: byte_level(tokenizers.llama3()[0])),
-    "all of Mistral": Encoder("AutoTokenizer", 512, lambda: byte_level(tokenizers.mistral3()[0])),
+    "all of Mistral": Encoder("AutoTokenizer", 512, lambda: byte_level(tokenizers.mistral3()[0]) | MISTRAL_3),
     "all of Gemma 2": Encoder("AutoTokenizer", 256, lambda: gemma(tokenizers.gemma()[0])),
     "all of Gemma 3": Encoder("GemmaTokenizerFast", 1024, lambda: gemma(tokenizers.gemma3()[0])),
 }
@@ -299,12 +302,13 @@ def main() -> None:
     from lora_drift.harness.trainer.recorder import pins
 
     parser = argparse.ArgumentParser()
+    parser.add_argument("--tag", required=True)
     parser.add_argument("--trainer", type=Path, required=True)
     parser.add_argument("--diffusers", type=Path)
     args = parser.parse_args()
     packages = ("transformers", "tokenizers", "ftfy", "sentencepiece", "regex")
     made: dict[str, Any] = {
-        "trainer": pins.check(TAG, args.trainer, args.diffusers),
+        "trainer": pins.check(args.tag, args.trainer, args.diffusers),
         "versions": {"python": sys.version.split()[0], "unicode": unicodedata.unidata_version}
         | {name: version(name) for name in packages},
         "encoders": {},

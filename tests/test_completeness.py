@@ -183,10 +183,12 @@ OF_A_TAG: Places = {
 
 
 def tag_names() -> list[str]:
-    """Every tag that at least one place knows; a folder TAG@DEVICE-DTYPE belongs to its tag."""
+    """Every tag that at least one place knows, but those that are being recorded; a folder TAG@DEVICE-DTYPE belongs to
+    its tag."""
     reports = [path.name for path in (ROOT / "reports").iterdir() if fnmatch(path.name, "v*")]
     folders = [path.name.split("@")[0] for path in GOLDENS.iterdir() if fnmatch(path.name, "v*")]
-    versions = {version_of(tag): tag for tag in (*tags.names(), *folders, *reports)}
+    begun = {row.tag for row in tags.all_rows() if row.begun}
+    versions = {version_of(tag): tag for tag in {*tags.names(), *folders, *reports} - begun}
     return sorted({*versions.values(), *(f"v{version}" for version in TOOLKITS if version not in versions)})
 
 

@@ -29,7 +29,7 @@ from lora_drift.pipelines import MODELS, Pipeline
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.settings import Request, resolve
-from lora_drift.pipelines.spec import TOOLKITS
+from lora_drift.pipelines.spec import TOOLKITS, age
 
 REQUEST = Request("a red fox", negative="blurry", width=64, height=64, steps=3, guidance_scale=4.0, seed=7)
 ASKED = ["--model", "sd15", "--mini", "--prompt", "a red fox", "--negative", "blurry", "--width", "64",
@@ -92,7 +92,7 @@ def test_whether_guidance_reads_the_negative_prompt_is_known_of_every_model_at_e
     toolkit: str, pipeline_of: Callable[[str], Pipeline]
 ) -> None:
     for spec in MODELS.values():
-        if TOOLKITS.index(toolkit) >= TOOLKITS.index(spec.since):
+        if age(toolkit) >= age(spec.since):
             pipeline = pipelines.load(spec.id, toolkit=toolkit)
             settings = resolve(replace(pipeline.spec, controls=(0, 0)), Request("a fox"))
             assert Subject(pipeline, Request("a fox"), settings).guided in (True, False)

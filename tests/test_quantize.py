@@ -19,6 +19,7 @@ from lora_drift.harness.cli.main import app
 from lora_drift.pipelines import Pipeline, RequestError, quantized_layers
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.quantized_layers import Packed
+from lora_drift.pipelines.registry import spec_of
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_quantized.py")))
@@ -61,12 +62,32 @@ def test_uint_types_leave_alone_what_their_groups_do_not_fit_and_go_on_behind_it
     assert [isinstance(layer, Packed) for layer in model] == [True, False, True, False]
 
 
-def test_what_is_excluded_by_name_stays_as_it_is_in_qfloat8_but_not_in_torchaos_types() -> None:
-    model, other = _model(), _model()
-    quantized_layers.quantize(model, "qfloat8", exclude=["0", "2*"])
-    quantized_layers.quantize(other, "float8", exclude=["0", "2*"])
-    assert [isinstance(layer, Packed) for layer in model] == [False, True, False, False]
-    assert [isinstance(layer, Packed) for layer in other] == [True, True, True, False]
+@pytest.mark.parametrize(
+    ("qtype", "version", "packed"),
+    [
+        ("qfloat8", "0.7.29", [False, True, False, False]),
+        ("float8", "0.7.29", [True, True, True, False]),  # as part of the model that holds them
+        ("float8", "0.10.23", [True, True, True, False]),
+        ("float8", "0.10.24", [False, True, False, False]),
+    ],
+)
+def test_what_is_excluded_by_name_stays_as_it_is_where_the_trainer_sees_each_layer_by_itself(
+    qtype: str, version: str, packed: list[bool]
+) -> None:
+    row = spec_of("flux", version).quantizes
+    assert row is not None
+    model = _model()
+    quantized_layers.quantize(model, qtype, exclude=["0", "2*"], layer_by_layer=row.layer_by_layer)
+    assert [isinstance(layer, Packed) for layer in model] == packed
+
+
+def test_newer_trainers_spare_what_their_model_classes_name() -> None:
+    asked = Quantization(quantize=True, qtype="float8", exclude=("mine*",))
+    spared = {version: asked.exclude_of(spec_of("wan22_5b", version)) for version in ("0.10.21", "0.10.22")}
+    assert spared == {"0.10.21": (), "0.10.22": ("condition_embedder*", "proj_out*")}
+    assert "t_embedder*" in asked.exclude_of(spec_of("zimage", "0.10.24"))
+    assert asked.exclude_of(spec_of("zimage", "0.10.23")) == ()
+    assert asked.exclude_of(spec_of("flux", "0.10.24")) == ("mine*",)
 
 
 def test_restoring_a_quantised_base_after_a_live_lora_gives_its_bytes_again(lora_of: Callable[[str], Path]) -> None:
@@ -86,7 +107,12 @@ def test_restoring_a_quantised_base_after_a_live_lora_gives_its_bytes_again(lora
     ("model", "quantization", "message"),
     [
         ("flux", Quantization(quantize=True, qtype="nf4"), "qtype 'nf4': use qfloat8, float8, uint2"),
-        ("zimage", Quantization(quantize=True, qtype_te="int8"), "qtype_te 'int8': use qfloat8"),
+        (
+            "flux",
+            Quantization(quantize=True, qtype="convrot8"),
+            "qtype 'convrot8' is not rendered: the trainer",
+        ),
+        ("zimage", Quantization(quantize=True, qtype_te="int8"), "qtype_te 'int8' is not rendered: its 8-bit integers"),
         ("qwen_image", Quantization(qtype=f"uint3|{RECOVERY}"), "read with quantize only"),
         ("qwen_image", Quantization(quantize=True, qtype=f"qfloat8|{RECOVERY}"), "the trainer breaks on it"),
     ],

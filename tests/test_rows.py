@@ -21,10 +21,11 @@ from PIL import Image
 from torch import nn
 
 from lora_drift.harness.check.cases import ASSETS
-from lora_drift.pipelines import MODELS, ModelSpec, RequestError, loading, lora, noise, quantize
+from lora_drift.pipelines import ModelSpec, RequestError, loading, lora, noise, quantize
 from lora_drift.pipelines.family import same_name
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.registry import FAMILIES
+from lora_drift.pipelines.registry import ROWS as MODELS
 from lora_drift.pipelines.runtime import Base, Pipeline
 from lora_drift.pipelines.settings import Request, Settings, resolve
 from lora_drift.pipelines.spec import INFORMS, RESIZE_ORDER, Quantizes, Scheduler
@@ -33,6 +34,8 @@ VIDEO_ONLY = ("frame_step", "frames_floored")
 """Of rows that make one picture they change nothing: it has one frame."""
 ELSEWHERE = ("tokenization", "slow_tokenizers")
 """Few texts show them; tests/test_text.py has those."""
+IN_HALF_PRECISION = ("norms_in_float32",)
+"""tests/test_bfloat16.py."""
 TOLD = "quantizes.by_default"
 """What the trainer's UI writes: for the catalogue, and for jobs that are made, not rendered."""
 ALWAYS = ("sd15", "flux_kontext", "chroma", "qwen_image_edit_plus")
@@ -92,7 +95,7 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
     """(what is changed, the row with it): each field, and each entry of those that have entries."""
     for f in fields(spec):
         value = getattr(spec, f.name)
-        if f.name in (*INFORMS, *ELSEWHERE) or (f.name in VIDEO_ONLY and spec.kind != "video"):
+        if f.name in (*INFORMS, *ELSEWHERE, *IN_HALF_PRECISION) or (f.name in VIDEO_ONLY and spec.kind != "video"):
             continue
         if f.name == "refuses_control" and spec.controls[1]:
             continue  # it takes some
@@ -110,6 +113,9 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
             yield "quantizes.encoders", replace(spec, quantizes=replace(value, encoders=()))
             te: Any = "qtype" if value.encoder_qtype == "qtype_te" else "qtype_te"
             yield "quantizes.encoder_qtype", replace(spec, quantizes=replace(value, encoder_qtype=te))
+            yield "quantizes.spared", replace(spec, quantizes=replace(value, spared=("y*",)))
+            by_layer = not value.layer_by_layer
+            yield "quantizes.layer_by_layer", replace(spec, quantizes=replace(value, layer_by_layer=by_layer))
             for reads in {"adapter", "exclude", "neither"} - {value.reads}:
                 yield f"quantizes.reads {reads}", replace(spec, quantizes=replace(value, reads=reads))  # type: ignore[arg-type]
         elif f.name == "quantizes":
@@ -126,10 +132,11 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
 def test_every_field_is_walked_or_declared() -> None:
     walked = {name.partition(".")[0].partition(" ")[0] for row in MODELS.values() for name, _ in changes(row)}
     every = {f.name for row in MODELS.values() for f in fields(row)}
-    assert walked | {*INFORMS, *ELSEWHERE} == every
+    assert walked | {*INFORMS, *ELSEWHERE, *IN_HALF_PRECISION} == every
     assert not walked & set(INFORMS)
     assert all(is_dataclass(row) and row.__dataclass_params__.frozen for row in MODELS.values())  # type: ignore[attr-defined]
-    assert {f.name for f in fields(Quantizes)} == {"encoders", "encoder_qtype", "reads", TOLD.partition(".")[2]}
+    ours = {"encoders", "encoder_qtype", "reads", "spared", "layer_by_layer", TOLD.partition(".")[2]}
+    assert {f.name for f in fields(Quantizes)} == ours
 
 
 # ------------------------------------------------------------------------------------------------ without any weights
@@ -169,8 +176,8 @@ class Named:
 def quantised(spec: ModelSpec) -> str:
     done: list[Any] = []
 
-    def record(part: Any, qtype: str, exclude: Any = ()) -> None:
-        done.append((part, qtype, tuple(exclude)))
+    def record(part: Any, qtype: str, exclude: Any = (), **how: Any) -> None:
+        done.append((part, qtype, tuple(exclude), how))
 
     asked = Quantization(True, True, "uint4", "qfloat8", accuracy_recovery_adapter="a.safetensors", exclude=("x*",))
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +208,8 @@ def cheap(spec: ModelSpec, row: ModelSpec) -> list[str]:
 LOADED = {
     "base", "pipeline", "components", "denoisers", "encoder_attention", "norm_eps", "logit_softcapping",
     "transformer_file", "vae_file", "text_encoder_class", "tokenizer_class", "padding_side", "read_in",
-    "reference_dtype", "max_sequence_length", "boundary_ratio", "expand_timesteps",
+    "reference_dtype", "max_sequence_length", "boundary_ratio", "expand_timesteps", "clip_resize", "seen_in_place",
+    "prompt_reversed",
 }  # fmt: skip
 """Fields that are read when weights load; the others when a render begins."""
 NEEDS_WEIGHTS = {*LOADED, "guidance"}

@@ -16,10 +16,10 @@ from lora_drift.harness.cli.main import app as command_line
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.jobs import folder, plan, reader
 from lora_drift.harness.trainer.jobs.job_file import Sampling
-from lora_drift.pipelines import MODELS, ModelSpec, RequestError
-from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines import ModelSpec, RequestError
+from lora_drift.pipelines.registry import ROWS, spec_of
 from lora_drift.pipelines.settings import Request, Settings, resolve
-from lora_drift.pipelines.spec import TOOLKITS
+from lora_drift.pipelines.spec import NEWEST, TOOLKITS, age
 
 CONTROL = str(ASSETS / "wide.png")
 ODD: dict[str, Any] = {"width": 157, "height": 109}
@@ -40,11 +40,13 @@ def line(values: Mapping[str, Any]) -> str:
 
 
 def test_the_resolved_settings_of_every_model_at_every_trainer_version(snapshot: SnapshotAssertion) -> None:
-    """A bare prompt, and how an odd size is snapped; earlier versions where they differ from the next."""
+    """A bare prompt, and how an odd size is snapped; earlier versions where they differ from the next: those that are
+    recorded, and those at which a row changes."""
     found: dict[str, dict[str, str]] = {}
-    for model, newest in MODELS.items():
+    for model, row in ROWS.items():
         later = ""
-        for toolkit in reversed(TOOLKITS[TOOLKITS.index(newest.since) :]):
+        versions = {*TOOLKITS, NEWEST, row.since, *(change.before for change in row.earlier)}
+        for toolkit in sorted((v for v in versions if age(v) >= age(row.since)), key=age, reverse=True):
             said = _defaults(spec_of(model, toolkit))
             if said != later:
                 found.setdefault(model, {})[toolkit] = later = said

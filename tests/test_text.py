@@ -1,10 +1,10 @@
-"""Texts become the token ids that the trainer's environment gave (tokens.json), on every transformers."""
+"""Texts become the token ids that the trainer's environment gave (tokens-*.json), on every transformers; those of
+trainers with transformers 5 on transformers 5 only."""
 
 import json
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,29 +14,42 @@ import transformers
 
 from lora_drift.pipelines import MODELS, text
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.spec import ModelSpec
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_tokens.py")))
-ROW = MODELS["flux"]
-MADE = json.loads((HERE / "tokens.json").read_text(encoding="utf-8"))["encoders"]
+OLD, NEW = MODELS["flux"].at("0.9.0"), MODELS["flux"]
+OF_OLD, OF_NEW = (
+    json.loads((HERE / f"tokens-{version}.json").read_text(encoding="utf-8"))["encoders"] for version in ("4.57", "5.5")
+)
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[str], Any]:
-    def tokenizer(name: str) -> Any:
+def load(tmp_path: Path) -> Callable[..., Any]:
+    def tokenizer(name: str, row: ModelSpec = OLD) -> Any:
         encoder = record.ENCODERS[name]
         path = record.folder(encoder, tmp_path)
-        return text.as_the_trainer(record.load(encoder, path), ROW, str(path), slow=encoder.slow)
+        return text.as_the_trainer(record.load(encoder, path), row, str(path), slow=encoder.slow)
 
     return tokenizer
 
 
 @pytest.mark.parametrize("name", record.ENCODERS)
-def test_every_text_is_read_as_in_the_trainer(name: str, load: Callable[[str], Any]) -> None:
-    tokenizer, encoder = load(name), record.ENCODERS[name]
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [
+        pytest.param(OLD, OF_OLD, id="transformers-4.57"),
+        pytest.param(NEW, OF_NEW, id="transformers-5.5", marks=pytest.mark.skipif(TRANSFORMERS_4, reason="is refused")),
+    ],
+)
+def test_every_text_is_read_as_in_the_trainer(
+    row: ModelSpec, made: dict[str, Any], name: str, load: Callable[..., Any]
+) -> None:
+    tokenizer, encoder = load(name, row), record.ENCODERS[name]
     ours = {about: record.short(record.ids(tokenizer, encoder, text)) for about, text in record.AWKWARD.items()}
-    assert ours == MADE[name]["awkward"]
-    hashes = MADE[name]["random"]
+    assert ours == made[name]["awkward"]
+    hashes = made[name]["random"]
     wrong = [
         ascii(text)
         for number, text in enumerate(record.texts())
@@ -46,18 +59,18 @@ def test_every_text_is_read_as_in_the_trainer(name: str, load: Callable[[str], A
 
 
 @pytest.mark.parametrize("name", ["all of CLIP", "all of T5", "all of T5, converted", "all of T5, slow", "all of UMT5"])
-@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 reads them so by itself")
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 reads them so by itself")
 def test_transformers_5_alone_reads_something_else(name: str, tmp_path: Path) -> None:
     encoder = record.ENCODERS[name]
     tokenizer = record.load(encoder, record.folder(encoder, tmp_path))
     ours = {about: record.short(record.ids(tokenizer, encoder, text)) for about, text in record.AWKWARD.items()}
-    different = {about for about in ours if ours[about] != MADE[name]["awkward"][about]}
+    different = {about for about in ours if ours[about] != OF_OLD[name]["awkward"][about]}
     shown = "an apostrophe from a phone" if "CLIP" in name else "an underline of SentencePiece"
     assert shown in different
 
 
 @pytest.mark.parametrize("name", ["all of CLIP", "all of T5, slow"])
-def test_batches_are_cut_and_padded_as_their_caller_asks(name: str, load: Callable[[str], Any]) -> None:
+def test_batches_are_cut_and_padded_as_their_caller_asks(name: str, load: Callable[..., Any]) -> None:
     tokenizer = load(name)
     alone = [tokenizer(words)["input_ids"] for words in ("a fox", "a red fox in the forest")]
     assert tokenizer(["a fox", "a red fox in the forest"])["input_ids"] == alone
@@ -75,7 +88,7 @@ def test_batches_are_cut_and_padded_as_their_caller_asks(name: str, load: Callab
 
 
 def test_without_ftfy_nothing_is_read_otherwise_but_refused(
-    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(RequestError, match=r"package ftfy is missing.*pip install ftfy"):
@@ -83,7 +96,7 @@ def test_without_ftfy_nothing_is_read_otherwise_but_refused(
     load("all of T5")
 
 
-@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 says it by itself")
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 says it by itself")
 @pytest.mark.parametrize(
     ("name", "file"),
     [("all of CLIP", "merges.txt"), ("all of T5, slow", "spiece.model"), ("all of T5, converted", "spiece.model")],
@@ -93,16 +106,15 @@ def test_a_missing_file_is_named(name: str, file: str, tmp_path: Path) -> None:
     tokenizer = record.load(encoder, record.folder(encoder, tmp_path))
     (tmp_path / file).unlink()
     with pytest.raises(RequestError, match=f"{file} is missing, from which the trainer reads it"):
-        text.as_the_trainer(tokenizer, ROW, str(tmp_path), slow=encoder.slow)
+        text.as_the_trainer(tokenizer, OLD, str(tmp_path), slow=encoder.slow)
 
 
 def test_what_newer_trainers_read_is_what_transformers_5_reads_by_itself(tmp_path: Path) -> None:
-    row = replace(ROW, tokenization="transformers-5.5")
     encoder = record.ENCODERS["all of CLIP"]
     tokenizer = record.load(encoder, record.folder(encoder, tmp_path))
     before = tokenizer("it’s")["input_ids"]
-    if transformers.__version__.startswith("4."):
-        with pytest.raises(RequestError, match="reads prompts as transformers 5 does"):
-            text.as_the_trainer(tokenizer, row, str(tmp_path))
+    if TRANSFORMERS_4:
+        with pytest.raises(RequestError, match="reads prompts as transformers 5"):
+            text.as_the_trainer(tokenizer, NEW, str(tmp_path))
     else:
-        assert text.as_the_trainer(tokenizer, row, str(tmp_path))("it’s")["input_ids"] == before
+        assert text.as_the_trainer(tokenizer, NEW, str(tmp_path))("it’s")["input_ids"] == before

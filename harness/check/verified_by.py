@@ -5,28 +5,47 @@ is stale.
 """
 
 import json
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lora_drift.harness import tags
 from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines.registry import ROWS
+from lora_drift.pipelines.spec import DEFAULTS, INFORMS, ModelSpec
 
 VERIFIED = Path(__file__).parent / "verified.json"
 
 
 def covering_case(pipeline: Any, controls: int) -> dict[str, Any] | None:
     """What vouches for a render of this pipeline with so many control images. None when nothing does: another base
-    model, another profile, or no such case."""
-    if pipeline.base.repo != pipeline.spec.base or pipeline.base.profile != "reference":
+    model, another profile, the trainer's mistakes mended, no such case, or a trainer version whose rules no tag has."""
+    if pipeline.base.repo != pipeline.spec.base or pipeline.base.profile != "reference" or pipeline.base.as_intended:
         return None
-    tag = next(row.tag for row in tags.rows() if row.version == pipeline.spec.toolkit)
     quantization = _in_words(pipeline.base.quantization)
+    tag = vouching(pipeline.spec, quantized=bool(quantization))
+    if tag is None:
+        return None
     kinds = pipeline.lora.coverage.kinds if pipeline.lora else ("",)
     if len(kinds) > 1:
         return None
     mode = pipeline.mode if pipeline.lora else None
     return covering(pipeline.spec.id, mode, tag, quantized=quantization, network=kinds[0], controls=controls)
+
+
+def vouching(spec: ModelSpec, *, quantized: bool = False) -> str | None:
+    """The newest tag whose recordings show what this row, of whatever trainer version, does: it has the same rules, as
+    far as they matter (those of quantisation with a quantised base only). None: no tag has."""
+    ignored = {*INFORMS, *DEFAULTS, *(() if quantized else ("quantizes",))}
+
+    def rules(row: ModelSpec) -> dict[str, Any]:
+        return {f.name: getattr(row, f.name) for f in fields(row) if f.name not in ignored}
+
+    for tag in reversed(tags.rows()):
+        if spec.id not in tag.lacks and rules(ROWS[spec.id].at(tag.version)) == rules(spec):
+            return tag.tag
+    return None
 
 
 def covering(

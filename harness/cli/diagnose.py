@@ -10,7 +10,7 @@ import typer
 
 from lora_drift.harness.cli import options
 from lora_drift.harness.cli.sample import REMEDIES, check_device, lora_files
-from lora_drift.harness.cli.shared import fail, progress, user_errors
+from lora_drift.harness.cli.shared import fail, progress, trainer_version, user_errors
 
 if TYPE_CHECKING:
     from lora_drift.harness.check.cases import Case
@@ -56,7 +56,7 @@ def diagnose(
     lora_mode: options.LoraMode = None,
     allow_partial: options.AllowPartial = False,
     base: options.BaseModel = None,
-    tag: options.Tag = None,
+    tag: options.Trainer = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
@@ -183,17 +183,16 @@ def _subject_of_case(case_id: str, bench: Bench) -> tuple[Subject, str]:
 
 def _subject(model: str, request: Request, lora: list[str], tag: str | None, mini: bool, **options: Any) -> Subject:
     from lora_drift import pipelines
-    from lora_drift.harness import tags
     from lora_drift.harness.check import runner
     from lora_drift.harness.hf_logging import quiet
     from lora_drift.pipelines.registry import spec_of
     from lora_drift.pipelines.settings import resolve
 
-    toolkit = tags.row(tag or tags.newest()).version
+    files, mode = lora_files(lora), options.pop("mode")
+    toolkit = trainer_version(tag, list(files.values()))
     if request.seed == -1:
         fail("--seed -1: the picture has a seed; say which")
     resolve(spec_of(model, toolkit), request)
-    files, mode = lora_files(lora), options.pop("mode")
     if mode not in (None, "merged", "live"):
         fail(f"--lora-mode {mode}: use merged or live")
     if mini:

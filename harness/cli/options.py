@@ -22,6 +22,10 @@ LoraMode = Annotated[str | None, typer.Option(help="merged or live (default: as 
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that fits the model only in part")]
 BaseModel = Annotated[str | None, typer.Option(help="hub id or folder of another base model")]
 Tag = Annotated[str | None, typer.Option(help="trainer version (default: the newest)")]
+Trainer = Annotated[
+    str | None,
+    typer.Option("--tag", help="trainer version, a tag or a number (default: the LoRA's, or the newest recorded)"),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")]
 NoiseStream = Annotated[

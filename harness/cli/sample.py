@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_drift.harness.cli import options
-from lora_drift.harness.cli.shared import fail, progress, user_errors
+from lora_drift.harness.cli.shared import fail, progress, trainer_version, user_errors
 
 app = typer.Typer()
 
@@ -55,7 +55,7 @@ def sample(
     lora_mode: options.LoraMode = None,
     allow_partial: options.AllowPartial = False,
     base: options.BaseModel = None,
-    tag: options.Tag = None,
+    tag: options.Trainer = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     noise_stream: options.NoiseStream = None,
@@ -71,6 +71,10 @@ def sample(
     qtype_te: Annotated[str, typer.Option(help="the same for the text encoder, where the trainer has two")] = "qfloat8",
     recovery: Annotated[str | None, typer.Option("--accuracy-recovery-adapter", help="FILE or ORG/NAME/FILE")] = None,
     profile: Annotated[str, typer.Option(help="reference; or faster and not exact: compiled, fast")] = "reference",
+    as_intended: Annotated[
+        bool,
+        typer.Option("--as-intended", help="without the trainer's mistakes (its page names them); no sample looks so"),
+    ] = False,
     mini: options.Mini = False,
     as_json: options.Json = False,
 ) -> None:
@@ -89,7 +93,6 @@ def sample(
         fail("--step belongs to --job FOLDER" if model else "give --model (`lora-drift models` lists them), or --job")
     with user_errors(remedies=REMEDIES):
         from lora_drift import pipelines
-        from lora_drift.harness import tags
         from lora_drift.harness.check import runner, verified_by
         from lora_drift.harness.hf_logging import quiet
         from lora_drift.pipelines.output import check_path
@@ -97,7 +100,8 @@ def sample(
         from lora_drift.pipelines.registry import spec_of
         from lora_drift.pipelines.settings import Request, resolve
 
-        toolkit = tags.row(tag or tags.newest()).version
+        files = lora_files(lora or [])
+        toolkit = trainer_version(tag, list(files.values()))
         spec = spec_of(model, toolkit)
         if spec.kind != "video" and frames not in (None, 1):
             fail(f"--frames {frames}: {spec.id} makes pictures; leave it out")
@@ -107,7 +111,6 @@ def sample(
                     trigger, name, [str(path) for path in control or ()]),
         )  # fmt: skip
         check_path(output, settings.num_frames, moving=settings.moving)
-        files = lora_files(lora or [])
         if lora_mode not in (None, "merged", "live"):
             fail(f"--lora-mode {lora_mode}: use merged or live")
         check_device(device)
@@ -126,6 +129,7 @@ def sample(
             resize_order=resize_order,
             quantization=Quantization(quantize, quantize_te, qtype, qtype_te, recovery),
             profile=profile,
+            as_intended=as_intended,
         )
         if files:
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]

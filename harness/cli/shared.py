@@ -1,7 +1,8 @@
 """What the commands share. Heavy libraries are imported inside the commands: `--help` must not wait for torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -52,3 +53,25 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
             bar.update(task, completed=done, description=description, total=total)
 
         yield advance
+
+
+def trainer_version(tag: str | None, loras: Sequence[Path]) -> str:
+    """The trainer version to render as: that of `tag`, which may be a version itself; without one, that which made the
+    LoRA, or the nearest that is reproduced.
+
+    Raises:
+        TagError: there is no such tag or version.
+        LoraError: a file is missing or damaged.
+    """
+    from lora_drift.harness import tags
+    from lora_drift.pipelines.lora import trainer_of
+    from lora_drift.pipelines.spec import TOOLKITS, nearest
+
+    if tag is not None:
+        return tags.version_of(tag)
+    said = next(filter(None, map(trainer_of, loras)), "")
+    chosen = nearest(said)
+    if chosen != TOOLKITS[-1]:
+        made = "which made the LoRA" if chosen == said else f"the nearest that is reproduced: {said} made the LoRA"
+        typer.echo(f"rendered as trainer {chosen} does, {made} (--tag names another)", err=True)
+    return chosen

@@ -20,9 +20,9 @@ from lora_drift.harness.check.results import PASSING
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
-from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.files import lines_of
 from lora_drift.pipelines.profiles import PROFILES
+from lora_drift.pipelines.registry import ROWS
 from lora_drift.pipelines.spec import ModelSpec
 
 REPORTS = ROOT / "reports"
@@ -193,8 +193,8 @@ def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
     catalogue = catalogue or Catalogue()
     environment = _environment()
     template = environment.get_template("model.md.j2")
-    found = {f"{id}.md": template.render(_page(catalogue, spec)) for id, spec in MODELS.items()}
-    lines = [_page(catalogue, spec) for spec in MODELS.values()]
+    found = {f"{id}.md": template.render(_page(catalogue, spec)) for id, spec in ROWS.items()}
+    lines = [_page(catalogue, spec) for spec in ROWS.values()]
     found["README.md"] = environment.get_template("index.md.j2").render(models=lines, tags=tags.rows())
     return found
 

@@ -107,7 +107,7 @@ def _committed(tag: str) -> dict[str, Any] | None:
 
 def _previous_tag(tag: str) -> dict[str, Any] | None:
     """Summary of the newest older tag that has one."""
-    order = tags.names()
+    order = [row.tag for row in tags.all_rows()]
     older = order[: order.index(tag)] if tag in order else []
     files = [REPORTS / name / "summary.json" for name in reversed(older)]
     return next((json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()), None)

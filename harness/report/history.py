@@ -44,7 +44,7 @@ def _distance(old: Golden, new: Golden) -> float:
 
 
 def _before(tag: str) -> str | None:
-    order = tags.names()
+    order = [row.tag for row in tags.all_rows()]
     place = order.index(tag)
     return order[place - 1] if place else None
 

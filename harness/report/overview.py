@@ -89,7 +89,7 @@ def render(reports: Path, out: Path) -> Path:
 
 def _tags(reports: Path, root: str) -> Group:
     """Every summary, tags in the order of tags.yaml and releases after their tag."""
-    rows = {row.tag: row for row in tags.rows()}
+    rows = {row.tag: row for row in tags.all_rows()}
     found = []
     for file in reports.rglob("summary.json"):
         summary = json.loads(file.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LAYER_BY_LAYER, STEPS, TOKENIZERS, ModelSpec, Quantizes, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ ROWS = (
         size_divisor=16,
         width=1024,
         height=1024,
-        steps=25,
+        steps=30,
         guidance_scale=4.0,
         guidance="cfg",
         max_sequence_length=512,
@@ -84,6 +84,7 @@ ROWS = (
             "extensions_built_in/diffusion_models/chroma/pipeline.py",
             "extensions_built_in/diffusion_models/chroma/src/model.py",
         ),
+        earlier=(LAYER_BY_LAYER, TOKENIZERS, STEPS),
     ),
 )
 

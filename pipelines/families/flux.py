@@ -14,7 +14,19 @@ from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.family import same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import LEGACY, Attention, Filter, ModelSpec, Posterior, Quantizes, Scheduler
+from lora_drift.pipelines.spec import (
+    LAYER_BY_LAYER,
+    LEGACY,
+    STEPS,
+    TOKENIZERS,
+    Attention,
+    Filter,
+    ModelSpec,
+    Posterior,
+    Quantizes,
+    Scheduler,
+    clip_with_mask,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +65,7 @@ SCHEDULER = Scheduler(
         "use_dynamic_shifting": True,
     },
 )
-ATTENTION: dict[str, Attention] = {"text_encoder": "sdpa_with_mask", "text_encoder_2": "eager"}
+ATTENTION: dict[str, Attention] = {"text_encoder": "sdpa", "text_encoder_2": "eager"}
 COMMON: dict[str, Any] = {
     "family": "flux",
     "denoisers": {"": "transformer"},
@@ -63,11 +75,12 @@ COMMON: dict[str, Any] = {
     "size_divisor": 16,
     "width": 1024,
     "height": 1024,
-    "steps": 25,
+    "steps": 30,
     "guidance_scale": 4.0,
     "guidance": "embedded",
     "max_sequence_length": 512,
     "encoder_attention": ATTENTION,
+    "earlier": (LAYER_BY_LAYER, TOKENIZERS, clip_with_mask("text_encoder"), STEPS),
 }
 NO_NEGATIVE = "The negative prompt is encoded and then ignored."
 

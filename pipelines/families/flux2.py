@@ -20,7 +20,7 @@ from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, Target, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LAYER_BY_LAYER, STEPS, TOKENIZERS, Earlier, ModelSpec, Quantizes, Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,12 @@ COMMON: dict[str, Any] = {
     "kind": "image",
     "family": "flux2",
     "denoisers": {"": "transformer"},
-    "quantizes": Quantizes(),
     "lora_prefixes": ("diffusion_model.", "transformer."),
     "scheduler": FLUX2_SCHEDULER,
     "size_divisor": 16,
     "width": 1024,
     "height": 1024,
-    "steps": 25,
+    "steps": 30,
     "guidance_scale": 4.0,
     "max_sequence_length": 512,
     "controls": (0, 3),
@@ -81,6 +80,7 @@ COMMON: dict[str, Any] = {
     "longest_reference_ratio": 8,
     "reference_dtype": "bfloat16",
 }
+EARLIER = (LAYER_BY_LAYER, TOKENIZERS, STEPS)
 QUIRKS = (
     "Sigmas are shifted by a mu that is linear in the number of latent tokens, reference pictures not counted; stock "
     "Diffusers uses one fitted to the number of steps as well.",
@@ -103,6 +103,7 @@ def klein(size: str, encoder: str) -> Flux2Files:
         pipeline="Flux2KleinPipeline",
         base=f"black-forest-labs/FLUX.2-klein-base-{size}",
         components={"text_encoder": encoder, "vae": "ai-toolkit/flux2_vae"},
+        quantizes=Quantizes(encoder_qtype="qtype_te"),
         guidance="cfg",
         slow_tokenizers=("tokenizer",),
         transformer_file=f"flux-2-klein-base-{size.lower()}.safetensors",
@@ -113,6 +114,14 @@ def klein(size: str, encoder: str) -> Flux2Files:
         encoder_layers=(9, 18, 27),
         quirks=QUIRKS,
         source=(*SOURCE, "extensions_built_in/diffusion_models/flux2/flux2_klein_model.py"),
+        earlier=(
+            *EARLIER,
+            Earlier(
+                before="0.8.2",
+                why="The text encoder was quantised as `qtype` says, not `qtype_te`.",
+                fields={"quantizes.encoder_qtype": "qtype"},
+            ),
+        ),
         **COMMON,
     )
 
@@ -122,12 +131,21 @@ DEV: dict[str, Any] = {
     "pipeline": "Flux2Pipeline",
     "base": "black-forest-labs/FLUX.2-dev",
     "components": {"text_encoder": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"},  # the trainer's, from elsewhere
+    "quantizes": Quantizes(),
     "guidance": "embedded",
     "text_encoder_class": "Mistral3ForConditionalGeneration",
     "tokenizer_class": "AutoProcessor",
-    "padding_side": "left",
+    "padding_side": None,
     "encoder_layers": (10, 20, 30),
     "source": SOURCE,
+    "earlier": (
+        *EARLIER,
+        Earlier(
+            before="0.9.1",
+            why="Prompts were padded on the left, as the tokenizer class that transformers 4.57 chose does by itself.",
+            fields={"padding_side": "left"},
+        ),
+    ),
     **COMMON,
 }
 DEV_QUIRKS = (
@@ -263,7 +281,7 @@ def _text_encoder(spec: Flux2, dtype: Any) -> tuple[Any, Any]:
     repo = spec.components["text_encoder"]
     encoder = getattr(transformers, spec.text_encoder_class).from_pretrained(repo, dtype=dtype)
     tokenizer = loading.tokenizer(spec, "tokenizer", spec.tokenizer_class, repo)
-    if spec.padding_side is not None:  # transformers 4 chooses a class with this default
+    if spec.padding_side is not None:
         getattr(tokenizer, "tokenizer", tokenizer).padding_side = spec.padding_side
     return encoder, tokenizer
 

@@ -14,7 +14,17 @@ from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.family import same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import Attention, Filter, ModelSpec, Posterior, Quantizes, Scheduler
+from lora_drift.pipelines.spec import (
+    STEPS,
+    TOKENIZERS,
+    Attention,
+    Filter,
+    ModelSpec,
+    Posterior,
+    Quantizes,
+    Scheduler,
+    clip_with_mask,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +78,8 @@ def unipc(flow_shift: float) -> Scheduler:
 
 
 ATTENTION: dict[str, Attention] = {
-    "text_encoder": "sdpa_with_mask",
-    "text_encoder_2": "sdpa_with_mask",
+    "text_encoder": "sdpa",
+    "text_encoder_2": "sdpa",
     "text_encoder_3": "eager",
     "text_encoder_4": "eager",  # the trainer passes output_attentions=True, which makes transformers choose it
 }
@@ -97,7 +107,7 @@ HIDREAM = HiDreamI1(
     size_divisor=8,
     width=1024,
     height=1024,
-    steps=25,
+    steps=30,
     guidance_scale=4.0,
     guidance="cfg",
     max_sequence_length=128,
@@ -119,10 +129,12 @@ HIDREAM = HiDreamI1(
         f"{FOLDER}/src/pipelines/hidream_image/pipeline_hidream_image.py",
         f"{FOLDER}/src/schedulers/fm_solvers_unipc.py",
     ),
+    earlier=(TOKENIZERS, clip_with_mask("text_encoder", "text_encoder_2"), STEPS),
 )
 
 HIDREAM_E1 = HiDreamE1(
     id="hidream_e1",
+    earlier=HIDREAM.earlier,
     title="HiDream-E1.1",
     kind="edit",
     family="hidream",
@@ -137,7 +149,7 @@ HIDREAM_E1 = HiDreamE1(
     size_divisor=16,
     width=1024,
     height=1024,
-    steps=25,
+    steps=30,
     guidance_scale=4.0,
     guidance="cfg",
     max_sequence_length=128,

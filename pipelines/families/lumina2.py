@@ -9,7 +9,7 @@ from lora_drift.pipelines import loading
 from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import LEGACY, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LAYER_BY_LAYER, LEGACY, STEPS, TOKENIZERS, ModelSpec, Quantizes, Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ ROWS = (
         size_rule="refuse",
         width=1024,
         height=1024,
-        steps=25,
+        steps=30,
         guidance_scale=4.0,
         guidance="cfg",
         max_sequence_length=256,
@@ -47,11 +47,12 @@ ROWS = (
             "The trainer asks for shift 6.0, but its scheduler class loses every argument on the way: the steps are "
             "not shifted at all.",
             "The system prompt is put before the negative prompt too, also before an empty one.",
-            "Gemma 2 runs without the soft cap on its attention logits: transformers 4.57, which the trainer pins, "
-            "gives it SDPA attention, which has none.",
+            "Gemma 2 runs without the soft cap on its attention logits: the transformers that the trainer "
+            "pins gives it SDPA attention, which has none.",
             "A size that is not a multiple of 16 stops the trainer; here it is refused before anything loads.",
         ),
         source=LEGACY,
+        earlier=(LAYER_BY_LAYER, TOKENIZERS, STEPS),
     ),
 )
 

@@ -11,7 +11,7 @@ from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.lora import Shapes, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import Filter, ModelSpec, Posterior, Quantizes, Scheduler
+from lora_drift.pipelines.spec import STEPS, TOKENIZERS, Filter, ModelSpec, Posterior, Quantizes, Scheduler
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ ROWS = (
         size_divisor=8,
         width=1024,
         height=1024,
-        steps=25,
+        steps=30,
         guidance_scale=4.0,
         guidance="cfg",
         max_sequence_length=256,
@@ -82,6 +82,7 @@ ROWS = (
             "extensions_built_in/diffusion_models/omnigen2/src/models/transformers/transformer_omnigen2.py",
             "extensions_built_in/diffusion_models/omnigen2/src/schedulers/scheduling_flow_match_euler_discrete.py",
         ),
+        earlier=(TOKENIZERS, STEPS),
     ),
 )
 

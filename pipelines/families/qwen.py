@@ -11,14 +11,29 @@ from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import Filter, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import (
+    LAYER_BY_LAYER,
+    STEPS,
+    TOKENIZERS,
+    Earlier,
+    Filter,
+    ModelSpec,
+    Quantizes,
+    Scheduler,
+)
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen(ModelSpec):
+class Qwen(ModelSpec):
+    norms_in_float32: bool
+    """Do the norms of the autoencoder go through float32 in half precision?"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Qwen):
     """What the text encoder of an editing model sees of control images (`get_prompt_embeds`)."""
 
     seen_area: int
@@ -27,6 +42,8 @@ class Seen(ModelSpec):
     """To multiples of which sides are rounded."""
     seen_sides_swapped: bool
     """Is height / width taken for the ratio of width to height?"""
+    seen_in_place: bool
+    """Have the tokens of a picture rows and columns? Else they are numbered like words."""
     seen_filter: Filter
     seen_white: float
     """The value of white that the processor gets, which divides by 255."""
@@ -70,16 +87,35 @@ SHARED: dict[str, Any] = {
     "size_divisor": 32,
     "width": 1024,
     "height": 1024,
-    "steps": 25,
+    "steps": 30,
     "guidance_scale": 4.0,
     "guidance": "cfg",
     "fewest_steps": 2,  # the terminal shift of a single step is 0 / 0
+    "norms_in_float32": True,
 }
+EARLIER = (LAYER_BY_LAYER, TOKENIZERS, STEPS, loading.NORMS)
+EDIT_EARLIER = (
+    *EARLIER,
+    Earlier(
+        before="0.9.1",
+        why="To the text encoder, a picture's tokens had rows and columns. Since then (transformers 5) Diffusers does "
+        "not tell it which tokens are a picture's, and it numbers them like words.",
+        fields={"seen_in_place": True},
+    ),
+    Earlier(
+        before="0.7.33",
+        why="The text encoder saw control images with width and height swapped: their ratio was taken the wrong way "
+        "round.",
+        fields={"seen_sides_swapped": True},
+    ),
+)
 SEEN: dict[str, Any] = {
     "seen_divisor": 32,
-    "seen_sides_swapped": True,
+    "seen_sides_swapped": False,
+    "seen_in_place": False,
     "seen_filter": "bilinear",
     "seen_white": 1.0,
+    "as_intended": {"seen_sides_swapped": False, "seen_in_place": True, "seen_white": 255.0},
 }
 FOLDER = "extensions_built_in/diffusion_models/qwen_image"
 
@@ -89,21 +125,24 @@ QUIRKS = (
 )
 EDIT_QUIRKS = (
     *QUIRKS,
-    "The text encoder sees control images with width and height swapped: their ratio is taken the wrong way round.",
-    "The text encoder sees nearly black control images: their values are divided by 255 twice.",
+    "The text encoder numbers a picture's tokens like words, without rows and columns, since 0.9.1: Diffusers does not "
+    "tell transformers 5 which tokens are a picture's (Diffusers #14194), in its own pipelines neither. With rows and "
+    "columns the miniature's pictures are up to 56 of 255 away, 3.3 on average.",
+    "The text encoder sees nearly black control images: their values are divided by 255 twice. Stock Diffusers and "
+    "ComfyUI divide once. `--as-intended` mends this and the last; no sample looks like that.",
 )
 PLUS_QUIRKS = (
     *EDIT_QUIRKS,
     "The negative prompt sees control images resized twice: the list that the positive prompt's encoding has resized "
-    "in place is resized again, the sides swapped back.",
+    "in place is resized again, to much the same size.",
     "The guided prediction keeps its own length unless `do_cfg_norm` is set; stock Diffusers always rescales it.",
     "A picture given as `ctrl_img` is seen twice by the text encoder (ctrl_img_1 defaults to it), once by the model; "
     "with another picture as `ctrl_img_1`, the text encoder sees both, the model `ctrl_img` only.",
 )
 
 
-def _image(id: str, title: str, base: str) -> ModelSpec:
-    return ModelSpec(
+def _image(id: str, title: str, base: str) -> Qwen:
+    return Qwen(
         id=id,
         title=title,
         kind="image",
@@ -113,6 +152,7 @@ def _image(id: str, title: str, base: str) -> ModelSpec:
         refuses_control=True,
         quirks=QUIRKS,
         source=(f"{FOLDER}/qwen_image.py",),
+        earlier=EARLIER,
         **SHARED,
     )
 
@@ -131,11 +171,12 @@ def _plus(id: str, title: str, base: str) -> QwenEditPlus:
         **SEEN,
         quirks=PLUS_QUIRKS,
         source=tuple(f"{FOLDER}/{name}.py" for name in ("qwen_image", "qwen_image_edit_plus", "qwen_image_pipelines")),
+        earlier=EDIT_EARLIER,
         **SHARED,
     )
 
 
-ROWS: tuple[ModelSpec, ...] = (
+ROWS: tuple[Qwen, ...] = (
     _image("qwen_image", "Qwen-Image", "Qwen/Qwen-Image"),
     _image("qwen_image_2512", "Qwen-Image-2512", "Qwen/Qwen-Image-2512"),
     QwenEdit(
@@ -155,6 +196,7 @@ ROWS: tuple[ModelSpec, ...] = (
             "the text encoder sees the original.",
         ),
         source=(f"{FOLDER}/qwen_image.py", f"{FOLDER}/qwen_image_edit.py"),
+        earlier=EDIT_EARLIER,
         **SHARED,
     ),
     _plus("qwen_image_edit_plus", "Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2509"),
@@ -162,9 +204,12 @@ ROWS: tuple[ModelSpec, ...] = (
 )
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+def load(spec: Qwen, base: str, dtype: Any) -> Any:
     pipe = loading.pipeline(spec, base, dtype)
-    _mark_image_tokens(pipe.text_encoder)
+    loading.normalize(pipe.vae, in_float32=spec.norms_in_float32)
+    if isinstance(spec, Seen):
+        _place_image_tokens(pipe.text_encoder)
+        pipe.text_encoder.pictures_in_place = spec.seen_in_place
     _rotate_in_model_dtype(pipe.text_encoder)
     return pipe
 
@@ -172,7 +217,7 @@ def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
 check = nothing_to_refuse
 
 
-def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Media:
+def render(pipe: Any, spec: Qwen, settings: Settings, **call: Any) -> Media:
     call |= {
         "width": settings.width,
         "height": settings.height,
@@ -283,14 +328,16 @@ def _rotate_in_model_dtype(encoder: Any) -> None:
     rotations.forward = forward
 
 
-def _mark_image_tokens(text_encoder: Any) -> None:
-    """Tell transformers 5 which tokens are pictures; it needs that for their positions, and Diffusers (to 0.42 at
-    least) does not pass it on. Older releases find them by themselves."""
+def _place_image_tokens(text_encoder: Any) -> None:
+    """Tell transformers 5 which tokens are pictures where `text_encoder.pictures_in_place` is set; without, it numbers
+    them like words. Diffusers (to 0.42 at least) does not pass it on; 4.57 finds them by itself."""
     if "mm_token_type_ids" not in inspect.signature(text_encoder.forward).parameters:
         return
 
     def mark(module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        inputs.setdefault("mm_token_type_ids", (inputs["input_ids"] == module.config.image_token_id).int())
+        inputs.pop("mm_token_type_ids", None)
+        if module.pictures_in_place:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == module.config.image_token_id).int()
         return args, inputs
 
     text_encoder.register_forward_pre_hook(mark, with_kwargs=True)

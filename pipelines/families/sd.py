@@ -8,7 +8,7 @@ from lora_drift.pipelines import loading
 from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import LEGACY, ModelSpec, Scheduler
+from lora_drift.pipelines.spec import LEGACY, STEPS, TOKENIZERS, ModelSpec, Scheduler, clip_with_mask
 
 
 def ddpm(steps_offset: int) -> Scheduler:
@@ -41,18 +41,19 @@ ROWS: tuple[ModelSpec, ...] = (
         size_divisor=8,
         width=512,
         height=512,
-        steps=25,
+        steps=30,
         most_steps=999,  # with the offset, the first of a thousand would be timestep 1000, which there is not
         guidance_scale=6.0,
         guidance="cfg",
         max_sequence_length=77,
-        encoder_attention={"text_encoder": "sdpa_with_mask"},
+        encoder_attention={"text_encoder": "sdpa"},
         quirks=(
             "The trainer asks for steps_offset 0, but hands its scheduler to the constructor of "
             "StableDiffusionPipeline, which rewrites it to 1: every timestep is one later.",
             "DDPM draws fresh noise in every step, from the same CPU generator; in the last too, whose timestep is 1.",
         ),
         source=LEGACY,
+        earlier=(TOKENIZERS, clip_with_mask("text_encoder"), STEPS),
     ),
     ModelSpec(
         id="sdxl",
@@ -67,11 +68,11 @@ ROWS: tuple[ModelSpec, ...] = (
         size_divisor=8,
         width=1024,
         height=1024,
-        steps=25,
+        steps=30,
         guidance_scale=6.0,
         guidance="cfg",
         max_sequence_length=77,
-        encoder_attention={"text_encoder": "sdpa_with_mask", "text_encoder_2": "sdpa_with_mask"},
+        encoder_attention={"text_encoder": "sdpa", "text_encoder_2": "sdpa"},
         quirks=(
             "An empty negative prompt is encoded like any other; stock Diffusers would zero its embeddings.",
             "A negative prompt given by the flag --n reaches the first text encoder only; the second keeps the one "
@@ -79,6 +80,7 @@ ROWS: tuple[ModelSpec, ...] = (
             "No watermark, whatever is installed.",
         ),
         source=(*LEGACY, "toolkit/config_modules.py"),
+        earlier=(TOKENIZERS, clip_with_mask("text_encoder", "text_encoder_2"), STEPS),
     ),
 )
 

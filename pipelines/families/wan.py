@@ -7,18 +7,30 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.family import nothing_to_refuse
 from lora_drift.pipelines.lora import Target
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import Earlier, Filter, ModelSpec, Posterior, Quantizes, Scheduler
+from lora_drift.pipelines.spec import (
+    LAYER_BY_LAYER,
+    STEPS,
+    TOKENIZERS,
+    Earlier,
+    Filter,
+    ModelSpec,
+    Posterior,
+    Quantizes,
+    Scheduler,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wan(ModelSpec):
+    norms_in_float32: bool = True
+    """Do the norms of the autoencoder go through float32 in half precision?"""
     boundary_ratio: float | None = None
     """At which part of the timesteps the second expert takes over; None: there is one."""
     expand_timesteps: bool = False
@@ -31,6 +43,8 @@ class WanFirstFrame(Wan):
     """By which the control image is stretched to the size of the video, before the pipeline, and so CLIP, sees it."""
     control_posterior: Posterior
     """mode: as Diffusers' pipeline prepares it."""
+    clip_resize: Literal["torchvision", "pillow", ""] = ""
+    """Which of transformers' image processors resizes the control image for CLIP, where a CLIP sees it."""
 
 
 UNIPC_CONFIG: Mapping[str, Any] = {
@@ -46,26 +60,43 @@ UNIPC_CONFIG: Mapping[str, Any] = {
 }
 
 
-def unipc(flow_shift: float, most_steps: int, most_before: int) -> dict[str, Any]:
-    """The fields of a row that say how UniPC lays out its steps; `most_before` 0.7.29."""
-    config = {**UNIPC_CONFIG, "flow_shift": flow_shift}
+def steps_of(shift: float, unipc_shift: float, most_steps: int, most_before: int) -> dict[str, Any]:
+    """The fields of a row that say how steps are laid out: Euler's with `shift`; and how they were, UniPC's with
+    `unipc_shift`, at most `most_steps`, and `most_before` 0.7.25."""
+    euler = {"num_train_timesteps": 1000, "shift": shift, "use_dynamic_shifting": False}
+    unipc = {**UNIPC_CONFIG, "flow_shift": unipc_shift}
     return {
-        "scheduler": Scheduler("ours.UniPCWithSigmasOnCPU", config),
-        "most_steps": most_steps,
+        "scheduler": Scheduler("diffusers.FlowMatchEulerDiscreteScheduler", euler),
         "earlier": (
+            LAYER_BY_LAYER,
             Earlier(
-                before="0.7.29",
+                before="0.9.3",
+                why=f"Sampled with UniPC, its steps shifted by {unipc_shift}. With too many of them it no longer tells "
+                "the first two timesteps apart, and the trainer stopped.",
+                fields={"scheduler": Scheduler("ours.UniPCWithSigmasOnCPU", unipc), "most_steps": most_steps},
+            ),
+            TOKENIZERS,
+            loading.NORMS,
+            STEPS,
+            Earlier(
+                before="0.7.25",
                 why="UniPC's steps went from 0.999 to 0 before the shift, not from 1 to 0.001: so the Diffusers of "
                 "those versions laid them out (UniPCMultistepScheduler, Diffusers #12109).",
-                fields={"scheduler": Scheduler("ours.FlowUniPCFromBelowOne", config), "most_steps": most_before},
+                fields={"scheduler": Scheduler("ours.FlowUniPCFromBelowOne", unipc), "most_steps": most_before},
             ),
         ),
     }
 
 
-UNIPC = (
-    "Trainer versions before 0.11 sample Wan with UniPC; the saved flow_shift of other Wan repositories "
-    "(5.0) is not used."
+SPARED = ("condition_embedder*", "proj_out*")
+ALL_QUANTIZED = Earlier(
+    before="0.10.22",
+    why="Embedders and the last layer were quantised like all others.",
+    fields={"quantizes.spared": ()},
+)
+EULER = (
+    "Sampled with FlowMatch Euler, as it is trained, not with the UniPC of the released model: the trainer gave that "
+    "up when a Diffusers update broke it."
 )
 LOSSY = "The frames are saved as a lossy animated WebP by the trainer; the golden holds them losslessly."
 LANCZOS = (
@@ -96,12 +127,12 @@ WAN21_1B = Wan(
     denoisers={"": "transformer"},
     quantizes=Quantizes(by_default=(False, True)),
     lora_prefixes=("diffusion_model.", "transformer."),
-    **unipc(flow_shift=3.0, most_steps=333, most_before=500),
+    **steps_of(shift=3.0, unipc_shift=3.0, most_steps=333, most_before=500),
     size_divisor=16,
     size_rule="refuse",
     width=1024,
     height=1024,
-    steps=25,
+    steps=30,
     guidance_scale=4.0,
     guidance="cfg",
     max_sequence_length=512,
@@ -110,7 +141,7 @@ WAN21_1B = Wan(
     fps=16,
     frame_step=4,
     quirks=(
-        UNIPC,
+        EULER,
         "A size that is not a multiple of 16 stops the trainer; here it is refused before anything loads.",
         LOSSY,
     ),
@@ -135,10 +166,19 @@ WAN21_I2V_14B = from_first_frame(
     quantizes=Quantizes(),
     controls=(1, 1),
     size_rule="floor",
+    clip_resize="torchvision",
+    earlier=(
+        *WAN21_1B.earlier,
+        Earlier(
+            before="0.9.1",
+            why="Pillow resized the control image for CLIP (CLIPImageProcessor of transformers 4.57), not torchvision.",
+            fields={"clip_resize": "pillow"},
+        ),
+    ),
     quirks=(
-        "The scheduler is that of the text-to-video models (flow_shift 3.0) for 480P and 720P alike.",
+        "The steps are those of the text-to-video models (shift 3.0) for 480P and 720P alike.",
+        EULER,
         LANCZOS,
-        "Newer Transformers releases resize for CLIP by another routine; the one of the trainer's release is used.",
         LOSSY,
     ),
     source=("toolkit/models/wan21/wan21_i2v.py", *WAN21_1B.source),
@@ -151,6 +191,8 @@ WAN21_I2V_14B480P = replace(
     base="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
 )
 
+WAN22_STEPS = steps_of(shift=5.0, unipc_shift=3.0, most_steps=333, most_before=500)
+WAN22_STEPS["earlier"] += (ALL_QUANTIZED,)
 WAN22_14B_T2V = replace(
     WAN21_1B,
     id="wan22_14b_t2v",
@@ -158,11 +200,13 @@ WAN22_14B_T2V = replace(
     base="ai-toolkit/Wan2.2-T2V-A14B-Diffusers-bf16",
     components={**WAN21_1B.components, "vae": "ai-toolkit/wan2.1-vae"},
     denoisers={"high": "transformer", "low": "transformer_2"},
-    quantizes=Quantizes(),
+    quantizes=Quantizes(spared=SPARED),
+    **WAN22_STEPS,
     size_rule="floor",
     boundary_ratio=0.875,
     quirks=(
-        UNIPC,
+        EULER,
+        "The steps are shifted by 5.0, the value of the 5B model, whose settings the trainer imports.",
         "A LoRA is saved as two files, *_high_noise and *_low_noise; with `split_multistage_loras: false` as one, "
         "whose keys name the expert; and with one expert trained as that expert's file alone.",
         LOSSY,
@@ -197,14 +241,16 @@ WAN22_14B_I2V = from_first_frame(
     ),
 )
 
+WAN22_5B_STEPS = steps_of(shift=5.0, unipc_shift=5.0, most_steps=200, most_before=250)
+WAN22_5B_STEPS["earlier"] += (ALL_QUANTIZED,)
 WAN22_5B = from_first_frame(
     WAN21_1B,
     "sample",
     id="wan22_5b",
     title="Wan 2.2 TI2V 5B",
     base="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-    quantizes=Quantizes(),
-    **unipc(flow_shift=5.0, most_steps=200, most_before=250),
+    quantizes=Quantizes(spared=SPARED),
+    **WAN22_5B_STEPS,
     size_divisor=32,
     size_rule="floor",
     width=768,
@@ -250,11 +296,15 @@ def load(spec: Wan, base: str, dtype: Any) -> Any:
     if "vae" in spec.components and not (Path(base) / "vae").is_dir():
         # This repository is the autoencoder and nothing else: no subfolder.
         options["vae"] = diffusers.AutoencoderKLWan.from_pretrained(spec.components["vae"])
-    if spec.pipeline == "WanImageToVideoPipeline" and spec.boundary_ratio is None:
-        # Transformers 5 gave the old name to another resize; the old one, by Pillow, is the trainer's.
-        processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    if isinstance(spec, WanFirstFrame) and spec.clip_resize:
+        # Transformers 5 gave the old name, CLIPImageProcessor, to another resize.
+        names = {"pillow": ("CLIPImageProcessorPil", "CLIPImageProcessor"),
+                 "torchvision": ("CLIPImageProcessorFast", "CLIPImageProcessor")}[spec.clip_resize]  # fmt: skip
+        processor = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
         options["image_processor"] = processor.from_pretrained(base, subfolder="image_processor")
-    return loading.pipeline(spec, base, dtype, **options)
+    pipe = loading.pipeline(spec, base, dtype, **options)
+    loading.normalize(pipe.vae, in_float32=spec.norms_in_float32)
+    return pipe
 
 
 check = nothing_to_refuse

@@ -366,12 +366,35 @@ def _sees(s: Subject) -> bool:
 @variation(
     "control",
     shows=POSITIVE,
-    source="trainer 0.11 mended the swap of height and width; stock Diffusers and ComfyUI keep proportions",
-    applies=_sees,
+    source="trainer 0.7.33 mended the swap of height and width; stock Diffusers and ComfyUI keep proportions",
+    applies=lambda s: _sees(s) and s.spec.own["seen_sides_swapped"],
 )
 def picture_seen_in_its_proportions(s: Subject) -> Iterator[Subject]:
     """The text encoder sees control images with width and height as they are."""
     yield s.with_spec(seen_sides_swapped=False)
+
+
+@variation(
+    "control",
+    shows=POSITIVE,
+    source="trainers before 0.7.33 take the ratio of a control image the wrong way round",
+    applies=lambda s: _sees(s) and not s.spec.own["seen_sides_swapped"],
+)
+def picture_seen_with_its_sides_swapped(s: Subject) -> Iterator[Subject]:
+    """The text encoder sees control images with width and height swapped."""
+    yield s.with_spec(seen_sides_swapped=True)
+
+
+@variation(
+    "control",
+    shows=POSITIVE,
+    source="transformers 4.57 (trainers before 0.9.1) gives pictures' tokens rows and columns; since: Diffusers #14194",
+    applies=lambda s: _sees(s) and not s.spec.own["seen_in_place"],
+)
+def picture_tokens_in_rows_and_columns(s: Subject) -> Iterator[Subject]:
+    """The text encoder knows which tokens are a picture's, and where in it."""
+    with patched(s.pipe.text_encoder, "pictures_in_place", True):
+        yield s
 
 
 @variation(

@@ -409,6 +409,21 @@ def all_padding_read(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "encode",
+    shows=CONDITIONING,
+    source="Diffusers before #13564 and since #13931 keep the order of LTX-2's prompt",
+    applies=lambda s: s.spec.family == "ltx2" and s.spec.own["prompt_reversed"],
+)
+def prompt_in_its_own_order(s: Subject) -> Iterator[Subject]:
+    """The denoiser reads the prompt from first to last."""
+    with (
+        patched(s.pipe.connectors.video_connector, "backwards", False),
+        patched(s.pipe.connectors.audio_connector, "backwards", False),
+    ):
+        yield s
+
+
+@variation(
+    "encode",
     shows=POSITIVE,
     source="stock Diffusers' LTX2Pipeline pads before Gemma; the trainer since 0.7.23 behind it",
     applies=families("ltx2"),

@@ -39,6 +39,19 @@ def guidance_one_more(s: Subject) -> Iterator[Subject]:
 @variation(
     "guidance",
     shows=GUIDANCE,
+    source="ZImagePipeline's own scale, which trainers before 0.10.21 pass on: pos + g (pos - neg), for every g > 0",
+    applies=lambda s: (
+        s.spec.family == "zimage" and s.spec.own["guidance_offset"] != 0 and s.settings.guidance_scale > 0
+    ),
+)
+def guidance_of_the_pipeline(s: Subject) -> Iterator[Subject]:
+    """Nothing is taken off Z-Image's guidance scale."""
+    yield s.with_spec(guidance="cfg_above_zero", guidance_offset=0.0)
+
+
+@variation(
+    "guidance",
+    shows=GUIDANCE,
     source="Diffusers issue 13377: guidance was silently off because the negative mask was None; turbo workflows use 1",
     applies=lambda s: s.guided and s.spec.guidance != "cfg_always",
 )

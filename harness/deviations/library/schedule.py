@@ -197,6 +197,17 @@ def sigmas_of_newer_diffusers(s: Subject) -> Iterator[Subject]:
 @variation(
     "schedule",
     shows=SCHEDULE,
+    source="ZImagePipeline of the Diffusers that trainers before 0.10.24 pin lays steps out from 1 to 0",
+    applies=lambda s: s.spec.family == "zimage" and s.spec.scheduler.name != "FlowMatchEulerToZero",
+)
+def last_step_changes_nothing(s: Subject) -> Iterator[Subject]:
+    """Z-Image's n steps are n - 1 real ones and one that changes nothing."""
+    yield s.with_scheduler("ours.FlowMatchEulerToZero")
+
+
+@variation(
+    "schedule",
+    shows=SCHEDULE,
     source="Diffusers 8600b4c1 (trainer 0.7.19 to 0.7.24) against 072d15ee: UniPC's flow sigmas start at 0.999",
     applies=lambda s: s.spec.family == "wan",
 )
@@ -370,7 +381,21 @@ def zero_terminal_snr(s: Subject) -> Iterator[Subject]:
 @variation(
     "schedule",
     shows=SCHEDULE,
-    source="trainer 0.11 samples Wan with flow-matching Euler, 0.7 with UniPC; so do ComfyUI's Wan workflows",
+    source="trainers before 0.9.3, Wan's own code and stock Diffusers sample Wan with UniPC",
+    applies=lambda s: s.spec.family == "wan" and not _unipc(s),
+)
+def unipc_instead_of_euler(s: Subject) -> Iterator[Subject]:
+    """Euler is replaced by UniPC with the same shift."""
+    from lora_drift.pipelines.families.wan import UNIPC_CONFIG
+
+    settings = {**UNIPC_CONFIG, "flow_shift": config(s, "shift")}
+    yield s.with_spec(scheduler=Scheduler("ours.UniPCWithSigmasOnCPU", settings))
+
+
+@variation(
+    "schedule",
+    shows=SCHEDULE,
+    source="trainer 0.9.3 samples Wan with flow-matching Euler, older ones with UniPC; so do ComfyUI's Wan workflows",
     applies=_unipc,
 )
 def euler_instead_of_unipc(s: Subject) -> Iterator[Subject]:

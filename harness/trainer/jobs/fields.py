@@ -1,7 +1,7 @@
 """Fields of the trainer's job files beyond those of `job_file.py`: what they do to samples, or that they do nothing.
 
-From trainer 0.7.29 (toolkit/config_modules.py, jobs/process/BaseSDTrainProcess.py). A name that stands nowhere is
-unknown to the trainer, which ignores it: a misspelling, or a newer trainer's field.
+From trainer 0.7.29 to 0.12.26 (toolkit/config_modules.py, jobs/process/BaseSDTrainProcess.py). A name that stands
+nowhere is unknown to the trainer, which ignores it: a misspelling, or a newer trainer's field.
 """
 
 UNHONOURED: dict[str, dict[str, str]] = {
@@ -101,31 +101,32 @@ HARMLESS: dict[str, str] = {
     "timestep_type train_refiner train_unet unconditional_prompt unet_lr weight_jitter",
 }
 """Section -> fields of the training, or read elsewhere: a sample of a given LoRA file does not change with them."""
-NEWER: dict[str, dict[str, str]] = {
-    "sample": {"sample_start_step": "0.10.24"},
-    "network": {"all_layers": "0.10.18"},
+NEWER: dict[str, dict[str, tuple[str, str]]] = {
+    "sample": {"sample_start_step": ("0.10.24", "")},
+    "network": {"all_layers": ("0.10.18", "")},
     "train": {
-        "do_fft_loss": "0.9.13",
-        "do_fft_velocity_equiv_weight": "0.9.13",
-        "guidance_loss_schedule": "0.12.6",
-        "max_loss": "0.9.10",
-        "max_loss_debug": "0.9.10",
-        "merge_network_on_save_strength": "0.8.2",
-        "t0_loss_target": "0.8.0",
-        "t0_velocity_equiv_weight": "0.9.13",
-        "validation_config": "0.10.29",
+        "do_fft_loss": ("0.9.13", ""),
+        "do_fft_velocity_equiv_weight": ("0.9.13", ""),
+        "guidance_loss_schedule": ("0.12.6", ""),
+        "max_loss": ("0.9.10", ""),
+        "max_loss_debug": ("0.9.10", ""),
+        "merge_network_on_save_strength": ("0.8.2", ""),
+        "t0_loss_target": ("0.8.0", ""),
+        "t0_velocity_equiv_weight": ("0.9.13", ""),
+        "validation_config": ("0.10.29", ""),
     },
     "model": {
-        "block_compile": "0.10.6",
-        "cache_size_limit": "0.10.6",
-        "compile_dynamic": "0.10.6",
-        "compile_fullgraph": "0.10.6",
-        "compile_mode": "0.10.6",
-        "in_context": "0.9.4",
-        "unconditional_lora_path": "0.10.13",
+        "block_compile": ("0.10.6", "compiled kernels round otherwise"),
+        "cache_size_limit": ("0.10.6", ""),
+        "compile_dynamic": ("0.10.6", ""),
+        "compile_fullgraph": ("0.10.6", ""),
+        "compile_mode": ("0.10.6", ""),
+        "in_context": ("0.9.4", ""),
+        "unconditional_lora_path": ("0.10.13", ""),
     },
 }
-"""Section -> field -> the version of the trainer that read it first (its version.py at the commit which brought it)."""
+"""Section -> field -> the version of the trainer that read it first (its version.py at the commit which brought it),
+and what it does to samples of the models here: nothing, mostly. What `all_layers` trained stands in the LoRA file."""
 MODEL_KWARGS = ("train_high_noise train_low_noise invert_inpaint_mask_chance inpaint_dropout control_dropout "
                 "inpaint_random_chance random_blur_mask random_dialate_mask do_random_inpainting")  # fmt: skip
 """The same of `model.model_kwargs`."""

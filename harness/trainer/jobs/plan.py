@@ -16,7 +16,7 @@ from lora_drift.pipelines import RequestError
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import NEWEST, TOOLKITS, ModelSpec, age, nearest, reproduced
 
 SAMPLER_MATTERS = {"sd15", "sdxl", "flux", "flex1", "lumina2"}
 """All other models bring a scheduler of their own, whatever `sample.sampler` says."""
@@ -41,6 +41,8 @@ LOW_VRAM_MATTERS = {
     "ltx2": "the trainer then decodes in tiles",
     "ltx2.3": "the trainer then decodes in tiles",
 }
+TILED_SINCE = "0.10.22"
+"""From which version on `low_vram` makes the trainer decode Qwen-Image's and Wan's pictures in tiles."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Plan:
     model: str
     base: str | None
     """Another base model than the model's usual one."""
-    tag: str
+    version: str
+    """The trainer version to render as."""
     dtype: str
     quantization: Quantization
     notes: tuple[str, ...]
@@ -61,7 +64,7 @@ class Plan:
 
     @property
     def spec(self) -> ModelSpec:
-        return spec_of(self.model, tags.row(self.tag).version)
+        return spec_of(self.model, self.version)
 
 
 def plan(
@@ -71,6 +74,7 @@ def plan(
 
     Args:
         folder: whose LoRA files say which version of the trainer made them; None, and no `tag`: the newest.
+        tag: a tag, or any trainer version between.
         base: what to load instead of what the job names.
         quantized: refuse a quantisation that is not rendered.
 
@@ -80,12 +84,13 @@ def plan(
     process = job.process
     notes: list[str] = []
     model = _model(job, notes)
-    row, decided = (tags.row(tag), "as asked") if tag else _row(folder.version if folder else "", job, notes)
+    said = folder.version if folder else ""
+    version, decided = (tags.version_of(tag), "as asked") if tag else _version(said, job, notes)
     dtype = process.train.dtype
     if dtype == "float16":
         raise JobError(f"{job.path}: `train.dtype: fp16` is not rendered: our pipelines know float32 and bfloat16.",
                        "dtype")  # fmt: skip
-    spec = spec_of(model, row.version)
+    spec = spec_of(model, version)
     quantization = _quantization(process.model, spec)
     try:
         quantization.check(spec)
@@ -94,10 +99,10 @@ def plan(
             raise JobError(
                 f"{job.path}: `model.{error.problem}`: this quantisation is not rendered.", "quantize"
             ) from None
-    notes = [*job.notes, *notes, *_unread(job, row, decided), *_notes(model, process),
+    notes = [*job.notes, *notes, *_unread(job, version, decided), *_notes(model, version, process),
              *_other_parts(model, process.model, dtype)]  # fmt: skip
     base = base or bases.base(job.path, model, process.model.name_or_path)
-    return Plan(model, base, row.tag, dtype, quantization, tuple(notes), not _arch(process.model)[0], decided)
+    return Plan(model, base, version, dtype, quantization, tuple(notes), not _arch(process.model)[0], decided)
 
 
 def _quantization(model: Model, spec: ModelSpec) -> Quantization:
@@ -150,49 +155,49 @@ def _arch(model: Model) -> tuple[str, str]:
     return "arch", {"sd1": "sd15"}.get(model.arch, model.arch)
 
 
-def _row(version: str, job: Job, notes: list[str]) -> tuple[tags.Tag, str]:
+def _version(said: str, job: Job, notes: list[str]) -> tuple[str, str]:
     """The trainer version to render as, and how it was decided: by the LoRA files, the job's fields, or neither."""
-    newest = tags.row(tags.newest())
-    found = next((row for row in tags.rows() if row.version == version), None)
-    if found is not None:
-        return found, "the LoRA files say so"
-    known = ", ".join(row.version for row in tags.rows())
-    if version:
-        notes.append(f"the LoRA files are of trainer {version}, which is not one that we reproduce ({known}); rendered "
-                     f"as by {newest.version}")  # fmt: skip
-        return newest, f"the newest that we reproduce, not {version}"
-    newer = max((field for field in job.unknown if field.since), key=lambda f: _number(f.since), default=None)
-    if newer is not None:
-        notes.append(f"{newer.place} is read by trainers from {newer.since} on, so the job is of such a one, which is "
-                     f"none that we reproduce ({known}); rendered as by {newest.version}")  # fmt: skip
-        return newest, f"the newest that we reproduce, not {newer.since} or later, which {newer.place} tells of"
-    return newest, "the newest: no LoRA file says which"
+    if reproduced(said):
+        return said, "the LoRA files say so"
+    if said:
+        found = nearest(said)
+        notes.append(f"the LoRA files are of trainer {said}, which is not one that we reproduce ({TOOLKITS[0]} to "
+                     f"{NEWEST}); rendered as by {found}")  # fmt: skip
+        return found, f"the nearest that we reproduce, not {said}"
+    newer = max((field for field in job.unknown if field.since), key=lambda field: age(field.since), default=None)
+    if newer is not None and age(newer.since) > age(TOOLKITS[-1]):
+        notes.append(f"{newer.place} is read by trainers from {newer.since} on, so the job is of such a one; rendered "
+                     f"as by {NEWEST}")  # fmt: skip
+        return NEWEST, f"the newest that we reproduce: {newer.place} is read from {newer.since} on"
+    return TOOLKITS[-1], "the newest: no LoRA file says which"
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
-
-
-def _unread(job: Job, row: tags.Tag, decided: str) -> Iterator[str]:
-    """Fields of no trainer of ours: what is known of each, and no more."""
+def _unread(job: Job, version: str, decided: str) -> Iterator[str]:
+    """Fields of no trainer of ours, or of newer ones: what is known of each, and no more."""
     for field in job.unknown:
-        if field.since:
-            yield f"{field.place}: trainers read it from {field.since} on; rendered as by {row.version}, which does not"
+        if field.since and age(version) < age(field.since):
+            yield f"{field.place}: trainers read it from {field.since} on; rendered as by {version}, which does not"
+        elif field.since:
+            if field.effect:
+                yield f"{field.place}: {field.value!r} is not honoured: {field.effect}"
         elif decided == "the LoRA files say so":
-            yield f"{field.place}: unknown to trainer {row.version}, which ignores it (misspelt?)"
+            yield f"{field.place}: unknown to trainer {version}, which ignores it (misspelt?)"
         else:
-            yield (f"{field.place}: unknown to trainer {row.version}, as which this is rendered ({decided}), so it is "
+            yield (f"{field.place}: unknown to trainer {version}, as which this is rendered ({decided}), so it is "
                    "left out (misspelt, or of another version?)")  # fmt: skip
 
 
-def _notes(model: str, process: Process) -> Iterator[str]:
+def _notes(model: str, version: str, process: Process) -> Iterator[str]:
     sampler = "ddpm" if model in DDPM else "flowmatch"
     for name, sampling in (("sample", process.sample), ("first_sample", process.first_sample)):
         if sampling is not None and model in SAMPLER_MATTERS and sampling.sampler != sampler:
             yield (f"{name}.sampler: {sampling.sampler} is not honoured: {model} is rendered with {sampler}, the "
                    "scheduler that the trainer's UI writes")  # fmt: skip
-    if process.model.low_vram and model in LOW_VRAM_MATTERS:
-        yield f"model.low_vram: true is not honoured: {LOW_VRAM_MATTERS[model]}"
+    effects = [LOW_VRAM_MATTERS[model]] if model in LOW_VRAM_MATTERS else []
+    if model.startswith(("qwen", "wan")) and age(version) >= age(TILED_SINCE):
+        effects.append("the trainer then decodes in tiles, whose seams may show")
+    if process.model.low_vram and effects:
+        yield f"model.low_vram: true is not honoured: {'; '.join(effects)}"
     if process.caches_prompts and process.trigger_word is not None:
         yield CACHED
 

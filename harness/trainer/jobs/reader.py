@@ -24,12 +24,15 @@ TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "concept_slider", "
 
 @dataclass(frozen=True)
 class Unknown:
-    """A field that the newest trainer of ours does not read."""
+    """A field that not every trainer of ours reads."""
 
     place: str
     """As in the file: sample.samples[0].guidence"""
+    value: object
     since: str
     """The trainer version that reads it; "" if we know of none."""
+    effect: str
+    """What it does to samples there; "": nothing."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,10 @@ def _unhonoured(process: Process) -> Iterator[str]:
 
 
 def _unknown(process: Process) -> Iterator[Unknown]:
-    for section, prefix, field, _value in _extra(process):
+    for section, prefix, field, value in _extra(process):
         if field not in UNHONOURED.get(section, {}) and field not in HARMLESS[section].split():
-            yield Unknown(prefix + field, NEWER.get(section, {}).get(field, ""))
+            since, effect = NEWER.get(section, {}).get(field, ("", ""))
+            yield Unknown(prefix + field, value, since, effect if value else "")
 
 
 def _sampling_sections(name: str, sampling: Sampling) -> list[tuple[str, str, BaseModel]]:

@@ -49,7 +49,7 @@ def options(place: Path, step: int | None, given: Mapping[str, Any]) -> tuple[di
     said: dict[str, Any] = {
         "model": planned.model,
         "base": planned.base,
-        "tag": planned.tag,
+        "tag": planned.version,
         "dtype": planned.dtype,
         "quantize": planned.quantization.quantize,
         "quantize_te": planned.quantization.quantize_te,

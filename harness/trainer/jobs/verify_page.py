@@ -54,7 +54,7 @@ def write(verified: Verified, folder: Path) -> None:
         "model": f"{verified.plan.spec.title} ({verified.plan.model})",
         "base": process.model.name_or_path,
         "trainer": verified.folder.version or "not said by a LoRA file",
-        "reproduced as": verified.plan.tag,
+        "reproduced as": f"trainer {verified.plan.version}",
         "precision": verified.plan.dtype,
         "trigger word": process.trigger_word or "none",
         "LoRA": f"{process.network.type}, saved as {process.save.dtype}" if process.network else "none",

@@ -16,7 +16,7 @@ def heading(job: Job, planned: Plan, found: Folder, *, quantized: bool) -> str:
     asked = planned.quantization
     parts = {"base": asked.quantize and asked.qtype, "text encoder": asked.encoders and asked.qtype_te}
     numbers = ", ".join([planned.dtype, *(f"{part} in {qtype}" for part, qtype in parts.items() if qtype)])
-    lines = [f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.tag} samples it "
+    lines = [f"{job.name}: {planned.spec.title} ({planned.model}), as trainer {planned.version} samples it "
              f"({planned.decided}), {numbers}"]  # fmt: skip
     lines += ["  ! left unquantised (--no-quantize)"] if parts["base"] and not quantized else []
     lines += [f"  trainer of the LoRA files: {found.version}"] if found.version else []
@@ -67,7 +67,7 @@ def as_json(verified: Verified) -> str:
         "job": verified.job.name,
         "model": verified.plan.model,
         "base": verified.plan.base or verified.plan.spec.base,
-        "tag": verified.plan.tag,
+        "trainer": verified.plan.version,
         "dtype": verified.plan.dtype,
         "complete": verified.complete,
         "notes": verified.notes,

@@ -121,6 +121,7 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
         "fingerprints": {c.id: prints[c.id] for c in group},
         "device": args.device,
         "dtype": args.dtype,
+        "version": tags.row(args.tag).version,
     }
     mini = {"HF_HOME": str(factory.default_home()), "HF_HUB_OFFLINE": "1"}
     env = (

@@ -61,23 +61,34 @@ def locked(file: Path) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
-def check_lock(tag: str, requirements: str) -> None:
-    """Does the tag's lock hold what the trainer's requirements.txt asks for?
+def requirements(trainer: Path, name: str = "requirements.txt") -> list[str]:
+    """The lines of the trainer's requirements.txt, and of the files that it includes."""
+    found: list[str] = []
+    for line in map(str.strip, (trainer / name).read_text(encoding="utf-8").splitlines()):
+        if line.startswith("-r "):
+            found += requirements(trainer, line.removeprefix("-r ").strip())
+        elif line and not line.startswith("#"):
+            found.append(line)
+    return found
+
+
+def check_lock(tag: str, lines: Sequence[str]) -> None:
+    """Does the tag's lock hold what the `lines` of the trainer's requirements ask for?
 
     Raises:
         PinError: it does not.
     """
     file, commit = lock_file(tag), tags.row(tag).diffusers
     versions = locked(file)
-    for line in filter(None, map(str.strip, requirements.splitlines())):
+    for line in lines:
         if line.startswith("git+"):
-            if line != f"git+{DIFFUSERS}@{commit}":
-                raise PinError(f"the trainer's requirements.txt says {line}, tags.yaml says Diffusers {commit}")
+            if line.replace(".git@", "@") != f"git+{DIFFUSERS}@{commit}":
+                raise PinError(f"the trainer's requirements say {line}, tags.yaml says Diffusers {commit}")
             continue
         wanted = Requirement(line)
         version = versions.get(wanted.name.lower().replace("_", "-"))
         if wanted.name not in LEFT_OUT and (version is None or version not in wanted.specifier):
-            raise PinError(f"the trainer's requirements.txt says {line}, {file.name} has {version or 'none'}: name "
+            raise PinError(f"the trainer's requirements say {line}, {file.name} has {version or 'none'}: name "
                            f"another `lock` for {tag} in harness/tags.yaml ({file} says how it was made)")  # fmt: skip
 
 
@@ -121,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         pins.check_trainer(args.tag, args.trainer)
-        check_lock(args.tag, (args.trainer / "requirements.txt").read_text(encoding="utf-8"))
+        check_lock(args.tag, requirements(args.trainer))
         home = (args.home or factory.default_home().parent.parent / "trainer" / args.tag).resolve()
         python = build(args.tag, args.diffusers, home)
     except (PinError, tags.TagError) as error:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.version import Version
+
+from lora_drift.harness import tags
 from lora_drift.harness.check.cases import Case
 
 # What the trainer's UI writes for each model (ui/src/app/jobs/new/options.ts), with quantisation off: that is the
@@ -50,9 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "model_kwargs": {"train_high_noise": True, "train_low_noise": True},
     },
     "wan22_5b": {"arch": "wan22_5b", "name_or_path": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"},
-    # By default the trainer looks for Gemma in folders that its repository lacks (ltx2.py: `te_tokenizer_subfolder`);
-    # LTX-2's own repository has them.
-    "ltx2": {"arch": "ltx2", "name_or_path": "Lightricks/LTX-2", "te_name_or_path": "Lightricks/LTX-2"},
+    "ltx2": {"arch": "ltx2", "name_or_path": "Lightricks/LTX-2"},
     # The UI names Lightricks' single file, which the trainer converts to this very layout with full-size configs.
     "ltx2.3": {"arch": "ltx2.3", "name_or_path": "diffusers/LTX-2.3-Diffusers"},
 }
@@ -63,13 +64,23 @@ DDPM = {"sd15", "sdxl"}
 
 
 class Where(NamedTuple):
-    """What the trainer computes on, and in which dtype."""
+    """What the trainer computes on, in which dtype, and which version it is."""
 
     device: str = "cpu"
     dtype: str = "float32"
+    version: str = tags.row(tags.newest()).version
 
 
 CPU = Where()
+
+
+def model_section(model: str, version: str) -> dict[str, Any]:
+    """The fields of `MODELS` that trainer `version` needs."""
+    if model == "ltx2" and Version(version) < Version("0.7.31"):
+        # It looks for Gemma in folders that Gemma's repository lacks (ltx2.py: `te_tokenizer_subfolder`); LTX-2's own
+        # has them. Since then the field is the root of a repository of Gemma's kind.
+        return {**MODELS[model], "te_name_or_path": "Lightricks/LTX-2"}
+    return MODELS[model]
 
 
 def job(case: Case, folder: Path, lora: Path | None, where: Where = CPU) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def job(case: Case, folder: Path, lora: Path | None, where: Where = CPU) -> dict
             "lr": 1e-4,
             "dtype": DTYPES[where.dtype],
         },
-        "model": {**MODELS[case.model], **quantization(case), **case.trainer_model},
+        "model": {**model_section(case.model, where.version), **quantization(case), **case.trainer_model},
         "sample": sample_section(case, sampler),
     }
     if case.lora is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_drift.harness.check import cases
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.environment import facts, version_of
-from lora_drift.harness.trainer.recorder import trainer_process, training
+from lora_drift.harness.trainer.recorder import offline, trainer_process, training
 from lora_drift.harness.trainer.recorder.job_config import Where
 from lora_drift.harness.trainer.recorder.trainer_process import APPLY
 
@@ -46,20 +46,22 @@ def make_lora_apart(request: dict[str, Any]) -> None:
 
 
 def main(request: dict[str, Any]) -> None:
-    """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype. Prints one line
-    `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
-    where = Where(request["device"], request["dtype"])
+    """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype, version (the trainer's).
+    Prints one line `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
+    where = Where(request["device"], request["dtype"], request["version"])
     todo = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in request["cases"]]
     small = {case.model for case in todo if case.tier == "mini"} & APPLY.keys()
     patches = {model: APPLY[model](where.device) for model in small}
     folder = Path(request["folder"])
+    if todo[0].tier == "mini":
+        offline.as_online()
     if request.get("only") == "lora":
         for case in (c for c in todo if c.lora):
             trainer_process.make_lora(case, trainer_process.lora_folder(case, folder), where)
         return
     if todo[0].tier == "full":
         make_lora_apart(request)
-    env = facts(*where)
+    env = facts(where.device, where.dtype)
     for case in todo:
         out = Path(request["out"]) / case.id
         record(case, folder, out, where)
