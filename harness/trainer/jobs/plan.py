@@ -14,6 +14,7 @@ from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.harness.trainer.recorder.job_config import DDPM, MODELS
 from lora_drift.pipelines import RequestError
 from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.registry import MODELS as SPECS
 from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import ModelSpec
@@ -192,6 +193,8 @@ def _notes(model: str, process: Process) -> Iterator[str]:
                    "scheduler that the trainer's UI writes")  # fmt: skip
     if process.model.low_vram and model in LOW_VRAM_MATTERS:
         yield f"model.low_vram: true is not honoured: {LOW_VRAM_MATTERS[model]}"
+    if process.train.train_text_encoder and not SPECS[model].encoder_prefixes:
+        yield f"train.train_text_encoder: true is not honoured: LoRAs on the text encoders of {model} are not applied"
     if process.caches_prompts and process.trigger_word is not None:
         yield CACHED
 
