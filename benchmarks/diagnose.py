@@ -1,11 +1,12 @@
 """How often `lora-drift diagnose` names the right cause, and how long it takes.
 
-    python benchmarks/diagnose.py [--draws 200] [--seed 1] [--model flux] [--json draws.jsonl]
+    python benchmarks/diagnose.py [--draws 200] [--seed 1] [--model flux] [--videos] [--json draws.jsonl]
 
 A draw is a random model with random settings (a scene), and a random variation of it, saved as PNG, as JPEG of quality
-75 or as WebP of quality 80, each a third. Two things make it harder than the search makes it for itself: the picture
-is rendered with another number of threads, and the search begins from the file alone. Four draws share a scene, and
-with it the renders of the search; `seconds` are of the first, which renders all of them.
+75 or as WebP of quality 80, each a third; a video as FFV1, as H.264 (crf 25) or as animated WebP. Two things make it
+harder than the search makes it for itself: the picture is rendered with another number of threads, and the search
+begins from the file alone. Four draws share a scene, and with it the renders of the search; `seconds` are of the first,
+which renders all of them.
 
 A variation that cannot be seen in the file (it is no farther from the reference than arithmetic) is drawn again, and
 counted. Two draws more a scene are of deviations that the search does not know: a variation that is left out of its
@@ -51,13 +52,13 @@ from lora_drift.harness.studies.spread import threads
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import lines_of
+from lora_drift.pipelines.output import Media, Output
 from lora_drift.pipelines.settings import Request
 
-CODECS: dict[str, tuple[str, dict[str, Any]]] = {
-    "png": ("PNG", {}),
-    "jpeg": ("JPEG", {"quality": 75}),
-    "webp": ("WEBP", {"quality": 80}),
-}
+PICTURES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+VIDEOS = {"ffv1": ".mkv", "h264": ".mp4", "webp": ".webp"}
+STILLS = {"ffv1": ".png", "h264": ".jpg"}
+"""Of a video of which a variation leaves one frame."""
 A_SCENE = 4
 """Draws that share a scene."""
 PROMPTS = ("a photo of a red fox in the forest", "a blue house by the sea at night", "an old woman with a green hat",
@@ -66,12 +67,12 @@ NEGATIVES = ("", "", "blurry", "low quality, dark")
 SIZES = (64, 64, 72, 80, 88, 96, 96, 112, 128)
 
 
-def scene(model: str, chance: random.Random) -> Subject:
+def scene(model: str, chance: random.Random, *, video: bool) -> Subject:
     """Random settings, and the LoRA of a random case."""
     bench = Bench()
     while True:
         case = chance.choice([c for c in cases.load_all() if c.model == model])
-        golden = goldens.load(bench.tag, case, factory.manifest_sha256(model))
+        golden = goldens.load(bench.tag, case, factory.manifest_sha256(model, case.extras))
         spec, pipeline = MODELS[model], bench.pipeline(case, golden)
         fewest, most = spec.controls
         files = [ASSETS / name for name in ("wide.png", "tall.png", "panorama.png", "other.png")]
@@ -85,7 +86,7 @@ def scene(model: str, chance: random.Random) -> Subject:
             guidance_scale=chance.choice((1.0, 2.0, 2.5, 3.0, 4.0, 5.5)),
             seed=chance.randrange(2**32),
             multiplier=chance.choice((0.6, 0.8, 1.0, 1.0, 1.3)) if pipeline.lora else 1.0,
-            num_frames=chance.choice((1, 5, 6, 9)) if spec.kind == "video" else None,
+            num_frames=chance.choice((5, 6, 9) if video else (1, 5, 6, 9)) if spec.kind == "video" else None,
             trigger_word=chance.choice(("sks", None)),
             control=[str(f) for f in chance.sample(files, chance.randint(fewest, most))],
             ctrl_idx=1 if spec.id == "flex2" else 0,
@@ -109,17 +110,12 @@ def legally(subject: Subject) -> Frames:
         return rendered(subject)
 
 
-def saved(frames: Frames, codec: str) -> Picture:
-    """Through a file."""
-    kind, options = CODECS[codec]
-    first, *others = (Image.fromarray(frame) for frame in frames)
+def saved(frames: Frames, codec: str, subject: Subject) -> Picture:
+    """Through a file, as `lora-drift sample` writes it."""
+    media = Media([Image.fromarray(frame) for frame in frames])
     with TemporaryDirectory() as folder:
-        path = Path(folder, f"theirs.{kind.lower()}")
-        if others and kind == "WEBP":
-            first.save(path, kind, save_all=True, append_images=others, duration=60, loop=0, **options)
-        else:  # of a video, its first frame
-            first.save(path, kind, **options)
-        return pictures.read(path)
+        path = Path(folder, "theirs" + (VIDEOS if len(frames) > 1 else {**STILLS, **PICTURES})[codec])
+        return pictures.read(Output(media, subject.settings, {}).save(path))
 
 
 class Shared(Search):
@@ -178,12 +174,12 @@ def foreign(subject: Subject, chance: random.Random) -> tuple[str, Frames]:
 
 def draws_of(subject: Subject, chance: random.Random) -> Iterator[dict[str, Any]]:
     made: dict[Any, Any] = {}
-    one_frame = subject.settings.num_frames == 1
+    codecs = list(PICTURES if subject.settings.num_frames == 1 else VIDEOS)
     known = list(applicable(subject))
     for number in range(A_SCENE + 1):
         unseen = 0
         while True:
-            variation, codec = chance.choice(known), chance.choice(list(CODECS) if one_frame else ["webp"])
+            variation, codec = chance.choice(known), chance.choice(codecs)
             try:
                 with variation.applied(subject) as varied:
                     frames = legally(varied)
@@ -192,7 +188,7 @@ def draws_of(subject: Subject, chance: random.Random) -> Iterator[dict[str, Any]
                 continue
             without = variation.name if number == A_SCENE else ""
             started = time.perf_counter()
-            found = searched(subject, saved(frames, codec), made, without)
+            found = searched(subject, saved(frames, codec, subject), made, without)
             seconds = time.perf_counter() - started
             if found.verdict != "same":
                 break
@@ -207,8 +203,8 @@ def draws_of(subject: Subject, chance: random.Random) -> Iterator[dict[str, Any]
             place = next((n for n, c in enumerate(found.ranking, 1) if c.variations == [variation.name]), None)
             yield {**row, "kind": "known", "right": right, "place": place, **({} if number else {"seconds": seconds})}
     name, frames = foreign(subject, chance)
-    codec = chance.choice(list(CODECS) if one_frame else ["webp"])
-    found = searched(subject, saved(frames, codec), made)
+    codec = chance.choice(codecs)
+    found = searched(subject, saved(frames, codec, subject), made)
     yield {"kind": "foreign", "truth": name, "codec": codec, **told(found)}
 
 
@@ -236,7 +232,7 @@ def told(found: Diagnosis) -> dict[str, Any]:
 def summary(rows: list[dict[str, Any]]) -> str:
     out = io.StringIO()
     known = [r for r in rows if r["kind"] == "known"]
-    for codec in CODECS:
+    for codec in dict.fromkeys([*PICTURES, *VIDEOS]):
         of = [r for r in known if r["codec"] == codec]
         if of:
             right = sum(r["right"] for r in of)
@@ -267,6 +263,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", action="append", choices=list(MODELS))
+    parser.add_argument("--videos", action="store_true", help="video models only, and several frames always")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--summary", type=Path, nargs="*", help="only sum up what these files of --json hold")
     given = parser.parse_args()
@@ -280,8 +277,9 @@ def main() -> None:
         if number in done:
             continue
         chance = random.Random(f"{given.seed} {number}")
-        model = chance.choice(given.model or list(MODELS))
-        subject = scene(model, chance)
+        known = [model for model, spec in MODELS.items() if spec.kind == "video" or not given.videos]
+        model = chance.choice(given.model or known)
+        subject = scene(model, chance, video=given.videos)
         for row in draws_of(subject, chance):
             rows.append({"scene": number, "model": model, **row})
             print(f"{number} {model} {row['kind']} {row['codec']} {row['truth']} -> {row['first']}: {row['verdict']}",

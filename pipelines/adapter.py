@@ -1,4 +1,4 @@
-"""Puts LoRAs into denoisers and takes them out again, with the trainer's arithmetic.
+"""Puts LoRAs into denoisers and text encoders and takes them out again, with the trainer's arithmetic.
 
 PEFT is not used: it computes in the adapter's dtype, while the trainer multiplies in float32 and rounds once, both
 merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/models/lokr.py, toolkit/models/DoRA.py).
@@ -21,16 +21,16 @@ Modules = set[Any]
 
 
 class Adapter:
-    """The LoRA state of a model's denoisers.
+    """The LoRA state of the parts of a model that LoRAs change: its denoisers, perhaps its text encoders.
 
     Merging keeps the original weights aside, so that taking out restores their exact bits (the trainer subtracts,
     which leaves rounding behind in its own base weights). The next LoRA merges into those that are kept, so that they
     leave the device once only, which takes longer than all the rest.
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], changed: Callable[[], None] = lambda: None) -> None:
         """`changed` is called before the first render, and whenever weights have become others."""
-        self.denoisers, self._changed = denoisers, changed
+        self.parts, self._changed = parts, changed
         self._state: tuple[Any, ...] | None = ()  # that of no LoRA, nor of the base: the first call prepares it
         self._originals: dict[Any, torch.Tensor] = {}
         self._hooks: list[Any] = []
@@ -59,7 +59,7 @@ class Adapter:
         self._state = state
 
     def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: Modules) -> None:
-        module: Any = self.denoisers[delta.component].get_submodule(delta.module)
+        module: Any = self.parts[delta.component].get_submodule(delta.module)
         packed = isinstance(module, Packed)
         change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
         if isinstance(change, LowRank) and change.magnitude is not None:

@@ -7,7 +7,7 @@ REMEDIES = {
     "allow_partial": "To apply the matching part only, give allow_partial=True.",
     "experts": "Give the file of one expert as high or low.",
     "control": "Give them as control, in order.",
-    "base": "Give the model's folder or hub id as base.",
+    "base": "Give the model's folder, file or hub id as base.",
 }
 """What mends an error, in the words of Python's callers. Others call it otherwise, or lack it (`told`)."""
 

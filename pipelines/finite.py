@@ -107,10 +107,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def words(stage: str, denoisers: Mapping[str, nn.Module], lora: Lora | None, multiplier: float, dtype: str) -> str:
-    """That the render holds no numbers, where that began, and what made it so."""
+def words(stage: str, parts: Mapping[str, nn.Module], lora: Lora | None, multiplier: float, dtype: str) -> str:
+    """That the render holds no numbers, where that began, and what made it so. `parts`: those that a LoRA changes."""
     said = f"the render holds no numbers (NaN or infinity), so there is no picture; they began at {stage}. "
-    weight = next((f"{part}.{name}" for part, module in denoisers.items() for name, values in _weights(module)
+    weight = next((f"{part}.{name}" for part, module in parts.items() for name, values in _weights(module)
                    if not bool(values.isfinite().all())), None)  # fmt: skip
     if lora is None:
         if weight is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import text
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.lora import Shapes, module_shapes
 from lora_drift.pipelines.spec import Attention, Earlier, ModelSpec, Scheduler
 
@@ -28,7 +29,8 @@ def scheduler(row: Scheduler) -> Any:
 
 
 def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> Any:
-    """Load the stock Diffusers pipeline of `spec` from `base` (hub id or folder).
+    """Load the stock Diffusers pipeline of `spec` from `base` (hub id or folder; where the family checks it with
+    `check_single_file`, a single file, whose configs and tokenizers are those of the usual base).
 
     Components that the trainer takes from other repositories come from there, unless `base` is a folder that has
     them; `options` may bring some that are loaded already. Every module is cast whole, as the trainer does
@@ -43,9 +45,12 @@ def pipeline(spec: ModelSpec, base: str, dtype: torch.dtype, **options: Any) -> 
         name: repo for name, repo in spec.components.items() if name not in options and not (Path(base) / name).is_dir()
     }
     components = {name: component(base, name, repo, dtype) for name, repo in elsewhere.items()}
-    pipe = getattr(diffusers, spec.pipeline).from_pretrained(
-        base, scheduler=scheduler(spec.scheduler), **{name_of_dtype: dtype}, **components, **options
-    )
+    cls, parts = getattr(diffusers, spec.pipeline), {"scheduler": scheduler(spec.scheduler), **components, **options}
+    if file := single_file(base):
+        base = spec.base
+        pipe = cls.from_single_file(str(file), config=base, **{name_of_dtype: dtype}, **parts)
+    else:
+        pipe = cls.from_pretrained(base, **{name_of_dtype: dtype}, **parts)
     for name in TOKENIZERS & pipe.components.keys() - options.keys():  # all others come from `tokenizer`
         if getattr(pipe, name) is not None:
             slow = name in spec.slow_tokenizers
@@ -133,6 +138,50 @@ def component(base: str, name: str, repo: str, dtype: torch.dtype) -> Any:
     return getattr(importlib.import_module(library), cls).from_pretrained(repo, subfolder=name, **options)
 
 
+def single_file(base: str) -> Path | None:
+    """The weights in one file that `base` names: a path, or one inside a repository (ORG/NAME/PATH). None: it names a
+    folder or a repository.
+
+    Raises:
+        RequestError: there is no such file.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not base.endswith(".safetensors") or Path(base).is_dir():
+        return None
+    if Path(base).is_file():
+        return Path(base)
+    repo, inside = "/".join(base.split("/")[:2]), "/".join(base.split("/")[2:])
+    try:
+        return Path(hf_hub_download(repo, inside))
+    except (OSError, HFValidationError) as error:
+        raise RequestError(f"base {base!r}: no such file here, nor inside a repository of the hub "
+                           f"({_reason(repo, error)}).", "base") from error  # fmt: skip
+
+
+def check_single_file(spec: ModelSpec, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a file that holds another model, before its weights are read.
+
+    Args:
+        shapes: of the weights that the file must have.
+
+    Raises:
+        RequestError: it lacks one, or has it in another shape.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        found = tensor_shapes(file)
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"base {str(file)!r}: not a whole safetensors file ({error}).", "base") from error
+    for name, shape in shapes.items():
+        if found.get(name) != list(shape):
+            has = f"of shape {tuple(found[name])}" if name in found else "not there"
+            raise RequestError(f"base {str(file)!r} is no {spec.title} in one file: its {name} should be of shape "
+                               f"{shape}, but is {has}.", "base")  # fmt: skip
+
+
 def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     """Weight shapes of the denoisers' Linear and Conv2d modules, from their configs alone (no weights).
 
@@ -141,34 +190,58 @@ def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
     """
     import diffusers
     import torch
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
 
     _check_kind(spec, base)
     shapes = {}
     for component in spec.denoisers.values():
-        repo, name = spec.components.get(component, base), f"{component}/config.json"
-        try:
-            path = Path(repo, name) if Path(repo).is_dir() else Path(hf_hub_download(repo, name))
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, HFValidationError) as error:
-            raise RequestError(
-                f"base {repo!r}: found no {name} there ({_reason(repo, error)}). It takes a {spec.title} model in the "
-                f"layout of {spec.base}.", "base"
-            ) from error  # fmt: skip
-        except ValueError as error:
-            raise RequestError(f"base {repo!r}: {name} is not whole ({error}); fetch it again.", "base") from error
+        config = _config(spec, base, component)
         cls = getattr(diffusers, config["_class_name"])  # imports much, of which some cannot bear the meta device
         with torch.device("meta"):
             shapes[component] = dict(module_shapes(cls.from_config(config)))
     return shapes
 
 
+def encoder_shapes(spec: ModelSpec, base: str) -> Shapes:
+    """The same of the text encoders that a LoRA can change.
+
+    Raises:
+        RequestError: `base` has no such component.
+    """
+    import torch
+    import transformers
+
+    shapes = {}
+    for component in spec.encoder_prefixes.values():
+        config = _config(spec, base, component)
+        cls = getattr(transformers, config.get("architectures", ["CLIPTextModel"])[0])
+        with torch.device("meta"):
+            shapes[component] = dict(module_shapes(cls(cls.config_class.from_dict(config))))
+    return shapes
+
+
+def _config(spec: ModelSpec, base: str, component: str) -> dict[str, Any]:
+    """The config of one component."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    repo, name = spec.components.get(component, base), f"{component}/config.json"
+    try:
+        path = Path(repo, name) if Path(repo).is_dir() else Path(hf_hub_download(repo, name))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, HFValidationError) as error:
+        raise RequestError(
+            f"base {repo!r}: found no {name} there ({_reason(repo, error)}). It takes a {spec.title} model in the "
+            f"layout of {spec.base}.", "base"
+        ) from error  # fmt: skip
+    except ValueError as error:
+        raise RequestError(f"base {repo!r}: {name} is not whole ({error}); fetch it again.", "base") from error
+
+
 def _reason(repo: str, error: Exception) -> str:
     from huggingface_hub.errors import HFValidationError
 
     if Path(repo).is_file():
-        return "it is a single file; Diffusers' from_single_file and save_pretrained make a folder of it"
+        return "it is a single file; convert it to that layout"
     if Path(repo).is_dir():
         return "no such file in that folder"
     if isinstance(error, HFValidationError):
@@ -195,8 +268,10 @@ def _check_kind(spec: ModelSpec, base: str) -> None:
 
 
 def revision(repo: str) -> str | None:
-    """Commit of a hub repository in the local cache; None for a folder or an unknown repository."""
+    """Commit of a hub repository (also of a file inside one) in the local cache; None of a folder, of a file, or of an
+    unknown repository."""
     from huggingface_hub import constants
 
+    repo = "/".join(repo.split("/")[:2]) if repo.endswith(".safetensors") else repo
     ref = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
     return ref.read_text().strip() if ref.is_file() else None

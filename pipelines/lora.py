@@ -209,7 +209,8 @@ def _read_one(
     changed: dict[str, str] = {}
     unmatched, unread = [], dict[str, list[str]]()
     # A file for a model with two experts names them in its keys, unless it was given as the file of one.
-    resolve = _resolver(spec, shapes, targets, component or (next(iter(shapes)) if len(shapes) == 1 else ""))
+    experts = len(spec.denoisers) > 1 and not component
+    resolve = _resolver(spec, shapes, targets, component or ("" if experts else next(iter(spec.denoisers.values()))))
     taken = {key: lora_formats.split(key, PARTS) for key in tensors}
     # Half of a change is none: where one part is not read, the module is not.
     halved = {part.name: part.unread for part in taken.values() if part.unread}
@@ -227,7 +228,6 @@ def _read_one(
             raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key})")
         group[part] = tensor
     if not groups or (unmatched and not allow_partial):
-        experts = len(shapes) > 1 and not component
         raise LoraError(
             f"{path}: {len(tensors) - len(unmatched)} of {len(tensors)} keys belong to {spec.id} ({spec.title}); "
             f"unmatched, for example: {', '.join(unmatched[:3])}. {_why(unmatched, unread, spec)}",
@@ -355,8 +355,19 @@ def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -
     def others() -> list[tuple[lora_formats.Scheme, dict[str, lora_formats.Modules]]]:
         return lora_formats.tables(spec.family, shapes.get(default, {}))
 
+    encoders = tuple(spec.encoder_prefixes.values())
+    encoded = {
+        name: Target(module, component=component)
+        for prefixes in (tuple(spec.encoder_prefixes), *lora_formats.ENCODERS)
+        if len(prefixes) == len(encoders)
+        for prefix, component in zip(prefixes, encoders, strict=True)
+        for name, module in lora_formats.of_encoder(prefix, shapes.get(component, {}))
+    }
+
     def resolve(name: str) -> list[Target]:
         name = lora_formats.unwrapped(name)
+        if name in encoded:
+            return [encoded[name]]
         _, modules = ("", ()) if own(name) else lora_formats.looked_up(name, others())
         return own(name) or _stacked([Target(module, component=default) for module in modules], shapes)
 

@@ -67,19 +67,114 @@ FLUX_OTHER = {
 in the other order, so it is none of Diffusers' matrices.)"""
 
 
+FLUX2_DOUBLE = {
+    **{name: FLUX_DOUBLE[name] for name in ("img_attn.qkv", "txt_attn.qkv", "img_attn.proj", "txt_attn.proj")},
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
+FLUX2_SINGLE = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
+XLABS_DOUBLE = {
+    "processor.qkv_lora1": FLUX_DOUBLE["img_attn.qkv"],
+    "processor.qkv_lora2": FLUX_DOUBLE["txt_attn.qkv"],
+    "processor.proj_lora1": FLUX_DOUBLE["img_attn.proj"],
+    "processor.proj_lora2": FLUX_DOUBLE["txt_attn.proj"],
+}
+XLABS_SINGLE = {"processor.qkv_lora": FLUX_SINGLE["linear1"][:3], "processor.proj_lora": FLUX_SINGLE["linear2"]}
+
+
+def _flux2(modules: Names) -> Iterator[tuple[str, Modules]]:
+    """The same of FLUX.2."""
+    return _flux_blocks(modules, FLUX2_DOUBLE, FLUX2_SINGLE)
+
+
+def _xlabs(modules: Names) -> Iterator[tuple[str, Modules]]:
+    """As XLabs call FLUX.1's, after the processors that they put in the place of Diffusers'."""
+    return _flux_blocks(modules, XLABS_DOUBLE, XLABS_SINGLE)
+
+
 def _flux(modules: Names) -> Iterator[tuple[str, Modules]]:
     """As Black Forest Labs call them, with q, k, v (and the MLP) in one matrix."""
-    blocks = {(kind, number) for name in modules if (place := re.match(r"(single_)?transformer_blocks\.(\d+)\.", name))
-              for kind, number in [(place[1] or "", place[2])]}  # fmt: skip
-    for kind, number in sorted(blocks):
-        theirs, ours = ("single_blocks", FLUX_SINGLE) if kind else ("double_blocks", FLUX_DOUBLE)
-        for name, parts in ours.items():
-            yield f"{theirs}.{number}.{name}", tuple(f"{kind}transformer_blocks.{number}.{part}" for part in parts)
+    yield from _flux_blocks(modules, FLUX_DOUBLE, FLUX_SINGLE)
     yield from FLUX_OTHER.items()
 
 
+def _flux_blocks(
+    modules: Names, double: Mapping[str, Modules], single: Mapping[str, Modules]
+) -> Iterator[tuple[str, Modules]]:
+    blocks = {(kind, number) for name in modules if (place := re.match(r"(single_)?transformer_blocks\.(\d+)\.", name))
+              for kind, number in [(place[1] or "", place[2])]}  # fmt: skip
+    for kind, number in sorted(blocks):
+        theirs, ours = ("single_blocks", single) if kind else ("double_blocks", double)
+        for name, parts in ours.items():
+            yield f"{theirs}.{number}.{name}", tuple(f"{kind}transformer_blocks.{number}.{part}" for part in parts)
+
+
+WAN = {
+    "attn1.": "self_attn.",
+    "attn2.": "cross_attn.",
+    ".to_out.0": ".o",
+    ".to_q": ".q",
+    ".to_k": ".k",
+    ".to_v": ".v",
+    ".add_k_proj": ".k_img",
+    ".add_v_proj": ".v_img",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+}
+"""Diffusers' parts of the names of Wan's modules -> the original's."""
+LUMINA2 = {
+    "attn.to_out.0": "attention.out",
+    "feed_forward.linear_": "feed_forward.w",
+    "norm1.linear": "adaLN_modulation.1",
+}
+
+
+def _wan(modules: Names) -> Iterator[tuple[str, Modules]]:
+    """As Wan's own code calls them."""
+    for name in modules:
+        theirs = "head.head" if name == "proj_out" else name
+        for ours, original in WAN.items():
+            theirs = theirs.replace(ours, original)
+        yield theirs, (name,)
+
+
+def _zimage(modules: Names) -> Iterator[tuple[str, Modules]]:
+    """As ComfyUI calls Z-Image's, with q, k, v in one matrix."""
+    yield from _qkv(modules, "attention.", "attention.qkv")
+    for name in modules:
+        yield name.replace("attention.to_out.0", "attention.out"), (name,)
+
+
+def _lumina2(modules: Names) -> Iterator[tuple[str, Modules]]:
+    """As Lumina's own code calls them, with q, k, v in one matrix."""
+    yield from _qkv(modules, "attn.", "attention.qkv")
+    for name in modules:
+        theirs = name
+        for ours, original in LUMINA2.items():
+            theirs = theirs.replace(ours, original)
+        yield theirs, (name,)
+
+
+def _qkv(modules: Names, attention: str, fused: str) -> Iterator[tuple[str, Modules]]:
+    for name in modules:
+        if name.endswith(f".{attention}to_q"):
+            block = name.removesuffix(f"{attention}to_q")
+            yield block + fused, tuple(f"{block}{attention}to_{part}" for part in "qkv")
+
+
 LDM_RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
@@ -90,11 +185,12 @@ LDM_OTHER = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 
 
-def _ldm(modules: Names) -> Iterator[tuple[str, Modules]]:
+def ldm_names(modules: Names) -> Iterator[tuple[str, Modules]]:
     """As the original Stable Diffusion calls them: blocks are counted through, whatever they hold."""
     attended = {found[0] for name in modules if (found := re.match(r"up_blocks\.\d+\.attentions", name))}
     per_block = 1 + max((int(n[1]) for name in modules if (n := re.match(r"down_blocks\.\d+\.resnets\.(\d+)", name))),
@@ -124,16 +220,26 @@ def _ldm(modules: Names) -> Iterator[tuple[str, Modules]]:
     return ((theirs, (name,)) for name in modules if (theirs := place(name)))
 
 
-SD, FLUX = ("sd",), ("flux", "flux_kontext", "flex2")
+SD, FLUX = ("sd",), ("flux", "flux_kontext", "flex2", "chroma")
+ORIGINAL = ((_flux, FLUX), (_flux2, ("flux2",)), (_wan, ("wan",)), (_zimage, ("zimage",)), (_lumina2, ("lumina2",)))
+"""Names of the original networks, and the families that have them."""
 SCHEMES = (
     Scheme("kohya", "lora_unet_", "_", _own, SD),
-    Scheme("kohya (names of the original network)", "lora_unet_", "_", _ldm, SD),
-    Scheme("the original network", "model.diffusion_model.", ".", _ldm, SD),
-    Scheme("ComfyUI", "diffusion_model.", ".", _ldm, SD),
+    Scheme("kohya (names of the original network)", "lora_unet_", "_", ldm_names, SD),
+    Scheme("the original network", "model.diffusion_model.", ".", ldm_names, SD),
+    Scheme("ComfyUI", "diffusion_model.", ".", ldm_names, SD),
     Scheme("Diffusers", "unet.", ".", _own, SD),
-    Scheme("kohya", "lora_unet_", "_", _flux, FLUX),
-    Scheme("ComfyUI", "diffusion_model.", ".", _flux, FLUX),
-    Scheme("the original network", "", ".", _flux, FLUX),
+    *(
+        Scheme(program, prefix, separator, names, families)
+        for names, families in ORIGINAL
+        for program, prefix, separator in (
+            ("kohya or musubi-tuner", "lora_unet_", "_"),
+            ("ComfyUI", "diffusion_model.", "."),
+            ("the original network", "", "."),
+        )
+    ),
+    Scheme("XLabs", "", ".", _xlabs, FLUX),
+    Scheme("XLabs", "diffusion_model.", ".", _xlabs, FLUX),
     Scheme("musubi-tuner", "lora_unet_", "_", _own),
     Scheme("OneTrainer", "lora_transformer_", "_", _own),
     Scheme("OneTrainer", "transformer.", ".", _own),
@@ -144,8 +250,12 @@ SCHEMES = (
 WRAPPERS = ("base_model.model.", "base_model.", "model.model.")
 """What PEFT puts before the names of the network that it wrapped."""
 
-PAIR = re.compile(r"\.(?:lora_(?P<one>A|B|down|up)(?:\.(?P<adapter>[^.]+))?|lora\.(?P<old>down|up))\.weight")
-"""The halves of a pair: with the name of PEFT's adapter, or as Diffusers wrote them once."""
+PAIR = re.compile(
+    r"(?:\.lora_(?P<one>A|B|down|up)(?:\.(?P<adapter>[^.]+))?|\.lora(?:_linear_layer)?\.(?P<old>down|up)"
+    r"|(?P<processor>\.processor\.to_(?:q|k|v|out)_lora|(?<=_lora)|(?<=_lora[12]))\.(?P<oldest>down|up))\.weight"
+)
+"""The halves of a pair: with the name of PEFT's adapter; as Diffusers wrote them once, first in its attention
+processors; as XLabs do."""
 HALVES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
 NOT_READ: tuple[tuple[str, str], ...] = (
@@ -158,7 +268,7 @@ NOT_READ: tuple[tuple[str, str], ...] = (
     (r"\.lokr_t2$", "a LoKr in Tucker form (lokr_t2)"),
     (r"\.hada_", "a LoHa of LyCORIS (hada)"),
     (r"\.(oft_|boft|oft_blocks)", "an OFT (of LyCORIS or kohya)"),
-    (r"\.(diff|diff_b|w_norm|b_norm|set_weight)$", "whole weights (diff), as ComfyUI extracts them"),
+    (r"\.(diff|diff_[bm]|w_norm|b_norm|set_weight)$", "whole weights (diff), as ComfyUI extracts them"),
     (r"\.(a1|a2|b1|b2)\.weight$", "a GLoRA of LyCORIS"),
     (r"\.scalar$", "a LyCORIS with a trained scalar"),
     (r"\.on_input$", "an IA3 of LyCORIS"),
@@ -185,7 +295,9 @@ def split(key: str, parts: Mapping[str, str]) -> Part:
             return Part(key[: -len(suffix) - 1], part)
     pair = PAIR.search(key)
     if pair is not None and pair.end() == len(key):
-        return Part(key[: pair.start()], HALVES[pair["one"] or pair["old"]])
+        layer = (pair["processor"] or "").removeprefix(".processor").removesuffix("_lora")
+        name = key[: pair.start()] + (layer + ".0" if layer == ".to_out" else layer)
+        return Part(name, HALVES[pair["one"] or pair["old"] or pair["oldest"]])
     for pattern, what in NOT_READ:
         if found := re.search(pattern, key):
             return Part(key[: found.start()], "", what)
@@ -195,6 +307,21 @@ def split(key: str, parts: Mapping[str, str]) -> Part:
 def unwrapped(name: str) -> str:
     """Without what PEFT puts before names."""
     return next((name[len(prefix) :] for prefix in WRAPPERS if name.startswith(prefix)), name)
+
+
+ENCODERS = (("lora_te0_",), ("lora_te1_",), ("text_encoder.",), ("text_encoder.", "text_encoder_2."))
+"""How programs other than the trainer number a model's text encoders: kohya and its descendants, and Diffusers. A row
+is for models with as many."""
+
+
+def of_encoder(prefix: str, modules: Names) -> Iterator[tuple[str, str]]:
+    """(name in a file under this prefix, module) for the modules of a text encoder.
+
+    Files have the names of transformers 4, in which every module of CLIP is below `text_model`.
+    """
+    for module in modules:
+        whole = module if module.startswith(("text_model.", "text_projection")) else f"text_model.{module}"
+        yield prefix + whole.replace(".", prefix[-1]), module
 
 
 def tables(family: str, modules: Names) -> list[tuple[Scheme, dict[str, Modules]]]:
@@ -210,7 +337,9 @@ def tables(family: str, modules: Names) -> list[tuple[Scheme, dict[str, Modules]
 def looked_up(name: str, of: list[tuple[Scheme, dict[str, Modules]]]) -> tuple[str, Modules]:
     """(the program, our modules) of a name in a file; ("", ()) if no scheme has it."""
     for scheme, names in of:
-        if name.startswith(scheme.prefix) and (ours := names.get(name[len(scheme.prefix) :])):
+        rest = name[len(scheme.prefix) :] if name.startswith(scheme.prefix) else ""
+        # Some tools put back the dots of a part of the name only: lora_unet_blocks_22.self_attn.k
+        if ours := names.get(rest.replace(".", "_") if scheme.separator == "_" else rest):
             return scheme.program, ours
     return "", ()
 

@@ -70,7 +70,7 @@ class Base:
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Layout of the denoisers, without their weights."""
+        """Layout of what a LoRA can change, without the weights."""
         return self.family.denoiser_shapes(self.spec, self.repo)
 
     @cached_property
@@ -100,8 +100,9 @@ class Base:
 
     @cached_property
     def adapter(self) -> Adapter:
-        denoisers = {name: getattr(self.pipe, name) for name in self.spec.denoisers.values()}
-        return Adapter(denoisers, partial(profiles.weights_changed, denoisers.values(), self.profile))
+        parts = {name: getattr(self.pipe, name) for name in self.spec.adapted}
+        denoisers = [parts[name] for name in self.spec.denoisers.values()]
+        return Adapter(parts, partial(profiles.weights_changed, denoisers, self.profile))
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ class Pipeline:
             return kwargs
 
         generator = noise.seeded(settings.seed, self.base.noise_stream, self.base.vae_noise)
-        denoisers = self.base.adapter.denoisers
+        parts = self.base.adapter.parts
+        denoisers = {name: parts[name] for name in self.spec.denoisers.values()}
         with (
             torch.no_grad(), noise.diffusers_draws_ours(), resizing.in_order(self.base.resize_order),
             finite.watched(pipe.components, denoisers) as stages, np.errstate(invalid="ignore"), watch(pipe),
@@ -215,7 +217,7 @@ class Pipeline:
             )
         output = Output(media, settings, self._receipt(settings, media))
         if stages.first:
-            said = finite.words(stages.first, denoisers, self.lora, settings.multiplier, self.base.dtype)
+            said = finite.words(stages.first, parts, self.lora, settings.multiplier, self.base.dtype)
             raise NotFinite(said, output)
         return output
 

@@ -170,6 +170,9 @@ class ModelSpec:
     """Text tokens, beyond which a prompt is cut; None where nothing is."""
     components: Mapping[str, str] = field(default_factory=dict)
     """Component -> hub id, for what the trainer takes from elsewhere."""
+    encoder_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """Prefix under which the trainer saves LoRA keys of a text encoder (`train_text_encoder`) -> that encoder. Module
+    paths with underscores for dots follow. Empty where LoRAs on text encoders are not applied."""
     encoder_attention: Mapping[str, Attention] = field(default_factory=dict)
     """Text encoder -> the attention of the trainer's transformers, where other releases choose another. They round
     otherwise: 0.6 % of T5's embeddings in bfloat16."""
@@ -216,6 +219,11 @@ class ModelSpec:
     """Fields with other values than the trainer's: what they would be without its mistakes (`intended`)."""
     toolkit: str = NEWEST
     """The version that this row describes (see `at`)."""
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The components that a LoRA may change."""
+        return (*self.denoisers.values(), *self.encoder_prefixes.values())
 
     @property
     def own(self) -> dict[str, Any]:

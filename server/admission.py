@@ -11,9 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lora_drift.harness.check import verified_by
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
+from lora_drift.pipelines.files import tensor_shapes
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.settings import Request, resolve
+from lora_drift.pipelines.settings import Settings as Resolved
 from lora_drift.server import controls, fetch, loras
 from lora_drift.server.config import Settings
 from lora_drift.server.errors import bad
@@ -41,19 +44,21 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
         raise bad("LORA_MODE_INVALID", "lora_mode merged: a LoRA cannot be merged into a quantised base; leave it out")
     files, secrets = await _loras(asked, settings)
     mode = asked.lora_mode or ("live" if asked.quantize else spec.lora_mode)
-    quantized = quantization.quantize or quantization.encoders
-    verified = await asyncio.to_thread(vouching, spec.id, mode if asked.loras else None, quantized=quantized)
+    picture, video = _formats(asked.output_format, spec)
+    prompts = [Prompt(fields=_fields(item, i, asked, files)) for i, item in enumerate(asked.prompts)]
+    kinds = []
+    for i, (item, prompt) in enumerate(zip(asked.prompts, prompts, strict=True)):
+        _check_controls(spec, item, i)
+        kinds.append((len(_slots(spec, item)), verified_by.snapped(_check_prompt(spec, prompt.fields, i))))
+    network = await asyncio.to_thread(_network, spec, files)
+    verified = await asyncio.to_thread(vouching, spec.id, mode if asked.loras else None, network,
+                                       verified_by.in_words(quantization), tuple(dict.fromkeys(kinds)))  # fmt: skip
     dumped = None if verified is None else verified.model_dump()
     if (asked.require_verified or settings.require_verified) and (
         verified is None or verified.verdict not in ("match", "known")
     ):
         raise bad("NOT_VERIFIED", f"no golden case of {spec.id} in this configuration matches the trainer",
                   verified=dumped)  # fmt: skip
-    picture, video = _formats(asked.output_format, spec)
-    prompts = [Prompt(fields=_fields(item, i, asked, files)) for i, item in enumerate(asked.prompts)]
-    for i, (item, prompt) in enumerate(zip(asked.prompts, prompts, strict=True)):
-        _check_controls(spec, item, i)
-        _check_prompt(spec, prompt.fields, i)
     if asked.webhook_url is not None:
         _check_webhook(asked.webhook_url, settings)
     job = Job(
@@ -68,6 +73,7 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
         quality=asked.output_quality,
         output_folder=str(settings.output_base_path.resolve()),
         verified=dumped,
+        require_verified=asked.require_verified or settings.require_verified,
     )
     try:
         await _keep_controls(job, spec, asked.prompts, settings)
@@ -86,21 +92,45 @@ def warnings_of(asked: InferenceRequest, ignored: Sequence[str] = ()) -> list[st
 
 
 _vouching = threading.Lock()
+Kind = tuple[int, bool]
+"""(number of control images, does the model's rule change the size) of a prompt."""
 
 
-def vouching(model: str, lora_mode: str | None, *, quantized: bool = False) -> Verified | None:
-    """The golden case that vouches for a configuration, if one does."""
+def vouching(
+    model: str, lora_mode: str | None, network: str | None = None, quantized: str = "", kinds: tuple[Kind, ...] = ()
+) -> Verified | None:
+    """The golden case that vouches for a configuration, if one does for each kind of its prompts: the first's.
+
+    `network` is None where it is not known before a download ends (then the worker looks again) or does not matter.
+    """
     with _vouching:  # the first requests may be many at once, and one look at the summaries is enough
-        return _looked_up(model, lora_mode, quantized)
+        return _looked_up(model, lora_mode, network, quantized, kinds)
 
 
 @cache
-def _looked_up(model: str, lora_mode: str | None, quantized: bool) -> Verified | None:
+def _looked_up(
+    model: str, lora_mode: str | None, network: str | None, quantized: str, kinds: tuple[Kind, ...]
+) -> Verified | None:
     from lora_drift.harness import tags
-    from lora_drift.harness.check.verified_by import covering
 
-    found = covering(model, lora_mode, tags.newest(), quantized=quantized)
-    return None if found is None else Verified(**found)
+    asked: list[dict[str, Any]] = [{"controls": controls, "snapped": snapped} for controls, snapped in kinds] or [{}]
+    found = [verified_by.covering(model, lora_mode, tags.newest(), quantized=quantized, network=network, **kind)
+             for kind in asked]  # fmt: skip
+    return None if found[0] is None or None in found else Verified(**found[0])
+
+
+def _network(spec: ModelSpec, files: list[LoraFile]) -> str | None:
+    """What the files hold, as cases are told apart; "" of none, None where one is yet to be downloaded."""
+    if any(file.file is None for file in files):
+        return None
+    names = [name for file in files for name in tensor_shapes(Path(file.file or ""))]
+    if not names:
+        return ""
+    kind = ("lokr" if any(".lokr_" in name for name in names)
+            else "dora" if any(name.endswith(".magnitude") for name in names) else "lora")  # fmt: skip
+    return verified_by.network_in_words(
+        kind, encoder=any(name.startswith(tuple(spec.encoder_prefixes)) for name in names)
+    )
 
 
 def _spec(model: str) -> ModelSpec:
@@ -188,7 +218,7 @@ def _fields(item: PromptItem, index: int, asked: InferenceRequest, files: list[L
     }  # fmt: skip
 
 
-def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
+def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> Resolved:
     """The pipelines' own checks, and limits that flags and trigger words in the prompt would slip past the schema."""
     length = _length(fields["prompt"], fields["trigger_word"])
     if length > LONGEST_PROMPT:
@@ -205,6 +235,7 @@ def _check_prompt(spec: ModelSpec, fields: dict[str, Any], index: int) -> None:
     if max(settings.width, settings.height) > LARGEST_SIDE or settings.num_frames > MOST_FRAMES:
         raise bad("PROMPT_INVALID", f"prompts[{index}]: at most {LARGEST_SIDE} pixels a side and {MOST_FRAMES} frames",
                   prompt_index=index)  # fmt: skip
+    return settings
 
 
 def _length(prompt: str, trigger: str | None) -> int:

@@ -46,6 +46,10 @@ class Unsaved(Exception):
     """An output could not be written where the operator wants it."""
 
 
+class NotVerified(Exception):
+    """No case vouches for what a request that insists on one asks."""
+
+
 class Changed(Exception):
     """A LoRA file is no longer what it was when the request was accepted."""
 
@@ -110,6 +114,8 @@ def _run(renderer: Renderer, job: Job, token: str | None, pipe: Connection) -> d
         return {"event": "canceled"}
     except Unsaved as error:
         return {"event": "unsaved", "error": str(error)}
+    except NotVerified as error:
+        return {"event": "failed", "code": "NOT_VERIFIED", "error": str(error)}
     except Changed as error:
         return {"event": "failed", "code": "LORA_CHANGED", "error": str(error)}
     except RequestError as error:
@@ -211,6 +217,9 @@ class Renderer:
 
     @staticmethod
     def _sample(pipeline: Pipeline, job: Job, index: int, pipe: Connection) -> Output:
+        from lora_drift.harness.check import verified_by
+        from lora_drift.pipelines.settings import Request, resolve
+
         def on_step(step: int, steps: int) -> bool:
             pipe.send({"event": "progress", "prompt": index, "prompts": len(job.prompts), "step": step, "steps": steps})
             return not _cancelled(job.id, pipe)
@@ -223,12 +232,16 @@ class Renderer:
         with controls.upright(iter(prompt.controls)) as shown:
             control, ctrl_img = prompt.fields.get("control", []), prompt.fields.get("ctrl_img")
             seen = {"control": [shown[path] for path in control], "ctrl_img": shown.get(ctrl_img or "")}
-            output = pipeline.sample(**{**prompt.fields, **seen, "located": {}}, on_step=on_step)
+            asked = resolve(pipeline.spec, Request(**{**prompt.fields, **seen, "located": {}}))
+            vouched = verified_by.covering_case(pipeline, asked)
+            if job.require_verified and vouched.get("verdict") not in ("match", "known"):
+                raise NotVerified(vouched.get("why") or f"its case, {vouched['case']}, does not match the trainer")
+            output = pipeline.render(asked, on_step=on_step)
         names = {shown[path]: label for path, label in prompt.controls.items()}
         settings = output.receipt["settings"]
         for field in ("control", "shown"):
             settings[field] = [names[path] for path in settings[field]]
-        output.receipt["verified_by"] = job.verified
+        output.receipt["verified_by"] = vouched
         return output
 
     # ----------------------------------------------------------------------------------------------------- memory

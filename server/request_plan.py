@@ -36,6 +36,8 @@ class Job(BaseModel):
     quality: int = 95
     output_folder: str
     verified: dict[str, Any] | None = None
+    require_verified: bool = False
+    """Fail rather than render what no case vouches for, as far as that shows when the LoRA is read only."""
 
     @property
     def base(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
@@ -20,9 +21,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from lora_drift.harness.cli.main import app
+from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.jobs import JobError, plan, reader
-from lora_drift.harness.trainer.recorder.job_config import MODELS
+from lora_drift.harness.trainer.jobs import plan, reader
+from lora_drift.pipelines.families import chroma
 
 JOBS = ROOT / "jobs"
 OPTIONS = {
@@ -334,11 +336,107 @@ def test_a_base_that_is_not_read_is_named_with_a_remedy(job_of: Callable[..., Pa
     assert mended.exit_code == 0 and "1 match" in mended.output, mended.output
 
 
-def test_a_file_of_this_machine_says_how_to_convert_it(job_of: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    job = job_of(edit=lambda p: p["model"].update(name_or_path=str(tmp_path / "model.safetensors")))
-    assert "StableDiffusionPipeline.from_single_file" in verify(job).output
-    assert "from_single_file" in verify(job, "--base", tmp_path / "model.safetensors").output
+@pytest.fixture
+def single_file(tmp_path: Path) -> Path:
+    """The miniature's fine-tune in one file, as a file of this machine."""
+    repo, name = "lora-drift/sd15-fine-tune", "sd15-fine-tune.safetensors"
+    found = next((factory.repo_folder(factory.build(), repo) / "snapshots").glob(f"*/{name}"))
+    return Path(shutil.copyfile(found, tmp_path / "my model.safetensors"))
+
+
+def test_a_single_file_of_this_machine_is_a_base(
+    job_of: Callable[..., Path], single_file: Path, tmp_path: Path
+) -> None:
+    job = job_of(edit=lambda p: p["model"].update(name_or_path=str(single_file)))
+    done = verify(job)  # the sample is the usual base's
+    assert done.exit_code == 1 and "1 differs" in done.output, done.output
+    asked = ("--mini", "-p", "a fox", *SMALL, "--seed", 1, "-o", tmp_path / "o.png")
+    pictures = []
+    for base in (("--job", job, "--step", 0), ("-m", "sd15", "--base", single_file, "--guidance", 6, "--negative",
+                                               "blurry"), ("--job", job_of_usual(job), "--step", 0)):  # fmt: skip
+        done = lora_drift("sample", *asked, *base)
+        assert done.exit_code == 0, done.output
+        pictures.append(json.loads((tmp_path / "o.png.json").read_text())["pixels_sha256"])
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def job_of_usual(job: Path) -> Path:
+    """The same job on the usual base."""
+    other = Path(shutil.copytree(job, job.with_name("usual")))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["config"]["process"][0]["model"]["name_or_path"] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    return other
+
+
+def test_a_single_file_of_another_model_is_refused_before_it_is_read(
+    job_of: Callable[..., Path], single_file: Path, tmp_path: Path
+) -> None:
+    asked = ("--mini", "-m", "sdxl", "-p", "a fox", *SMALL, "-o", tmp_path / "o.png", "--base")
+    done = lora_drift("sample", *asked, single_file)
+    assert done.exit_code == 2 and "is no Stable Diffusion XL in one file" in done.output, done.output
+    (tmp_path / "broken.safetensors").write_bytes(single_file.read_bytes()[:1000])
+    done = lora_drift("sample", *asked, tmp_path / "broken.safetensors")
+    assert done.exit_code == 2 and "not a whole safetensors file" in done.output, done.output
+    done = lora_drift("sample", *asked, "no/such/file.safetensors")
+    assert done.exit_code == 2 and "no such file here, nor inside a repository" in done.output, done.output
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    job = job_of(edit=lambda p: p["model"].update(name_or_path=str(tmp_path / "model.ckpt")))
+    assert "is a single file; we read" in verify(job).output
+
+
+@pytest.mark.parametrize(
+    ("named", "base"),
+    [("lodestones/Chroma1-HD", "lodestones/Chroma1-HD"), ("lodestones/Chroma/v28", "lodestones/Chroma/v28")],
+)
+def test_a_checkpoint_of_chroma_is_named_as_the_trainer_names_it(
+    job_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, named: str, base: str
+) -> None:
+    job = reader.read(job_of(edit=lambda p: p.update(model={"name_or_path": named, "arch": "chroma"})))
+    assert plan.plan(job, None).base == base
+    asked: list[tuple[str, str]] = []
+
+    def downloaded(repo: str, file: str) -> str:
+        asked.append((repo, file))
+        return file
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", downloaded)
+    chroma.checkpoint(base)
+    files = {"lodestones/Chroma1-HD": ("lodestones/Chroma1-HD", "Chroma1-HD.safetensors"),
+             "lodestones/Chroma/v28": ("lodestones/Chroma", "chroma-unlocked-v28.safetensors")}  # fmt: skip
+    assert asked == [files[named]]
+
+
+# ---------------------------------------------------------------------------------------------- LoRAs on text encoders
+
+
+@pytest.mark.parametrize(("model", "prefixes"), [("sd15", ("lora_te_",)), ("sdxl", ("lora_te1_", "lora_te2_"))])
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_a_lora_on_the_text_encoder_is_applied(
+    job_of: Callable[..., Path], model: str, prefixes: tuple[str, ...], strength: float
+) -> None:
+    job = job_of(model, lambda p: p["train"].update(train_text_encoder=True))
+    for file in job.glob("*.safetensors"):
+        with safe_open(file, "np") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(file)
+        for prefix in prefixes:
+            name = f"{prefix}text_model_encoder_layers_0_self_attn_q_proj"
+            width = 32
+            tensors |= {
+                f"{name}.lora_down.weight": np.ones((2, width), np.float32),
+                f"{name}.lora_up.weight": np.full((width, 2), strength, np.float32),
+                f"{name}.alpha": np.array(2.0, np.float32),
+            }
+        save_file(tensors, file, metadata)
+    done = verify(job)
+    assert "not honoured" not in done.output and "error" not in done.output, done.output
+    assert f"1 {'differs' if strength else 'match'}" in done.output, done.output
+
+
+def test_a_lora_on_another_models_text_encoder_is_said_to_be_left_out(job_of: Callable[..., Path]) -> None:
+    job = job_of("flux", lambda p: p["train"].update(train_text_encoder=True))
+    assert "LoRAs on the text encoders of flux are not applied" in verify(job).output
 
 
 def test_a_job_without_an_arch_says_what_it_is_read_as(job_of: Callable[..., Path]) -> None:
@@ -456,33 +554,3 @@ def test_the_process_that_samples_is_found_among_others(job_of: Callable[..., Pa
     (job / "config.yaml").write_text(yaml.safe_dump(config))
     done = verify(job)
     assert done.exit_code == 0 and "only process 1 is read, of type sd_trainer; not to_folder" in done.output
-
-
-EXAMPLES: list[tuple[dict[str, Any], str, str | None]] = [
-    ({"name_or_path": "ostris/Flex.1-alpha", "is_flux": True}, "flex1", None),
-    ({"name_or_path": "black-forest-labs/FLUX.1-dev", "is_flux": True}, "flux", None),
-    ({"name_or_path": "black-forest-labs/FLUX.1-schnell", "is_flux": True}, "flux", "black-forest-labs/FLUX.1-schnell"),
-    ({"name_or_path": "Alpha-VLLM/Lumina-Image-2.0", "is_lumina2": True}, "lumina2", None),
-    ({"name_or_path": "runwayml/stable-diffusion-v1-5"}, "sd15", None),
-    ({"name_or_path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "arch": "wan21"}, "wan21_1b", None),
-    ({"name_or_path": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "arch": "wan21"}, "wan21_14b", None),
-    ({"name_or_path": "lodestones/Chroma", "arch": "chroma"}, "development checkpoint", ""),
-    ({"name_or_path": "lodestones/Chroma/v28", "arch": "chroma"}, "development checkpoint", ""),
-    ({"name_or_path": "stabilityai/stable-diffusion-3.5-large", "is_v3": True}, "says sd3", ""),
-    *(({"name_or_path": row["name_or_path"], "arch": row["arch"]}, model, None)
-      for model, row in MODELS.items() if model != "flux2_diffusers"),
-]  # fmt: skip
-"""`model:` of the trainer's config/examples and of its UI's defaults -> our model and base, or why it is refused."""
-
-
-@pytest.mark.parametrize(("model", "expected", "base"), EXAMPLES, ids=lambda value: str(value)[:60])
-def test_the_trainers_own_examples_are_read_or_refused_for_a_true_reason(
-    job_of: Callable[..., Path], model: dict[str, Any], expected: str, base: str | None
-) -> None:
-    job = reader.read(job_of(edit=lambda p: p.update(model=model)))
-    if base == "":
-        with pytest.raises(JobError, match=expected):
-            plan.plan(job, None)
-        return
-    planned = plan.plan(job, None)
-    assert (planned.model, planned.base) == (expected, base)

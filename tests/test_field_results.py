@@ -13,6 +13,7 @@ from lora_drift.harness.check.results import Result
 from lora_drift.harness.report import summary
 from lora_drift.harness.report.root_cause import blame
 from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines.settings import Request, resolve
 
 
 def test_an_exception_is_kept_whole(tmp_path: Path) -> None:
@@ -34,13 +35,33 @@ def test_a_network_is_vouched_for_by_one_of_its_kind(
     case = cases.load(cases.CASES / f"{case_id}.yaml")
     assert case.lora is not None
     pipeline = pipeline_of(case.model).with_lora(lora_of(case_id), mode=case.lora.mode)
-    found = verified_by.covering_case(pipeline, controls=0)
-    assert found is not None
+    settings = resolve(pipeline.spec, Request("a fox", width=64, height=64, steps=2))
+    found = verified_by.covering_case(pipeline, settings)
     other = cases.load(cases.CASES / f"{found['case']}.yaml")
     assert other.lora is not None and other.lora.network.type == case.lora.network.type
     output = pipeline.sample("a fox", width=64, height=64, steps=2)
     wanted = "live" if case.lora.network.type == "dora" else case.lora.mode
     assert output.receipt["lora"]["mode"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("case_id", "asked", "why"),
+    [
+        ("lumina2/lokr", {"mode": "live"}, "nothing vouches for lumina2 with a lokr, live"),
+        ("zimage_deturbo/lokr", {"width": 72},
+         "nothing vouches for zimage_deturbo with a lokr, merged at a size that the model's rule changes"),
+    ],
+)  # fmt: skip
+def test_what_nothing_vouches_for_is_said(
+    case_id: str,
+    asked: dict[str, Any],
+    why: str,
+    pipeline_of: Callable[[str], Pipeline],
+    lora_of: Callable[[str], Path],
+) -> None:
+    pipeline = pipeline_of(case_id.partition("/")[0]).with_lora(lora_of(case_id), mode=asked.pop("mode", "merged"))
+    settings = resolve(pipeline.spec, Request("a fox", **{"width": 64, "height": 64, **asked}))
+    assert verified_by.covering_case(pipeline, settings) == {"case": None, "why": why}
 
 
 @pytest.mark.parametrize("case_id", ["hidream/base", "hidream/snapped", "wan21_1b/snapped", "zimage/dora"])

@@ -171,6 +171,57 @@ def test_kohyas_and_comfyuis_fused_matrices_of_flux_are_taken_apart(
         assert torch.allclose(change.weight(), other[module].weight(), atol=1e-5) and change.scale == 0.5
 
 
+QKV = [f"layers.0.attention.to_{p}" for p in "qkv"]
+ADDED_QKV = [f"transformer_blocks.0.attn.add_{p}_proj" for p in "qkv"]
+NATIVE: list[tuple[str, str, list[str]]] = [
+    ("wan21_1b", "lora_unet_blocks_0_self_attn_q", ["blocks.0.attn1.to_q"]),
+    ("wan21_1b", "lora_unet_blocks_0_cross_attn_o", ["blocks.0.attn2.to_out.0"]),
+    ("wan21_1b", "diffusion_model.time_projection.1", ["condition_embedder.time_proj"]),
+    ("wan21_1b", "blocks.0.ffn.2", ["blocks.0.ffn.net.2"]),
+    ("wan21_1b", "head.head", ["proj_out"]),
+    ("wan21_i2v_14b", "lora_unet_blocks_0_cross_attn_k_img", ["blocks.0.attn2.add_k_proj"]),
+    ("zimage", "lora_unet_layers_0_attention_qkv", QKV),
+    ("zimage", "diffusion_model.layers.0.attention.out", ["layers.0.attention.to_out.0"]),
+    ("zimage", "layers.0.feed_forward.w1", ["layers.0.feed_forward.w1"]),
+    ("lumina2", "diffusion_model.layers.0.attention.qkv", [f"layers.0.attn.to_{p}" for p in "qkv"]),
+    ("lumina2", "lora_unet_layers_0_feed_forward_w3", ["layers.0.feed_forward.linear_3"]),
+    ("lumina2", "layers.0.adaLN_modulation.1", ["layers.0.norm1.linear"]),
+    ("flux2_klein_4b", "lora_unet_double_blocks_0_txt_attn_qkv", ADDED_QKV),
+    ("flux2_klein_4b", "single_blocks.0.linear1", ["single_transformer_blocks.0.attn.to_qkv_mlp_proj"]),
+    ("chroma", "lora_unet_double_blocks_0_img_mlp_0", ["transformer_blocks.0.ff.net.0.proj"]),
+    ("flux", "double_blocks.0.processor.qkv_lora2", ADDED_QKV),
+    ("flux", "single_blocks.0.processor.proj_lora", ["single_transformer_blocks.0.proj_out"]),
+    ("sd15", "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora",
+     ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"]),
+    ("sd15", "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora",
+     ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]),
+]  # fmt: skip
+"""Model, a name of another program, our modules. (kohya-ss/musubi-tuner; ComfyUI's Z-Image and Lumina; XLabs' FLUX.1;
+Diffusers before 0.20, as in Comfy-Org/ComfyUI#1144.)"""
+
+
+@pytest.mark.parametrize(("model", "name", "ours"), NATIVE)
+def test_names_of_the_original_networks_are_the_same_change(
+    model: str, name: str, ours: list[str], unloaded: PipelineOf, tmp_path: Path
+) -> None:
+    pipeline = unloaded(model)
+    shapes = pipeline.base.shapes[next(iter(pipeline.spec.denoisers.values()))]
+    rows = [shapes[module][0] for module in ours]
+    parts = pair(sum(rows), shapes[ours[0]][1:])
+    old = (
+        {"lora_down.weight": "down.weight", "lora_up.weight": "up.weight"} if name.endswith(("_lora", "_lora2")) else {}
+    )
+    tensors = {
+        f"{name}.{old.get(part, part)}": tensor for part, tensor in parts.items() if not (old and part == "alpha")
+    }
+    found = {d.module: d.change for d in read(pipeline, tensors, tmp_path).deltas}
+    whole = (parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)).split(rows)
+    assert list(found) == ours
+    for module, wanted in zip(ours, whole, strict=True):
+        assert torch.equal(found[module].weight().flatten(1), wanted), module
+        assert found[module].scale == (1.0 if old else 0.5)
+
+
 def test_pefts_scale_is_read_where_diffusers_wrote_it(unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path) -> None:
     pipeline, tensors = unloaded("flux"), load_file(lora_of("flux/lora"))
     said = {"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 8}'}
@@ -221,13 +272,38 @@ def test_what_is_beside_the_denoisers_change_is_named(
     key: str, said: str, unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path
 ) -> None:
     with pytest.raises(LoraError, match=said):
-        read(unloaded("sdxl"), {**load_file(lora_of("sdxl/lora")), key: torch.ones(1)}, tmp_path)
+        read(unloaded("flux"), {**load_file(lora_of("flux/lora")), key: torch.ones(1)}, tmp_path)
+
+
+ENCODERS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "kohya's of Stable Diffusion 1.5": ("sd15/text-encoder", lambda k: k.replace("lora_te_", "lora_te1_")),
+    "counted from 0": ("sd15/text-encoder", lambda k: k.replace("lora_te_", "lora_te0_")),
+    "Diffusers": ("sdxl/text-encoder", lambda k: re.sub(r"^lora_te([12])_(.*?)\.", _dotted, k)),
+}
+
+
+def _dotted(found: re.Match[str]) -> str:
+    name = re.sub(r"(model|encoder|layers|\d|self_attn|mlp)_", r"\1.", found[2]).replace("self.attn", "self_attn")
+    return f"text_encoder{'_2' * (found[1] == '2')}.{name}."
+
+
+@pytest.mark.parametrize("spelling", ENCODERS)
+def test_a_text_encoders_change_is_read_in_other_spellings(
+    spelling: str, unloaded: PipelineOf, lora_of: LoraOf, tmp_path: Path
+) -> None:
+    case, rename = ENCODERS[spelling]
+    pipeline, file = unloaded(case.partition("/")[0]), lora_of(case)
+    original = pipeline.with_lora(file).lora
+    tensors = {rename(key): tensor for key, tensor in load_file(file).items()}
+    assert tensors.keys() != load_file(file).keys() and original is not None
+    assert {"text_encoder"} < {delta.component for delta in original.deltas}
+    assert same(read(pipeline, tensors, tmp_path), original)
 
 
 @pytest.mark.parametrize(
     ("model", "key", "said"),
     [
-        ("wan21_1b", "lora_unet_blocks_0_self_attn_q.lora_down.weight", "musubi-tuner, which have converters"),
+        ("hidream", "lora_unet_blocks_0_self_attn_q.lora_down.weight", "musubi-tuner, which have converters"),
         ("flux", "diffusion_model.layers.0.x.lora_A.weight", "those of ComfyUI"),
         ("flux", "some.thing.lora_A.weight", 'begin with "transformer."'),
     ],

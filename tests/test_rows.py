@@ -193,7 +193,7 @@ def laid_out(row: Scheduler) -> Any:
 
 def cheap(spec: ModelSpec, row: ModelSpec) -> list[str]:
     """What becomes of a row before anything is loaded."""
-    shapes = {part: {"a": (4, 4)} for part in row.denoisers.values()}
+    shapes = {part: {"a": (4, 4)} for part in row.adapted}
     part = next(iter(row.denoisers.values()))
     resolver = lora._resolver(spec, shapes, same_name, part)
     base = outcome(lambda: Base(spec, spec.base, "cpu", "float32", "torch-2.11", RESIZE_ORDER, Quantization()).family)
@@ -202,6 +202,7 @@ def cheap(spec: ModelSpec, row: ModelSpec) -> list[str]:
     scheduler = outcome(lambda: laid_out(spec.scheduler))
     # The row's own prefixes alone would not do: the schemes of other trainers have most of them, too.
     sought = [repr(resolver(prefix + "a")) for prefix in (*row.lora_prefixes, *OTHER["lora_prefixes"])]
+    sought += [repr(resolver(prefix + "text_model_a")) for prefix in row.encoder_prefixes]
     return [*settings_of(spec, row), quantised(spec), scheduler, base, mode, *sought]
 
 

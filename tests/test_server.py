@@ -316,6 +316,31 @@ def test_an_unverified_configuration_can_be_refused(server: LocalServer) -> None
     assert (refused["code"], refused["details"]["verified"]) == ("NOT_VERIFIED", None)
 
 
+def test_what_vouches_has_the_same_kind_of_lora_quantisation_and_size(server: LocalServer, lora_of: LoraOf) -> None:
+    put(server, "lokr.safetensors", lora_of("zimage_deturbo/lokr"))
+    put(server, "zimage.safetensors", lora_of("zimage_deturbo/lora"))
+    put(server, "encoder.safetensors", lora_of("sd15/text-encoder"))
+
+    def vouches(model: str, lora: str, *sizes: int, **fields: Any) -> str | None:
+        prompts = [{"prompt": "a fox", "width": size, "height": 64, "sample_steps": 2} for size in sizes or (64,)]
+        accepted = server.http.post(
+            "/v1/inference", json=body(model, loras=[{"path": lora}], prompts=prompts, **fields)
+        )
+        server.http.delete(f"/v1/requests/{accepted.json()['request_id']}")
+        verified = accepted.json()["verified"]
+        return None if verified is None else str(verified["case"])
+
+    assert vouches("zimage_deturbo", "zimage.safetensors") == "zimage_deturbo/lora"
+    assert vouches("zimage_deturbo", "lokr.safetensors") == "zimage_deturbo/lokr"
+    assert vouches("zimage_deturbo", "zimage.safetensors", 72) == "zimage_deturbo/snapped"
+    assert vouches("zimage_deturbo", "lokr.safetensors", 72) is None
+    assert vouches("zimage_deturbo", "zimage.safetensors", 64, 72) == "zimage_deturbo/lora"
+    assert vouches("zimage_deturbo", "lokr.safetensors", 64, 72) is None, "one of its prompts is vouched for by nothing"
+    assert vouches("sd15", "encoder.safetensors", lora_mode="live") == "sd15/text-encoder"
+    assert vouches("flux", "flux.safetensors", quantize=True) == "flux/quantized"
+    assert vouches("flux", "flux.safetensors", quantize=True, qtype="uint5") is None
+
+
 def test_a_quantised_base_is_another_base_with_its_own_proof(server: LocalServer) -> None:
     prompt = {"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 2, "seed": 1}
     sent = body("flux", loras=[{"path": "flux.safetensors"}], prompts=[prompt])

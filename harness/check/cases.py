@@ -66,6 +66,8 @@ class Lora(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="cases of one model share a LoRA by its name")
     network: Network = Network()
     save_dtype: Literal["float16", "bf16", "float32"] = "float16"
+    text_encoder: bool = False
+    """It changes the text encoders, too (`train.train_text_encoder`; sd15 and sdxl only)."""
     mode: Literal["merged", "live"] = "merged"
     """`live` puts a second sample with another multiplier in the job, which makes the trainer keep the LoRA
     out of the weights (toolkit/models/base_model.py, generate_images: `unique_network_weights`)."""
@@ -164,7 +166,8 @@ class Case(_Strict):
     training: Training | None = None
     trigger_word: str | None = None
     base: str | None = None
-    """Hub id of another base model than the trainer's default (`model.name_or_path`)."""
+    """Another base model than the trainer's default (`model.name_or_path`): a hub id, or ORG/NAME/FILE of a file inside
+    a repository, of which the trainer is told where it lies."""
     quantization: Quantization | None = None
     trainer_model: dict[str, Any] = Field(default_factory=dict)
     """Extra `model:` settings of the trainer's job that must not change the picture (an assistant LoRA, ...)."""
@@ -191,7 +194,10 @@ class Case(_Strict):
     @property
     def extras(self) -> list[str]:
         """Hub ids of what it loads besides its model's own repositories."""
-        return [*([self.base] if self.base else []), *(self.quantization.repositories if self.quantization else [])]
+        return [
+            *(["/".join(self.base.split("/")[:2])] if self.base else []),
+            *(self.quantization.repositories if self.quantization else []),
+        ]
 
     @property
     def job_name(self) -> str:

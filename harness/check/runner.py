@@ -243,6 +243,9 @@ def _lora_changes(pipeline: Any) -> Iterator[tuple[str, np.ndarray]]:
 
     fused: dict[str, list[Any]] = {}
     for delta in pipeline.lora.deltas:
+        if delta.component not in pipeline.spec.denoisers.values():  # a text encoder, whose paths change with releases
+            yield delta.name, change(delta)
+            continue
         if len(pipeline.spec.denoisers) > 1:
             yield f"{delta.component}.{delta.module}", change(delta)
             continue

@@ -12,26 +12,40 @@ from typing import Any
 
 from lora_drift.harness import tags
 from lora_drift.harness.paths import ROOT
-from lora_drift.pipelines.registry import ROWS
+from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.registry import MODELS, ROWS
+from lora_drift.pipelines.settings import Request, Settings, resolve
 from lora_drift.pipelines.spec import DEFAULTS, INFORMS, ModelSpec
 
 VERIFIED = Path(__file__).parent / "verified.json"
 
 
-def covering_case(pipeline: Any, controls: int) -> dict[str, Any] | None:
-    """What vouches for a render of this pipeline with so many control images. None when nothing does: another base
-    model, another profile, the trainer's mistakes mended, no such case, or a trainer version whose rules no tag has."""
-    if pipeline.base.repo != pipeline.spec.base or pipeline.base.profile != "reference" or pipeline.base.as_intended:
-        return None
-    quantization = _in_words(pipeline.base.quantization)
-    tag = vouching(pipeline.spec, quantized=bool(quantization))
+def covering_case(pipeline: Any, settings: Settings) -> dict[str, Any]:
+    """What vouches for a render of this pipeline with these settings, as receipts say it: a case and its verdict, or
+    `case: None` and why nothing does."""
+    base, lora = pipeline.base, pipeline.lora
+    if base.repo != base.spec.base:
+        return nothing(f"another base model than {base.spec.base}")
+    if base.profile != "reference":
+        return nothing(f"the profile {base.profile}")
+    if base.as_intended:
+        return nothing("a render without the trainer's mistakes")
+    if lora is not None and len(lora.coverage.kinds) > 1:
+        return nothing(f"a file that mixes {' and '.join(lora.coverage.kinds)}")
+    encoders = base.spec.encoder_prefixes.values()
+    asked: dict[str, Any] = {
+        "quantized": in_words(base.quantization),
+        "network": network_in_words(lora.coverage.kinds[0], encoder=any(d.component in encoders for d in lora.deltas))
+        if lora
+        else "",
+        "controls": len(settings.control),
+        "snapped": snapped(settings),
+    }
+    mode = pipeline.mode if lora else None
+    tag = vouching(base.spec, quantized=bool(asked["quantized"]))
     if tag is None:
-        return None
-    kinds = pipeline.lora.coverage.kinds if pipeline.lora else ("",)
-    if len(kinds) > 1:
-        return None
-    mode = pipeline.mode if pipeline.lora else None
-    return covering(pipeline.spec.id, mode, tag, quantized=quantization, network=kinds[0], controls=controls)
+        return nothing(f"{base.spec.id} as trainer {base.spec.toolkit} samples it")
+    return covering(base.spec.id, mode, tag, **asked) or nothing(_words(base.spec.id, mode, **asked))
 
 
 def vouching(spec: ModelSpec, *, quantized: bool = False) -> str | None:
@@ -53,32 +67,63 @@ def covering(
     lora_mode: str | None,
     tag: str,
     *,
-    quantized: bool | str = False,
+    quantized: str = "",
     network: str | None = None,
     controls: int | None = None,
+    snapped: bool | None = None,
 ) -> dict[str, Any] | None:
-    """The case with the same model and LoRA mode (None: no LoRA), and its verdict in the last committed summary. A
-    quantised base is vouched for by a case with one: of the kind that `quantized` says (`_in_words`), or with True of
-    any. A `network` (lora, dora, lokr; None: any) by one of that kind; `controls` (None: any) by one with as many
-    control images.
+    """The case with the same model and LoRA mode (None: no LoRA), and its verdict in the last committed summary; None
+    if nothing vouches for that.
+
+    Args:
+        quantized: what is quantised, and how (`in_words`).
+        network: `network_in_words`; None: any.
+        controls: number of control images; None: any.
+        snapped: does the model's rule change the size (`snapped`)? None: either.
 
     A mini case vouches for the wiring, not for the weights: it ran the same code on a miniature of the model.
     """
+    asked = {"network": network, "controls": controls, "snapped": snapped}
     for row in _rows():
-        base = row["quantized"] if isinstance(quantized, str) else bool(row["quantized"])
-        same = (row["model"], row["lora"], base) == (model, lora_mode, quantized)
-        if same and network in (None, row["network"]) and controls in (None, row["controls"]):
+        same = (row["model"], row["lora"], row["quantized"]) == (model, lora_mode, quantized)
+        if same and all(value in (None, row[name]) for name, value in asked.items()):
             return {"case": row["case"], "tag": tag, "tier": "mini",
                     "verdict": row["verdicts"].get(tag, "not checked"),
                     "device": "cpu", "dtype": "float32"}  # fmt: skip
     return None
 
 
-def _in_words(quantization: Any) -> str:
+def nothing(what: str) -> dict[str, Any]:
+    """As receipts say it, for what no case vouches for."""
+    return {"case": None, "why": f"nothing vouches for {what}"}
+
+
+def snapped(settings: Settings) -> bool:
+    """Does the model's own rule change the size that is asked for?"""
+    return (settings.width, settings.height) != (settings.asked_width, settings.asked_height)
+
+
+def network_in_words(kind: str, *, encoder: bool) -> str:
+    """ "dora", or "lora, text encoder" where it changes that, too."""
+    return f"{kind}, text encoder" if encoder else kind
+
+
+def in_words(quantization: Quantization) -> str:
     """What a `Quantization` does to the base: "uint3, encoders, recovery"; empty where it does nothing."""
     q = quantization
     said = (q.type if q.quantize else "", "encoders" if q.encoders else "", "recovery" if q.adapter else "")
     return ", ".join(filter(None, said))
+
+
+def _words(model: str, mode: str | None, *, quantized: str, network: str, controls: int, snapped: bool) -> str:
+    parts = (
+        model,
+        f"with a {network}, {mode}" if network else "without a LoRA",
+        f"on a quantised base ({quantized})" if quantized else "",
+        f"with {controls} control image{'s' * (controls > 1)}" if controls else "",
+        "at a size that the model's rule changes" if snapped else "",
+    )
+    return " ".join(filter(None, parts))
 
 
 @cache
@@ -87,29 +132,34 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def wanted() -> str:
-    """What verified.json should hold: of every model the first mini case that was checked with each LoRA mode and
-    kind of network, kind of quantisation and number of control images, and its verdict at each tag; a line a case."""
+    """What verified.json should hold: of every model the first checked mini case of each kind (`covering`), and its
+    verdict at each tag; a line a case."""
     from lora_drift.harness.check import cases
-    from lora_drift.pipelines.quantize import Quantization
-    from lora_drift.pipelines.registry import spec_of
-    from lora_drift.pipelines.settings import Request, resolve
 
     verdicts = {row.tag: _verdicts(ROOT / "reports" / row.tag / "summary.json") for row in tags.rows()}
-    found: dict[tuple[str, str | None, str, str, int], dict[str, Any]] = {}
-    for case in sorted(
-        cases.load_all(), key=lambda case: case.id.split("/")[1] not in ("base", "lora")
-    ):  # the plainest first
-        network = case.lora.network.type if case.lora else ""
-        base = _in_words(Quantization(**case.quantization.model_dump()) if case.quantization else Quantization())
-        named = {name: getattr(case.sample, name) for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")}
-        request = Request(case.sample.prompt, located=case.sample.located, **named)
-        controls = len(resolve(spec_of(case.model), request).control)
-        key = (case.model, case.lora.mode if case.lora else None, base, network, controls)
-        told = {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
-        row = {"case": case.id, "model": key[0], "lora": key[1], "quantized": key[2], "network": network,
-               "controls": controls, "verdicts": told}  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
+    plainest = ("base", "lora")
+    for case in sorted(cases.load_all(), key=lambda case: case.id.partition("/")[2] not in plainest):
+        if case.base and not case.quantization:
+            continue  # it vouches for another base model
+        sample = case.sample
+        named = {name: getattr(sample, name) for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")}
+        settings = resolve(MODELS[case.model], Request(sample.prompt, width=sample.width, height=sample.height,
+                                                        num_frames=sample.num_frames, located=sample.located,
+                                                        **named))  # fmt: skip
+        kind = {
+            "model": case.model,
+            "lora": case.lora.mode if case.lora else None,
+            "quantized": in_words(
+                Quantization(**case.quantization.model_dump()) if case.quantization else Quantization()
+            ),
+            "network": network_in_words(case.lora.network.type, encoder=case.lora.text_encoder) if case.lora else "",
+            "controls": len(settings.control),
+            "snapped": snapped(settings),
+        }
+        key, told = json.dumps(kind), {tag: of[case.id] for tag, of in verdicts.items() if case.id in of}
         if key not in found or (told and not found[key]["verdicts"]):  # rather one that was checked
-            found[key] = row
+            found[key] = {"case": case.id, **kind, "verdicts": told}
     return "[\n" + ",\n".join(json.dumps(row) for row in found.values()) + "\n]\n"
 
 

@@ -16,7 +16,7 @@ REMEDIES = {
     "allow_partial": "To apply the matching part only, pass --allow-partial.",
     "experts": "Give the file of one expert as --lora high=FILE or --lora low=FILE.",
     "control": "Give --control FILE, once for each.",
-    "base": "Give its folder or hub id as --base.",
+    "base": "Give its folder, file or hub id as --base.",
 }
 """What mends an error, in options of this command (and of `diagnose`)."""
 REMEDIES_OF_JOB = {
@@ -135,7 +135,7 @@ def sample(
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
         with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
             rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
-        rendered.receipt["verified_by"] = verified_by.covering_case(pipeline, len(settings.control))
+        rendered.receipt["verified_by"] = verified_by.covering_case(pipeline, settings)
         rendered.save(output)
     if as_json:
         typer.echo(json.dumps(rendered.receipt, indent=2))

@@ -141,7 +141,9 @@ def encode(pipe: Any, spec: Chroma, prompt: str) -> tuple[torch.Tensor, torch.Te
 
 
 def checkpoint(base: str) -> Path:
-    """The single file of a hub id ("owner/Name": Name.safetensors), or a path to one.
+    """The single file of a hub id ("owner/Name": Name.safetensors), or a path to one, or one inside a repository.
+
+    "lodestones/Chroma/v28" is the trainer's shorthand for a development checkpoint (chroma_model.py).
 
     Raises:
         RequestError: there is none.
@@ -149,8 +151,10 @@ def checkpoint(base: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    if Path(base).is_file():
-        return Path(base)
+    if shorthand := re.fullmatch(r"lodestones/Chroma/v(\d+)", base):
+        base = f"lodestones/Chroma/chroma-unlocked-v{shorthand[1]}.safetensors"
+    if file := loading.single_file(base):
+        return file
     try:
         return Path(hf_hub_download(base, f"{base.split('/')[-1]}.safetensors"))
     except (OSError, HFValidationError) as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_drift.pipelines import loading
+from lora_drift.pipelines import loading, lora_formats
 from lora_drift.pipelines.family import nothing_to_refuse, same_name
+from lora_drift.pipelines.lora import Shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import LEGACY, STEPS, TOKENIZERS, ModelSpec, Scheduler, clip_with_mask
@@ -37,6 +38,7 @@ ROWS: tuple[ModelSpec, ...] = (
         base="stable-diffusion-v1-5/stable-diffusion-v1-5",
         denoisers={"": "unet"},
         lora_prefixes=("lora_unet_",),
+        encoder_prefixes={"lora_te_": "text_encoder"},
         scheduler=ddpm(steps_offset=1),
         size_divisor=8,
         width=512,
@@ -64,6 +66,7 @@ ROWS: tuple[ModelSpec, ...] = (
         base="stabilityai/stable-diffusion-xl-base-1.0",
         denoisers={"": "unet"},
         lora_prefixes=("lora_unet_",),
+        encoder_prefixes={"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"},
         scheduler=ddpm(steps_offset=0),
         size_divisor=8,
         width=1024,
@@ -121,5 +124,16 @@ def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Media
     return Media(list(output.images))
 
 
-denoiser_shapes = loading.denoiser_shapes
+def denoiser_shapes(spec: ModelSpec, base: str) -> Shapes:
+    """With the text encoders', which LoRAs change, too. Of a single file: those of the usual base, if it fits them."""
+    file = loading.single_file(base)
+    home = spec.base if file else base
+    shapes = {**loading.denoiser_shapes(spec, home), **loading.encoder_shapes(spec, home)}
+    if file:
+        names = lora_formats.ldm_names(shapes["unet"])
+        original = {f"model.diffusion_model.{name}.weight": shapes["unet"][module] for name, (module,) in names}
+        loading.check_single_file(spec, file, original)
+    return shapes
+
+
 lora_targets = same_name

@@ -69,8 +69,11 @@ class Memory:
         with ExitStack() as stack:
             if kinds & CHANGE_VAE:
                 stack.enter_context(patched(self._vae, "encode", MethodType(type(self._vae).encode, self._vae)))
-            modules = [] if kinds & CHANGE_ENCODERS else [*self._encoders]
-            if not kinds & CHANGE_DENOISERS and _adapted(subject) == self._lora:
+            adapted = _adapted(subject)
+            modules: list[nn.Module] = []
+            if not kinds & CHANGE_ENCODERS and (adapted == self._lora or not subject.spec.encoder_prefixes):
+                modules += self._encoders
+            if not kinds & CHANGE_DENOISERS and adapted == self._lora:
                 modules += self._denoisers
             for module in modules:
                 stack.enter_context(patched(module, "forward", self._remembering(module)))
@@ -96,7 +99,7 @@ class Memory:
 
 
 def _adapted(subject: Subject) -> tuple[Any, ...] | None:
-    """What decides about the LoRA that is in the denoisers."""
+    """What decides about the LoRA that is applied."""
     if subject.lora is None:
         return None
     return subject.lora.sha256, subject.pipeline.mode, subject.settings.multiplier

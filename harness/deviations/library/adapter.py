@@ -328,3 +328,18 @@ def keys_and_values_exchanged(s: Subject) -> Iterator[Subject]:
         return delta
 
     yield s.with_deltas(exchanged)
+
+
+def _of_encoder(s: Subject, delta: Delta) -> bool:
+    return delta.component in s.spec.encoder_prefixes.values()
+
+
+@variation(
+    "adapter",
+    shows=LORA,
+    source="ComfyUI issue 6584, kohya-ss/sd-scripts 1425; loaders that patch the denoiser only skip lora_te keys",
+    applies=lambda s: s.lora is not None and any(_of_encoder(s, d) for d in s.lora.deltas),
+)
+def text_encoder_lora_not_loaded(s: Subject) -> Iterator[Subject]:
+    """The LoRA of the text encoders is skipped."""
+    yield s.with_deltas(lambda d: None if _of_encoder(s, d) else d)

@@ -11,6 +11,7 @@ from lora_drift.harness.minihub.repos import (
     quantized,
     qwen,
     sd,
+    single_file,
     wan,
     wan22,
     zimage,
@@ -50,6 +51,6 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "wan22_14b_i2v": (wan22.WAN22_14B_I2V, wan.UMT5_XXL, wan22.WAN21_VAE_ALONE),
     "wan22_5b": (wan22.WAN22_5B, wan.UMT5_XXL),
 }
-EXTRAS = (quantized.RECOVERY, quantized.WAN22_14B_T2V_WIDE)
+EXTRAS = (quantized.RECOVERY, quantized.WAN22_14B_T2V_WIDE, single_file.SD15_FILE, single_file.SAFETY_CHECKER)
 """Loaded by the cases that name them."""
 REPOS: dict[str, Repo] = {repo.id: repo for repos in (*MODELS.values(), EXTRAS) for repo in repos}

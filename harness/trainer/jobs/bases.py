@@ -21,12 +21,10 @@ SAME_WEIGHTS = {
 """What jobs call the base of a model of ours -> that model. Another layout or place, the same weights: the trainer's UI
 names Lightricks' file for LTX-2.3, of which diffusers/LTX-2.3-Diffusers is the conversion; the first home of Stable
 Diffusion 1.5 is gone."""
-CHROMA = re.compile(r"lodestones/Chroma(/v\d+)?")
 FILES = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
-CONVERT = {
-    "sd": "convert it (`{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)` in Diffusers)",
-}
-"""Family -> how to make a folder of a file."""
+READ = ("sd", "chroma")
+"""Families that load a single .safetensors file, as the trainer does."""
+CHROMA = re.compile(r"lodestones/Chroma/v\d+")
 
 
 def usual(model: str, named: str) -> bool:
@@ -54,26 +52,24 @@ def _problem(spec: ModelSpec, named: str) -> str:
     if not named.strip():
         return "names no model, which the trainer refuses"
     if named.startswith(("http://", "https://")) or "civitai.com" in named:
-        return f"is a link, from which the trainer downloads a single file; we read {_layout(spec)}: {_make(spec)}"
-    if CHROMA.fullmatch(named):
-        return ("is a development checkpoint in a file of the trainer's layout, which we do not read; "
-                f"our Chroma is {spec.base}")  # fmt: skip
-    single = named.lower().endswith(FILES)
-    if single and Path(named).is_file():
-        return f"is a single file; we read {_layout(spec)}: {_make(spec)}"
-    if single and re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)+", named):
-        return f"is a file inside the repository {'/'.join(named.split('/')[:2])}; we read {_layout(spec)}"
-    if single:
-        return f"is a single file of another machine; we read {_layout(spec)}: {_make(spec)}"
-    if Path(named).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", named):
+        file = "Download it" if spec.family in READ else f"Download it, and convert it to {_layout(spec)}"
+        return f"is a link, from which the trainer downloads a single file. {file}"
+    if spec.family == "chroma" and CHROMA.fullmatch(named):
         return ""
-    return "is a folder that is not on this machine"
+    if named == "lodestones/Chroma":
+        return ("stands for the newest of the development checkpoints when the job ran, and nothing says which that "
+                "was. lodestones/Chroma/v50, for example, names one")  # fmt: skip
+    if not named.lower().endswith(FILES):
+        known = Path(named).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", named)
+        return "" if known else "is a folder that is not on this machine"
+    reads = spec.family in READ and named.lower().endswith(".safetensors")
+    if Path(named).is_file():
+        return "" if reads else f"is a single file; we read {_layout(spec)}: convert it"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)+", named):
+        return f"is a file inside the repository {'/'.join(named.split('/')[:2])}; we read {_layout(spec)}"
+    return "is a single file of another machine" + ("" if reads else f"; we read {_layout(spec)}: convert it")
 
 
 def _layout(spec: ModelSpec) -> str:
-    return f"folders and repositories in the layout of {spec.base}"
-
-
-def _make(spec: ModelSpec) -> str:
-    convert = CONVERT.get(spec.family, "convert it to that layout")
-    return convert.format(pipeline=spec.pipeline)
+    file = ", and single .safetensors files" if spec.family in READ else ""
+    return f"folders and repositories in the layout of {spec.base}{file}"

@@ -15,7 +15,6 @@ UNHONOURED: dict[str, dict[str, str]] = {
         "free_u": "FreeU is not rendered",
         "train_turbo": "the turbo sampler is not rendered",
         "show_turbo_outputs": "the turbo sampler is not rendered",
-        "train_text_encoder": "a LoRA on the text encoder is not applied",
         "merge_network_on_save": "the checkpoints are whole models instead of LoRA files",
         "attention_backend": "another attention kernel rounds otherwise",
         "xformers": "another attention kernel rounds otherwise",
@@ -43,7 +42,6 @@ UNHONOURED: dict[str, dict[str, str]] = {
     },
     "network": {
         "lorm": "LoRM is not rendered",
-        "transformer_only": "a LoRA on the text encoder is not applied",
     },
     "sample": {
         "adapter_conditioning_scale": "an adapter is not rendered",
@@ -58,7 +56,6 @@ UNHONOURED: dict[str, dict[str, str]] = {
 NOTHING: dict[str, object] = {
     "use_text_encoder_1": True,
     "use_text_encoder_2": True,
-    "transformer_only": True,
     "text_encoder_bits": 16,
     "attention_backend": "native",
     "adapter_conditioning_scale": 1.0,
@@ -71,7 +68,7 @@ HARMLESS: dict[str, str] = {
     "log_dir logging name performance_log_every torch_profiler guidance sqlite_db_path "
     "lorm_extract_mode lorm_extract_mode_param",
     "network": "alpha conv conv_alpha dropout linear linear_alpha lokr_factor lokr_full_rank network_kwargs "
-    "old_lokr_format rank split_multistage_loras layer_offloading",
+    "old_lokr_format rank split_multistage_loras layer_offloading transformer_only",
     "save": "hf_private hf_repo_id max_step_saves_to_keep push_to_hub save_every save_format",
     "sample": "sample_every",
     "samples": "",

@@ -141,6 +141,7 @@ class Train(Section):
     steps: int = 1000
     dtype: Annotated[str, BeforeValidator(_trained_dtype)] = "float32"
     ema_config: Ema | None = None
+    train_text_encoder: bool = False
     unload_text_encoder: bool = False
     cache_text_embeddings: bool = False
 

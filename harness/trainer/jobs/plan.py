@@ -14,6 +14,7 @@ from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.harness.trainer.recorder.job_config import DDPM, MODELS
 from lora_drift.pipelines import RequestError
 from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.registry import MODELS as SPECS
 from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import NEWEST, TOOLKITS, ModelSpec, age, nearest, reproduced
@@ -198,6 +199,8 @@ def _notes(model: str, version: str, process: Process) -> Iterator[str]:
         effects.append("the trainer then decodes in tiles, whose seams may show")
     if process.model.low_vram and effects:
         yield f"model.low_vram: true is not honoured: {'; '.join(effects)}"
+    if process.train.train_text_encoder and not SPECS[model].encoder_prefixes:
+        yield f"train.train_text_encoder: true is not honoured: LoRAs on the text encoders of {model} are not applied"
     if process.caches_prompts and process.trigger_word is not None:
         yield CACHED
 

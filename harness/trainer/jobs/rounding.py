@@ -33,7 +33,7 @@ def worn(pipeline: Pipeline, loras: Iterable[Lora], multiplier: float) -> Iterat
             for delta in lora.deltas:
                 if isinstance(delta.change, LowRank) and delta.change.magnitude is not None:
                     continue  # a DoRA is never merged
-                module: Any = adapter.denoisers[delta.component].get_submodule(delta.module)
+                module: Any = adapter.parts[delta.component].get_submodule(delta.module)
                 weight = module.weight.data
                 originals.setdefault(module, weight.to("cpu", copy=True))
                 change = scaled(on_device(delta.change, weight.device), multiplier)

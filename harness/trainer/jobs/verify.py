@@ -32,7 +32,7 @@ Verdict = Literal["match", "rounding", "differs", "unpaired", "error"]
 REMEDIES = {
     "control": "Name them in the job's samples (ctrl_img, or ctrl_img_1 to ctrl_img_3), as when it was trained.",
     "control_file": "Copy the job's control images into its folder.",
-    "base": "Say with --base which folder or hub id has it here.",
+    "base": "Say with --base which folder, file or hub id has it here.",
     "dtype": "Say --dtype bfloat16 to see how far that is off.",
     "quantize": "Say --no-quantize to see how far the base model as it is is off.",
 }

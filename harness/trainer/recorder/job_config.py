@@ -99,7 +99,7 @@ def job(case: Case, folder: Path, lora: Path | None, where: Where = CPU) -> dict
             "batch_size": 1,
             "steps": 1,
             "train_unet": True,
-            "train_text_encoder": False,
+            "train_text_encoder": case.lora is not None and case.lora.text_encoder,
             "gradient_checkpointing": False,
             "noise_scheduler": sampler,
             "optimizer": "adamw",
@@ -120,11 +120,19 @@ def job(case: Case, folder: Path, lora: Path | None, where: Where = CPU) -> dict
 
 def quantization(case: Case) -> dict[str, Any]:
     """What the case says of its base, in fields of the `model:` section."""
-    base = {"name_or_path": case.base} if case.base else {}
+    base = {"name_or_path": _on_disk(case.base)} if case.base else {}
     if case.quantization is None:
         return {**base, "quantize": False, "quantize_te": False}
     fields = case.quantization.model_dump(exclude_none=True, exclude={"exclude"})
     return {**base, **fields, "quantize_kwargs": {"exclude": list(case.quantization.exclude)}}
+
+
+def _on_disk(base: str) -> str:
+    """A hub id as it is; of a file inside a repository, where it lies: of most models the trainer wants a path."""
+    from huggingface_hub import hf_hub_download
+
+    repo, inside = "/".join(base.split("/")[:2]), "/".join(base.split("/")[2:])
+    return hf_hub_download(repo, inside) if inside else base
 
 
 def sample_section(case: Case, sampler: str) -> dict[str, Any]:

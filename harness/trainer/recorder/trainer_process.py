@@ -131,7 +131,10 @@ def fill(network: Any, model: str, lora_name: str, strength: float) -> None:
 
 
 def lora_deltas(sd: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """(module path, weight change at multiplier 1), as toolkit/network_mixins.py merge_in computes it."""
+    """(module path, weight change at multiplier 1), as toolkit/network_mixins.py merge_in computes it.
+
+    Of a text encoder's modules, whose paths differ between releases of transformers, the name in the file.
+    """
     import torch
 
     experts = denoisers(sd)
@@ -149,7 +152,7 @@ def lora_deltas(sd: Any) -> Iterator[tuple[str, np.ndarray]]:
             delta = torch.nn.functional.conv2d(down.permute(1, 0, 2, 3), up).permute(1, 0, 2, 3) * module.scale
         else:
             delta = module.lora_up.weight.float() @ module.lora_down.weight.float() * module.scale
-        yield names[id(original)], delta.detach().float().cpu().numpy()
+        yield names.get(id(original), module.lora_name), delta.detach().float().cpu().numpy()
 
 
 def run_process(config: dict[str, Any], **hooks: Callable[..., Any]) -> Any:
