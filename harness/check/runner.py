@@ -35,7 +35,7 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden, GoldenError
 from lora_drift.harness.check.results import JUDGED, Control, Divergence, Metric, Result
 from lora_drift.harness.check.trace import Rendered, Trace, Tracer
-from lora_drift.harness.environment import facts
+from lora_drift.harness.environment import architecture, facts
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines.errors import NotFinite
@@ -368,7 +368,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
 
 def _proven(golden: Golden, blind: list[str]) -> str:
     """What a match proves where the golden is another architecture's."""
-    recorded = tolerances.architecture(golden.environment)
+    recorded = architecture(golden.environment)
     hidden = f"; {', '.join(blind)} would not show beyond that" if blind else ""
     return f"within what correct renders on two architectures differ by (recorded on {recorded}), not equal{hidden}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 
 from lora_drift.harness.minihub.repos.flux2 import AUTOENCODER, TRANSFORMERS
 from lora_drift.harness.minihub.repos.flux2_files import Transformer
@@ -32,12 +33,13 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 
 def shrink(model: str, _device: str) -> list[str]:
     """Make the trainer build the networks of the miniature, with its own classes."""
-    from extensions_built_in.diffusion_models.flux2 import flux2_klein_model, flux2_model
+    from extensions_built_in.diffusion_models.flux2 import flux2_model
     from extensions_built_in.diffusion_models.flux2.src.autoencoder import AutoEncoderParams
     from extensions_built_in.diffusion_models.flux2.src.model import Flux2Params
 
     name, size = MODELS[model]
-    cls = getattr(flux2_klein_model if "Klein" in name else flux2_model, name)
+    module = "flux2_klein_model" if "Klein" in name else "flux2_model"  # 0.7.19 has no klein
+    cls = getattr(import_module(f"extensions_built_in.diffusion_models.flux2.{module}"), name)
     cls.get_flux2_params = lambda _self: _params(Flux2Params, size)
     flux2_model.AutoEncoderParams = lambda: AutoEncoderParams(
         ch=AUTOENCODER.channels,
