@@ -1,11 +1,14 @@
 """What a picture was rendered with. The recorder and our runs note the same facts, so that they can be compared."""
 
 import platform
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from lora_drift.harness.paths import ROOT
 
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pillow",
@@ -20,7 +23,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -47,6 +50,18 @@ def architecture(environment: Mapping[str, Any]) -> str:
 
 
 @cache
+def commit() -> str:
+    """Of the checkout, with "+changes" where its files differ from that; empty elsewhere."""
+    git = ("git", "-C", str(ROOT))
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return ""
+    return head + ("+changes" if changed.stdout.strip() else "")
+
+
+@cache
 def facts(device: str, dtype: str) -> dict[str, Any]:
     """Versions, processor, device, dtype and thread count of this process."""
     import torch
@@ -59,7 +74,7 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
         **{name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **gpu,
         "device": device,
