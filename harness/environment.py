@@ -1,14 +1,11 @@
 """What a picture was rendered with. The recorder and our runs note the same facts, so that they can be compared."""
 
 import platform
-import subprocess
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from lora_drift.harness.paths import ROOT
 
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pillow",
@@ -47,18 +44,6 @@ def architecture(environment: Mapping[str, Any]) -> str:
     if "compute_capability" not in environment and "H100" in environment["gpu"]:
         return "sm90"  # goldens from before the capability was noted: all of them of an H100
     return "sm" + environment["compute_capability"].replace(".", "")
-
-
-@cache
-def commit() -> str:
-    """Of the checkout, with "+changes" where its files differ from that; empty elsewhere."""
-    git = ("git", "-C", str(ROOT))
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        return ""
-    return head + ("+changes" if changed.stdout.strip() else "")
 
 
 @cache

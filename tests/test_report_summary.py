@@ -45,9 +45,11 @@ def test_the_committed_summary_depends_on_nothing_but_the_code(tmp_path: Path) -
     ]
     for folder, found in (("one", first), ("two", second)):
         render(found, TAG, tmp_path / folder, tmp_path)
-    for name in ("summary.json", "summary.md"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    content = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert (tmp_path / "one" / "summary.md").read_bytes() == (tmp_path / "two" / "summary.md").read_bytes()
+    content, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert other.pop("run") == {"machine": "another"}, "the only part that tells when and where it was"
+    assert content.pop("run") == {} and content == other
+    assert content["sentence"] == "1 of 2 checks match the trainer (miniature models, CPU, float32); 1 needs attention."
     assert content["verdicts"] == {"drift": 1, "match": 1}
     assert [case["case"] for case in content["cases"]] == ["a/x", "b/x"]
     assert content["cases"][1]["metrics"] == {
@@ -87,7 +89,9 @@ def test_a_pull_request_is_told_what_fails_and_what_changed(tmp_path: Path) -> N
     found = [result(), result("sd15/x", "drift", message="a | b", metrics=latents(1))]
     render(found, TAG, tmp_path, tmp_path, since=before / "summary.json")
     comment = (tmp_path / "comment.md").read_text()
-    assert comment.startswith(f"### lora-drift {TAG}: 1 drift, 1 match\n")
+    assert comment.startswith(
+        f"### lora-drift {TAG}: 1 of 2 checks match the trainer (miniature models, CPU, float32);"
+    )
     assert "| sd15/x | drift | – | a \\| b |" in comment
     assert "Since the previous run: 1 broken (sd15/x)." in comment
     assert "| sd15 | 1 | drift | – | 1 | – |" in comment
@@ -154,7 +158,7 @@ def test_the_command_merges_files_and_writes_every_form(tmp_path: Path) -> None:
     assert done.output.split() == [str(tmp_path / "out" / "index.html")]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"index.html", "summary.json", "summary.md", "comment.md", "junit.xml"}
-    assert "2 of 2" in (tmp_path / "out" / "index.html").read_text()
+    assert "All 2 checks match the trainer" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_each_tag_gets_its_own_report(tmp_path: Path) -> None:
