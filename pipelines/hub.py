@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lora_drift.pipelines.errors import RequestError
@@ -21,10 +22,13 @@ def check(repo: str) -> None:
         RequestError: it cannot; the message begins with the cause.
     """
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
 
     from lora_drift.pipelines.loading import revision
 
-    if not constants.HF_HUB_OFFLINE and revision(repo) is None:
+    if constants.HF_HUB_OFFLINE or revision(repo) is not None:
+        return
+    with suppress(HFValidationError):  # no hub id, so a folder that is not there: said when its files are looked for
         info(repo)
 
 

@@ -244,6 +244,13 @@ def test_a_repository_that_is_not_there_is_said(hub: str, tmp_path: Path) -> Non
     assert done.stderr.startswith("error: no/such: the hub has no such repository, or it is private")
 
 
+def test_a_folder_that_is_not_there_is_no_repository(tmp_path: Path) -> None:
+    done = lora_drift(*FLUX, "--base", "./no such folder", endpoint=closed_port(), home=tmp_path)
+    assert done.returncode == 2
+    assert "neither a folder that is here nor a hub id" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
