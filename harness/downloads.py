@@ -78,7 +78,7 @@ def _part(repo: str, wanted: Collection[str]) -> Part:
     if lacking := sorted(set(wanted) - {whole(name) for name in chosen}):
         raise RequestError(f"{repo}: the hub's copy has no {', '.join(lacking)}, which the pipelines read")
     files = tuple(File(name, sizes[name], isinstance(try_to_load_from_cache(repo, name), str)) for name in chosen)
-    licence = (info.card_data or {}).get("license") or "not said"
+    licence = (info.card_data.get("license") if info.card_data else None) or "not said"
     return Part(repo, f"{constants.ENDPOINT}/{repo}", str(licence), bool(info.gated), files)
 
 

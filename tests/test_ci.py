@@ -52,7 +52,7 @@ def issues(tmp_path: Path, results: list[Result], already: list[dict[str, Any]])
         "OPEN": json.dumps(already),
         "LOG": str(log),
     }
-    command = [GITHUB / "issues", "nightly", tmp_path / "report" / "causes"]
+    command = [str(GITHUB / "issues"), "nightly", str(tmp_path / "report" / "causes")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     asked = [json.loads(line) for line in log.read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_a_run_that_checked_nothing_says_so(tmp_path: Path) -> None:
 
 
 def test_zizmor_finds_nothing() -> None:
-    command = [Path(sys.executable).with_name("zizmor"), "--offline", "--no-progress", GITHUB]
+    command = [str(Path(sys.executable).with_name("zizmor")), "--offline", "--no-progress", str(GITHUB)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -18,7 +18,7 @@ import pytest
 from lora_drift.harness import doctor, downloads
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.pipelines import MODELS
+from lora_drift.pipelines import MODELS, RequestError
 
 SOON = 3.0
 """Seconds in which a cause is to be said, without what Python takes to start, which is much on a busy machine."""
@@ -256,7 +256,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
 ) -> None:
     part = downloads.Part("a/b", f"{hub}/a/b", "mit", False, (downloads.File("x", 5_000_000_000, False),))
     monkeypatch.setattr(downloads, "free_space", lambda: 1_000_000_000)
-    with pytest.raises(downloads.RequestError, match=r"no space: 5.0 GB are to be fetched, and .* has 1.0 GB left"):
+    with pytest.raises(RequestError, match=r"no space: 5.0 GB are to be fetched, and .* has 1.0 GB left"):
         downloads.check_space([part])
     downloads.check_space([downloads.Part("a/b", "", "mit", False, (downloads.File("x", 5_000_000_000, True),))])
 

@@ -44,7 +44,7 @@ def test_the_first_sentence_counts_and_says_where(results: list[Result], sentenc
 
 
 def test_the_heading_says_when_where_and_with_what(tmp_path: Path) -> None:
-    ran = {"made": made("2026-11-30T07:05:09+00:00"),
+    ran: dict[str, Any] = {"made": made("2026-11-30T07:05:09+00:00"),
            "environment": {"cpu": "A CPU", "platform": "Linux x86_64", "torch": "2.15.0"}}  # fmt: skip
     page = render([result(**ran)], TAG, tmp_path, tmp_path).read_text()
     wanted = {

@@ -119,8 +119,8 @@ def sample(
         spec = spec_of(model, toolkit)
         if spec.kind != "video" and frames not in (None, 1):
             fail(f"--frames {frames}: {spec.id} makes pictures; leave it out")
-        asked = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
-        if not asked:
+        texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+        if not texts:
             fail('say what to render: --prompt "a photo of ...", or --prompts FILE')
         wanted = [
             resolve(
@@ -128,9 +128,9 @@ def sample(
                 Request(text, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
                         trigger, name, [str(path) for path in control or ()]),
             )
-            for text in asked
+            for text in texts
         ]  # fmt: skip
-        outputs = [output.with_stem(f"{output.stem}-{i}") for i in range(1, len(asked) + 1)] if asked[1:] else [output]
+        outputs = [output.with_stem(f"{output.stem}-{i}") for i in range(1, len(texts) + 1)] if texts[1:] else [output]
         for file, settings in zip(outputs, wanted, strict=True):
             check_path(file, settings.num_frames, moving=settings.moving)
             _warn_of_placeholders(settings.prompt)
