@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lora_drift.harness.check import trusted
 from lora_drift.harness.check.results import Divergence, Result, write
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report.render import render
@@ -88,7 +89,7 @@ def test_a_cause_is_one_issue_that_is_commented_while_it_lasts_and_closed_when_i
 
 def test_the_summary_of_a_run_is_its_comment(tmp_path: Path) -> None:
     results, out, page = tmp_path / "results.jsonl", tmp_path / "report", tmp_path / "page.md"
-    write(results, [result("flux/base", "match")])
+    write(results, [result("flux/base", "error", message="no memory", made=trusted.made())])
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     script = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m lora_drift.harness.cli.main "$@"\n'
     (tmp_path / ".venv" / "bin" / "lora-drift").write_text(script)
@@ -97,7 +98,7 @@ def test_the_summary_of_a_run_is_its_comment(tmp_path: Path) -> None:
     command = [GITHUB / "summary", results, out]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
     assert page.read_text() == (out / "comment.md").read_text()
-    assert "The check matches the trainer (miniature models, CPU, float32)" in page.read_text()
+    assert "0 of 1 checks match the trainer (miniature models, CPU, float32); 1 needs attention" in page.read_text()
 
 
 def test_a_run_that_checked_nothing_says_so(tmp_path: Path) -> None:

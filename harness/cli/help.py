@@ -10,7 +10,7 @@ PANELS = {
     "Verify": ("verify", "diagnose"),
     "Serve / Check": ("serve", "check"),
     "Report": ("report", "known"),
-    "Study / Maintain": ("matrix", "mutate", "fuzz", "tolerances", "case", "minihub", "version"),
+    "Study / Maintain": ("matrix", "mutate", "fuzz", "coverage", "tolerances", "case", "minihub", "version"),
 }
 """Title -> commands. Everything has a place here (tests/test_cli_help.py)."""
 WORDS = {
