@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_drift.harness.check import results as result_files
+from lora_drift.harness.check import trusted
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result, Verdict
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.report import changes, summary
@@ -20,6 +21,11 @@ TAG = "v1.2.3"
 def result(case: str = "flux/lora", verdict: Verdict = "match", **more: Any) -> Result:
     fixed = {"model": case.split("/")[0], "tag": TAG, "tier": "mini", "device": "cpu", "dtype": "float32"}
     return Result.model_validate({**fixed, "case": case, "verdict": verdict, **more})
+
+
+def believed(case: str) -> Result:
+    """A result that the command takes for one of this code; nothing was measured, so it is no match."""
+    return result(case, "missing", made=trusted.made())
 
 
 def latents(value: float) -> list[Metric]:
@@ -152,18 +158,18 @@ def test_shards_are_merged_and_the_last_run_of_a_case_counts(tmp_path: Path) -> 
 
 
 def test_the_command_merges_files_and_writes_every_form(tmp_path: Path) -> None:
-    one, two = lines(tmp_path / "1.jsonl", result("a/x")), lines(tmp_path / "2.jsonl", result("b/x"))
+    one, two = lines(tmp_path / "1.jsonl", believed("a/x")), lines(tmp_path / "2.jsonl", believed("b/x"))
     done = run("report", one, two, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(tmp_path / "out" / "index.html")]
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"index.html", "summary.json", "summary.md", "comment.md", "junit.xml"}
-    assert "All 2 checks match the trainer" in (tmp_path / "out" / "index.html").read_text()
+    assert written == {"index.html", "summary.json", "summary.md", "comment.md", "junit.xml", "causes", "history.json"}
+    assert "0 of 2 checks match the trainer" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_each_tag_gets_its_own_report(tmp_path: Path) -> None:
-    other = result("a/x").model_copy(update={"tag": "v0"})
-    done = run("report", lines(tmp_path / "r.jsonl", result("a/x"), other), "-o", tmp_path)
+    other = believed("a/x").model_copy(update={"tag": "v0"})
+    done = run("report", lines(tmp_path / "r.jsonl", believed("a/x"), other), "-o", tmp_path)
     assert done.output.split() == [str(tmp_path / "v0" / "index.html"), str(tmp_path / TAG / "index.html")]
     index = run("report", "--index", "-o", tmp_path / "overview")
     assert index.exit_code == 0, index.output
