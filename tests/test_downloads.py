@@ -49,12 +49,12 @@ class Hub(BaseHTTPRequestHandler):
             self.send_error(404)
 
     def api(self, repo: str, rest: list[str]) -> None:
-        folder = self.snapshot(repo)
-        if not folder.is_dir():
+        if not (self.root / "hub" / f"models--{repo.replace('/', '--')}").is_dir():
             self.answer(401, {"error": "Invalid username or password."}, {"X-Error-Message": "Repository not found"})
         elif rest == ["auth-check"] and repo in self.gated:
             self.refuse(repo)
         else:
+            folder = self.snapshot(repo)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             self.answer(200, {
                 "_id": "1", "id": repo, "modelId": repo, "sha": folder.name, "private": False, "disabled": False,
