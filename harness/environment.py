@@ -20,7 +20,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -59,7 +59,7 @@ def facts(device: str, dtype: str) -> dict[str, Any]:
         **{name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **gpu,
         "device": device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from lora_drift.pipelines.errors import RequestError
@@ -48,7 +49,8 @@ def spec_of(model: str, toolkit: str = TOOLKITS[-1]) -> ModelSpec:
         RequestError: no such model or version, or that version does not have the model; lists what there is.
     """
     if model not in MODELS:
-        raise RequestError(f"unknown model {model!r}; the models are: {', '.join(MODELS)}")
+        meant = "".join(f"did you mean {near}? " for near in get_close_matches(model, MODELS, n=1))
+        raise RequestError(f"unknown model {model!r}; {meant}the models are: {', '.join(MODELS)}")
     if not reproduced(toolkit):
         raise RequestError(f"unknown trainer version {toolkit!r}; reproduced are those from {TOOLKITS[0]} to {NEWEST}")
     spec = ROWS[model]

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lora_drift.pipelines import loading, output, profiles, quantize
+from lora_drift.pipelines import hub, loading, output, profiles, quantize
 from lora_drift.pipelines.adapter import Adapter
 from lora_drift.pipelines.errors import Cancelled, NotFinite, RequestError, Unsupported
 from lora_drift.pipelines.family import Family
@@ -71,6 +71,10 @@ class Base:
     @cached_property
     def shapes(self) -> Shapes:
         """Layout of what a LoRA can change, without the weights."""
+        here = Path(self.repo)
+        for repo in (self.repo, *(r for name, r in self.spec.components.items() if not (here / name).is_dir())):
+            if not Path(repo).exists():
+                hub.check(repo)
         return self.family.denoiser_shapes(self.spec, self.repo)
 
     @cached_property

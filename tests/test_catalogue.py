@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lora_drift.harness import tags
+from lora_drift.harness import doctor, tags
 from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.divergence import LORA
 from lora_drift.harness.cli.main import app
@@ -45,6 +45,7 @@ def test_no_page_is_stale() -> None:
     stale = sorted(name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name))
     assert stale == [], "write them again: lora-drift models --write docs/models"
     assert verified_by.VERIFIED.read_text(encoding="utf-8") == verified_by.wanted(), "so is verified.json"
+    assert doctor.PEAKS.read_text(encoding="utf-8") == catalogue.peaks(), "and peaks.json"
 
 
 def test_every_model_has_a_page_that_the_index_links() -> None:
@@ -99,8 +100,9 @@ def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None
     ]
     mutation_report.write(found, "v1", reports / "mutation")
     pages = catalogue.pages(Catalogue(reports))
-    assert "Of 2 realistic deviations (`lora-drift mutate`), the cases catch 1; not alpha ignored." in pages["flux.md"]
-    assert "Of 1 realistic deviations (`lora-drift mutate`), the cases catch 1." in pages["sd15.md"]
+    assert "the cases notice 1 (`lora-drift mutate`); not alpha ignored. If your picture" in pages["flux.md"]
+    assert "the cases notice 1 (`lora-drift mutate`). If your picture" in pages["sd15.md"]
+    assert f"| {LORA} | shift dropped |" in pages["flux.md"]
 
 
 def test_speed_and_drift_of_profiles_are_shown_beside_each_other_once_measured(reports: Path) -> None:
@@ -110,14 +112,19 @@ def test_speed_and_drift_of_profiles_are_shown_beside_each_other_once_measured(r
     drift = {"equal": False, "pixel_max": 9, "pixel_mean": 0.4321, "latents_rel_l2": 0.0123}
     whole: dict[str, Any] = {
         "model": "flux", "synthetic": True, "command": "python benchmarks/gpu.py ...", "settings": settings, "rank": 32,
-        "ours": {"environment": environment, "ours_seconds": {"total": 6.0}},
-        "compiled": {"first": {"total": 21.4, "drift": drift | {"pixel_max": 3}}, "seconds": {"total": 5.0}},
-        "fast": {"first": {"total": 31.4, "drift": drift}, "seconds": {"total": 4.0}},
+        "ours": {"environment": environment, "ours_seconds": {"total": 6.0, "peak_gb": 36.31}},
+        "compiled": {
+            "first": {"total": 21.4, "drift": drift | {"pixel_max": 3}}, "seconds": {"total": 5.0, "peak_gb": 36.34},
+        },
+        "fast": {"first": {"total": 31.4, "drift": drift}, "seconds": {"total": 4.0, "peak_gb": 45.0}},
     }  # fmt: skip
     failed = whole | {"model": "sd15", "compiled": {}, "fast": {"ended": "1: out of memory"}}
     beside = {"pixel_max": 0.0, "equal": True, "latents_rel_l2": 0.0}
     reference = {key: whole[key] for key in ("model", "synthetic", "command", "settings", "rank")}
-    reference |= {"trainer": {}, "ours": whole["ours"] | {"against_trainer": beside, "ours_seconds": {"total": 7.0}}}
+    reference |= {
+        "trainer": {},
+        "ours": whole["ours"] | {"against_trainer": beside, "ours_seconds": {"total": 7.0, "peak_gb": 1}},
+    }
     broken = {"model": "sdxl", "ours": {}, "fast": {}}
     lines = [json.dumps(line) for line in (whole, failed, reference, broken)]
     (reports / "performance.jsonl").write_text("\n".join(lines) + "\n")
@@ -127,6 +134,8 @@ def test_speed_and_drift_of_profiles_are_shown_beside_each_other_once_measured(r
         "| fast | 4.00 (1.50 times as fast) | 31, compiling | 9/255 at most, 0.43/255 in the mean;" in pages["flux.md"]
     )
     assert "| compiled | 5.00 (1.20 times as fast) | 21, compiling | 3/255 at most," in pages["flux.md"]
+    said = "Peak of GPU memory: 36.3 GB with the reference profile, 36.3 GB with compiled, 45.0 GB with fast"
+    assert said in pages["flux.md"]
     assert "NVIDIA H100, torch 2.11" in pages["flux.md"] and "1024x768, 28 steps" in pages["flux.md"]
     assert "the trainer's on the same GPU are equal to the bit." in pages["flux.md"]  # from the line without profiles
     assert "| reference | 6.00 | | |" in pages["sd15.md"] and "| fast" not in pages["sd15.md"]
@@ -154,5 +163,5 @@ def test_links_of_a_page_lead_to_files() -> None:
     for name in ("flux.md", "wan22_14b_i2v.md", "README.md"):
         text = (DOCS / name).read_text(encoding="utf-8")
         links = [part.split(")")[0] for part in text.split("](")[1:]]
-        local = [link for link in links if not link.startswith("https://")]
+        local = [link for link in links if not link.startswith(("https://", "#"))]
         assert local and all((DOCS / link).is_file() for link in local)

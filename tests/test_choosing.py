@@ -27,7 +27,7 @@ def test_a_model_and_a_case_narrow_each_other_down() -> None:
 
 def test_the_full_tier_comes_only_by_its_whole_name() -> None:
     assert ids(named=("full/flux",)) == ["full/flux"]
-    with pytest.raises(CaseError, match="no such case or model: flux; there are chroma/base, "):
+    with pytest.raises(CaseError, match="no such case or model: flux; there are flux/base, "):
         ids(named=("flux",))
 
 
@@ -41,8 +41,13 @@ def test_what_a_trainer_lacks_is_left_out_unless_nothing_else_was_asked_for() ->
 @pytest.mark.parametrize(
     ("models", "named", "message"),
     [
-        (("sd16",), (), "no such case or model: sd16; there are "),
-        ((), ("sd15/nothing",), "no such case or model: sd15/nothing; there are "),
+        (("sd16",), (), r"no such case or model: sd16 \(did you mean sd15\?\); there are the models chroma, "),
+        (
+            (),
+            ("sd15/lroa",),
+            r"no such case or model: sd15/lroa \(did you mean sd15/lora\?\); there are sd15/apostrophe, ",
+        ),
+        ((), ("nowhere/x",), "no such case or model: nowhere/x; there are the models chroma, "),
         (("sd15",), ("flux/lora",), "no case belongs to both --model sd15 and --case flux/lora"),
     ],
 )

@@ -148,7 +148,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such LoRA": ({"args": ("--lora", "nowhere.safetensors")}, "nowhere.safetensors: no such LoRA file"),
     "two LoRAs": ({"args": ("--lora", "SD15", "--lora", "SD15")}, "--lora: give one FILE"),
     "a LoRA for an expert": ({"args": ("--lora", "high=SD15")}, "sd15 has no expert 'high'"),
-    "an unknown model": ({"model": "sd16"}, "the models are: sd15, sdxl"),
+    "an unknown model": ({"model": "sd16"}, "unknown model 'sd16'; did you mean sd15? the models are: sd15, sdxl"),
     "a refused size": ({"model": "wan21_1b", "side": 104, "output": "out.mkv"}, "use 96x64 or 112x64"),
     "no size": ({"side": 0}, "size 0x64: give positive numbers"),
     "no such control image": (
@@ -327,7 +327,7 @@ def test_check_exits_with_0_only_when_every_case_ran_and_passed(
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are chroma/base"),
+        (("--case", "sd15/nothing"), "no such case or model: sd15/nothing; there are sd15/apostrophe"),
         (("--model", "sd16"), "no such case or model: sd16"),
         (("--case", "full/flux"), "cases/full are for the real weights on a GPU; add --device cuda"),
         (("--case", "sd15/base", "--model", "flux"), "no case belongs to both"),

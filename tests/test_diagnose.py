@@ -454,7 +454,7 @@ def test_a_budget_ends_the_search(subject: Subject, tmp_path: Path) -> None:
         ([*ASKED], "--image: name the picture"),
         (["--image", "IMAGE"], "--case ID, or --model"),
         (["--image", "IMAGE", "--model", "sd15"], "--prompt: say what was rendered"),
-        (["--image", "IMAGE", "--case", "sd15/nope"], "no such case: sd15/nope"),
+        (["--image", "IMAGE", "--case", "sd15/nope"], "no such case or model: sd15/nope"),
         ([*ASKED, "--image", "nope.png"], "nope.png: no such file"),
         ([*ASKED, "--image", "ANIMATED"], "holds 3 frames; sd15 makes pictures"),
         ([*ASKED, "--image", "IMAGE", "--trace", "IMAGE"], "not a trace"),

@@ -136,7 +136,7 @@ def test_another_picture_is_a_drift_and_says_by_how_much(lab: Lab) -> None:
     assert run.ret == 1
     run.assert_outcomes(failed=1)
     run.stdout.re_match_lines(
-        [rf"drift: {CASE} at {TAG}: outside its tolerance: pixel_max \d+ \(tolerance 1\), pixel_mean .*"]
+        [rf"drift: {CASE} at {TAG}: Largest pixel difference \d+ of 255 \(limit 1\), mean pixel difference .*"]
     )
     assert lab.result().verdict == "drift"
 

@@ -290,7 +290,9 @@ def test_the_help_leads_to_the_environment() -> None:
 def test_an_unknown_case_is_refused_before_anything_else(tmp_path: Path) -> None:
     done = recorder("--trainer", str(tmp_path), "--case", "flux/nothing", "--model", "sd16")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no such case or model: flux/nothing, sd16; there are chroma/base, ")
+    assert done.stderr.startswith(
+        "error: no such case or model: flux/nothing, sd16 (did you mean sd15?); there are flux/base, "
+    )
     assert "Traceback" not in done.stderr
 
 

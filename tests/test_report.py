@@ -120,7 +120,10 @@ def test_every_verdict_renders_worst_first(tmp_path: Path) -> None:
     order = ["error", "corrupt", "missing", "stale", "drift", "known", "match"]
     assert [i for i in shown.all("id") if i.startswith("case-")] == [f"case-flux-{verdict}" for verdict in order]
     assert cases_of(shown) == [f"flux/{verdict}" for verdict in order]
-    assert "1 of 7 cases reproduce the trainer. 5 need attention. 1 known to differ." in shown.text
+    assert (
+        "1 of 7 checks match the trainer (miniature models, CPU, float32); 5 need attention; 1 differs as is known."
+        in shown.text
+    )
 
 
 def test_among_equals_the_furthest_outside_its_tolerance_comes_first(tmp_path: Path) -> None:
@@ -417,7 +420,7 @@ def test_no_results_are_no_success(tmp_path: Path) -> None:
     shown = page([], tmp_path)
     assert "Nothing was checked." in shown.text
     for name in ("summary.md", "comment.md"):
-        assert "nothing was checked" in (tmp_path / name).read_text()
+        assert "nothing was checked" in (tmp_path / name).read_text().lower()
 
 
 def test_results_of_another_tag_are_refused(tmp_path: Path) -> None:

@@ -406,6 +406,41 @@ def test_light_and_dark_can_be_chosen(reader: Reader, report: Path) -> None:
     assert page.evaluate(background) == light
 
 
+def test_filter_and_theme_are_in_the_address_and_survive_a_reload(reader: Reader, report: Path) -> None:
+    page = reader.open(report, color_scheme="light")
+    page.wait_for_selector("html[data-ready]")
+    page.get_by_role("searchbox").fill("status:drift")
+    assert page.url.endswith("#q=status%3Adrift")
+    page.get_by_role("button", name="Theme").click()
+    assert page.url.endswith("#q=status%3Adrift&theme=dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.reload()
+    expect(page.get_by_role("status")).to_have_text("2 of 154 cases")
+    assert page.evaluate(background) == dark
+    page.locator("table.list tbody th a").first.click()
+    expect(case_of(page)).to_be_visible()
+    assert page.url.endswith("&theme=dark")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("status")).to_have_text("2 of 154 cases")
+    assert page.url.endswith("#q=status%3Adrift&theme=dark")
+    page.get_by_role("searchbox").fill("")
+    assert page.url.endswith("#&theme=dark")
+
+
+def test_thumbnails_are_the_goldens_and_open_their_case(reader: Reader, report: Path) -> None:
+    page = reader.open(report)
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("table.list .thumb").first).to_be_hidden()
+    page.get_by_role("button", name="Thumbnails").click()
+    row = page.locator("#row-case-wan-lora")
+    row.scroll_into_view_if_needed()
+    expect(row.locator(".thumb")).to_have_attribute("height", "16")  # one frame of three
+    expect(row.locator(".thumb")).to_have_attribute("width", "24")
+    row.get_by_role("link").click()
+    expect(case_of(page)).to_be_visible()
+
+
 def test_without_a_script_table_and_pictures_are_there(reader: Reader, report: Path) -> None:
     page = reader.open(report, java_script_enabled=False)
     expect(page.locator("noscript table tbody tr")).to_have_count(154)

@@ -56,7 +56,9 @@ def test_the_first_screen_names_model_stage_and_cause(reader: Reader, injected: 
     for text in told:
         box = card.get_by_text(text).first.bounding_box()
         assert box is not None and box["y"] + box["height"] < LARGE["height"], text
-    expect(page.locator(".lede")).to_contain_text("5 of 6 cases reproduce the trainer. 1 needs attention.")
+    expect(page.locator(".lede")).to_contain_text(
+        "5 of 6 checks match the trainer (miniature models, CPU, float32); 1 needs attention."
+    )
     reader.shot(page, "report.png")
     page.get_by_role("link", name="sd15/lora", exact=True).first.click()
     expect(page.locator("#case article")).to_be_visible()
@@ -113,7 +115,7 @@ def test_the_overview_has_a_row_a_model_over_tags_and_releases(reader: Reader, t
     found = Axe().run(page).response["violations"]
     assert [f["id"] for f in found if f["impact"] in ("serious", "critical")] == []
     page.get_by_role("link", name="v1/diffusers-0.40").click()
-    expect(page.locator(".lede")).to_contain_text("0 of 1 cases reproduce the trainer")
+    expect(page.locator(".lede")).to_contain_text("0 of 1 checks match the trainer")
 
 
 def test_the_overview_of_what_is_committed(reader: Reader, tmp_path: Path) -> None:

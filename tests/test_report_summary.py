@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_drift.harness.check import results as result_files
+from lora_drift.harness.check import trusted
 from lora_drift.harness.check.results import Control, Divergence, Metric, Result, Verdict
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.report import changes, summary
@@ -20,6 +21,11 @@ TAG = "v1.2.3"
 def result(case: str = "flux/lora", verdict: Verdict = "match", **more: Any) -> Result:
     fixed = {"model": case.split("/")[0], "tag": TAG, "tier": "mini", "device": "cpu", "dtype": "float32"}
     return Result.model_validate({**fixed, "case": case, "verdict": verdict, **more})
+
+
+def believed(case: str) -> Result:
+    """A result that the command takes for one of this code; nothing was measured, so it is no match."""
+    return result(case, "missing", made=trusted.made())
 
 
 def latents(value: float) -> list[Metric]:
@@ -45,9 +51,11 @@ def test_the_committed_summary_depends_on_nothing_but_the_code(tmp_path: Path) -
     ]
     for folder, found in (("one", first), ("two", second)):
         render(found, TAG, tmp_path / folder, tmp_path)
-    for name in ("summary.json", "summary.md"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    content = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert (tmp_path / "one" / "summary.md").read_bytes() == (tmp_path / "two" / "summary.md").read_bytes()
+    content, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert other.pop("run") == {"machine": "another"}, "the only part that tells when and where it was"
+    assert content.pop("run") == {} and content == other
+    assert content["sentence"] == "1 of 2 checks match the trainer (miniature models, CPU, float32); 1 needs attention."
     assert content["verdicts"] == {"drift": 1, "match": 1}
     assert [case["case"] for case in content["cases"]] == ["a/x", "b/x"]
     assert content["cases"][1]["metrics"] == {
@@ -87,7 +95,9 @@ def test_a_pull_request_is_told_what_fails_and_what_changed(tmp_path: Path) -> N
     found = [result(), result("sd15/x", "drift", message="a | b", metrics=latents(1))]
     render(found, TAG, tmp_path, tmp_path, since=before / "summary.json")
     comment = (tmp_path / "comment.md").read_text()
-    assert comment.startswith(f"### lora-drift {TAG}: 1 drift, 1 match\n")
+    assert comment.startswith(
+        f"### lora-drift {TAG}: 1 of 2 checks match the trainer (miniature models, CPU, float32);"
+    )
     assert "| sd15/x | drift | – | a \\| b |" in comment
     assert "Since the previous run: 1 broken (sd15/x)." in comment
     assert "| sd15 | 1 | drift | – | 1 | – |" in comment
@@ -148,18 +158,18 @@ def test_shards_are_merged_and_the_last_run_of_a_case_counts(tmp_path: Path) -> 
 
 
 def test_the_command_merges_files_and_writes_every_form(tmp_path: Path) -> None:
-    one, two = lines(tmp_path / "1.jsonl", result("a/x")), lines(tmp_path / "2.jsonl", result("b/x"))
+    one, two = lines(tmp_path / "1.jsonl", believed("a/x")), lines(tmp_path / "2.jsonl", believed("b/x"))
     done = run("report", one, two, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(tmp_path / "out" / "index.html")]
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"index.html", "summary.json", "summary.md", "comment.md", "junit.xml"}
-    assert "2 of 2" in (tmp_path / "out" / "index.html").read_text()
+    assert written == {"index.html", "summary.json", "summary.md", "comment.md", "junit.xml", "causes", "history.json"}
+    assert "0 of 2 checks match the trainer" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_each_tag_gets_its_own_report(tmp_path: Path) -> None:
-    other = result("a/x").model_copy(update={"tag": "v0"})
-    done = run("report", lines(tmp_path / "r.jsonl", result("a/x"), other), "-o", tmp_path)
+    other = believed("a/x").model_copy(update={"tag": "v0"})
+    done = run("report", lines(tmp_path / "r.jsonl", believed("a/x"), other), "-o", tmp_path)
     assert done.output.split() == [str(tmp_path / "v0" / "index.html"), str(tmp_path / TAG / "index.html")]
     index = run("report", "--index", "-o", tmp_path / "overview")
     assert index.exit_code == 0, index.output

@@ -7,6 +7,7 @@ The field names under `sample:` and `lora.network:` are the trainer's own (`Samp
 import json
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -306,8 +307,7 @@ def choose(known: Sequence[Case], models: Sequence[str] = (), ids: Sequence[str]
     names = {case.id for case in known} | {_short(case) for case in known}
     unknown = [i for i in ids if i not in names] + [m for m in models if m not in {c.model for c in known}]
     if unknown:
-        there = ", ".join(sorted(case.id for case in known))
-        raise CaseError(f"no such case or model: {', '.join(unknown)}; there are {there}")
+        raise CaseError(no_such(unknown, known))
     chosen = [
         case
         for case in known
@@ -321,6 +321,20 @@ def choose(known: Sequence[Case], models: Sequence[str] = (), ids: Sequence[str]
     if not there_yet:
         raise TagError(f"the trainer of {tag} does not know {', '.join(sorted({c.model for c in chosen}))} yet")
     return there_yet
+
+
+def no_such(unknown: Sequence[str], known: Sequence[Case]) -> str:
+    """What to say of ids and models that there are not: what was meant, and the cases of the models that they name."""
+    models, ids = sorted({case.model for case in known}), sorted(case.id for case in known)
+    near = [
+        get_close_matches(name, ids, 1, cutoff=0.8) if "/" in name else get_close_matches(name, models, 1)
+        for name in unknown
+    ]
+    meant = [found for one in near for found in one if found not in unknown]
+    named = {name.partition("/")[0] for name in unknown} & set(models)
+    there = [i for i in ids if i.partition("/")[0] in named] or [f"the models {', '.join(models)}"]
+    asked = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    return f"no such case or model: {', '.join(unknown)}{asked}; there are {', '.join(there)}"
 
 
 def _short(case: Case) -> str:

@@ -42,6 +42,9 @@ from lora_drift.pipelines.errors import NotFinite
 
 LORA_FILES = {"lora": "path", "lora_high": "high", "lora_low": "low"}
 """Artefact -> the argument of `Pipeline.with_lora` that takes it."""
+RELATIVE = {"latents_rel_l2": "latents differ by", "audio_rel_l2": "sound differs by"}
+LEVELS = {"pixel_max": "largest", "pixel_mean": "mean"}
+"""Metrics -> words for them in messages."""
 
 
 def use_minihub(home: Path | None = None) -> Path:
@@ -329,7 +332,13 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         ours = bench.render(pipeline, settings)
         wanted = _wanted(case, pipeline, settings) if bench.controls else []
         result.controls = [_control(name, golden, bench.render(p, s), limits) for name, p, s in wanted]
-    result.settings = {**ours.settings, **_seen(ours.frames), "lora_mode": pipeline.applied_mode}
+    row = pipeline.spec.scheduler
+    result.settings = {
+        **ours.settings,
+        **_seen(ours.frames),
+        "lora_mode": pipeline.applied_mode,
+        "scheduler": {"class": row.cls, **row.config},
+    }
     path = out / f"{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     strips.write(path, ours.frames)
@@ -354,8 +363,9 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     blind = [c.name for c in result.controls if not c.caught]
     if outside or told:
         result.verdict, result.disagreements = "drift", told
-        beyond = ["outside its tolerance: " + ", ".join(_beyond(m) for m in outside)] if outside else []
-        result.message = "; ".join([*told, *beyond]) + (_where(result) if outside else "")
+        beyond = ", ".join(_beyond(m) for m in outside)
+        result.message = "; ".join([*told, *([beyond[0].upper() + beyond[1:]] if outside else [])])
+        result.message += _where(result) if outside else ""
     elif tolerances.across(result.environment, golden.environment):
         result.verdict = "match" if not result.controls or len(blind) < len(result.controls) else "error"
         result.message = _proven(golden, blind)
@@ -437,8 +447,15 @@ def _seen(frames: np.ndarray) -> dict[str, int]:
 
 
 def _beyond(metric: Metric) -> str:
-    value = metric.note if metric.value is None else f"{metric.value:.3g}"
-    return f"{metric.name} {value} (tolerance {metric.gate:.3g})"
+    """ "latents differ by 16.5 % (limit 0.000796 %)", "largest pixel difference 57 of 255 (limit 1)" """
+    assert metric.gate is not None
+    if metric.value is None:
+        return f"{metric.name} {metric.note} (limit {metric.gate:.3g})"
+    if metric.name in RELATIVE:
+        return f"{RELATIVE[metric.name]} {100 * metric.value:.3g} % (limit {100 * metric.gate:.3g} %)"
+    if metric.name in LEVELS:
+        return f"{LEVELS[metric.name]} pixel difference {metric.value:.3g} of 255 (limit {metric.gate:.3g})"
+    return f"{metric.name} {metric.value:.3g} (limit {metric.gate:.3g})"
 
 
 def _where(result: Result) -> str:

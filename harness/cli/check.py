@@ -1,6 +1,7 @@
 """Cases against goldens: `check`, `report`, `known`, and `tolerances`, which measures their limits."""
 
 import json
+import webbrowser
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,9 @@ def check(
         Path | None,
         typer.Option(help="folder of case files, MODEL/NAME.yaml (default: the checkout's, else ./cases)"),
     ] = None,
-    goldens: Annotated[Path | None, typer.Option(help="their goldens (default: goldens beside the cases)")] = None,
+    goldens: Annotated[
+        Path | None, typer.Option(help="folder of their goldens (default: goldens beside the cases)")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
@@ -74,6 +77,7 @@ def report(
         Path | None, typer.Option(help="summary.json to compare with (default: the committed one)")
     ] = None,
     index: Annotated[bool, typer.Option("--index", help="write the overview of all tags and releases instead")] = False,
+    show: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
 ) -> None:
     """Write the report from result files, without rendering anything. Files from several machines are merged.
 
@@ -89,20 +93,23 @@ def report(
             if index:
                 from lora_drift.harness.report import overview
 
-                typer.echo(overview.render(session.REPORTS, out or session.REPORTS))
+                pages = [overview.render(session.REPORTS, out or session.REPORTS)]
             elif not results:
                 fail("report: name one or more result files, or give --index")
             else:
                 trusted.check(read_results.merge(results))
-                for page in session.write_reports(results, out, since):
-                    typer.echo(page)
+                pages = session.write_reports(results, out, since)
         except (OSError, ValueError) as error:
             fail(error)
+    for page in pages:
+        typer.echo(page)
+        if show and not webbrowser.open(page.resolve().as_uri()):
+            fail("--open: found no browser here; open the page above yourself")
 
 
 @known_app.command("add")
 def known_add(
-    case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora")],
+    case: Annotated[str, typer.Argument(help="case id, e.g. flux/lora", autocompletion=options.case_ids)],
     cause: Annotated[str, typer.Option(help="why it drifts; the report shows it")],
     expires: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="after this day it counts as drift again")],
     results: Annotated[

@@ -35,9 +35,14 @@ def diagnose(
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="the other program's trace, as trace.capture saved it")] = None,
     case: Annotated[
-        str | None, typer.Option(help="the case that it should be, e.g. flux/lora (or use --model)")
+        str | None,
+        typer.Option(
+            help="the case that it should be, e.g. flux/lora (or use --model)", autocompletion=options.case_ids
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="model id")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="model id", autocompletion=options.model_ids)
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags")] = None,
     lora: options.LoraFiles = None,
     negative: options.Negative = "",
@@ -166,9 +171,10 @@ def _subject_of_case(case_id: str, bench: Bench) -> tuple[Subject, str]:
     from lora_drift.harness.check.cases import CaseError
     from lora_drift.harness.hf_logging import quiet
 
-    chosen: Case | None = next((c for c in cases.of_both_tiers() if c.id == case_id), None)
+    known = cases.of_both_tiers()
+    chosen: Case | None = next((c for c in known if c.id == case_id), None)
     if chosen is None:
-        raise CaseError(f"no such case: {case_id} (`ls cases/*` lists them)")
+        raise CaseError(cases.no_such([case_id], known))
     if chosen.tier == "mini":
         runner.use_minihub()
     quiet()

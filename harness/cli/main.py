@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from lora_drift.harness.cli import check, diagnose, fuzz, sample, serve, show, study, verify
+from lora_drift.harness.cli import check, diagnose, fuzz, hub, sample, serve, show, study, verify
+from lora_drift.harness.cli.help import Commands
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,7 +36,7 @@ def options(
     pass
 
 
-for part in (sample, verify, check, diagnose, fuzz, study, show, serve):
+for part in (sample, verify, check, diagnose, fuzz, study, show, serve, hub):
     app.add_typer(part.app)
 
 

@@ -5,6 +5,29 @@ from typing import Annotated
 
 import typer
 
+
+def model_ids(incomplete: str) -> list[str]:
+    """Completes a model id."""
+    from lora_drift.pipelines import MODELS
+
+    return [model for model in MODELS if model.startswith(incomplete)]
+
+
+def tag_names(incomplete: str) -> list[str]:
+    """Completes a tag."""
+    from lora_drift.harness import tags
+
+    return [tag for tag in tags.names() if tag.startswith(incomplete)]
+
+
+def case_ids(incomplete: str) -> list[str]:
+    """Completes a case id, from the names of the checkout's files alone."""
+    from lora_drift.harness.paths import ROOT
+
+    ids = sorted("/".join(file.with_suffix("").parts[-2:]) for file in ROOT.glob("cases/*/*.yaml"))
+    return [case for case in ids if case.startswith(incomplete)]
+
+
 LoraFiles = Annotated[list[str] | None, typer.Option(help="LoRA file; high=FILE, low=FILE for two experts")]
 Negative = Annotated[str, typer.Option("--negative", "-n")]
 Width = Annotated[int | None, typer.Option(help="pixels; rounded as the trainer does")]
@@ -21,10 +44,14 @@ JobName = Annotated[str | None, typer.Option(help="the training job's name; repl
 LoraMode = Annotated[str | None, typer.Option(help="merged or live (default: as the trainer does)")]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="accept a LoRA that fits the model only in part")]
 BaseModel = Annotated[str | None, typer.Option(help="hub id or folder of another base model")]
-Tag = Annotated[str | None, typer.Option(help="trainer version (default: the newest)")]
+Tag = Annotated[str | None, typer.Option(help="trainer version (default: the newest)", autocompletion=tag_names)]
 Trainer = Annotated[
     str | None,
-    typer.Option("--tag", help="trainer version, a tag or a number (default: the LoRA's, or the newest recorded)"),
+    typer.Option(
+        "--tag",
+        help="trainer version, a tag or a number (default: the LoRA's, or the newest recorded)",
+        autocompletion=tag_names,
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16 (default: float32 on the CPU, bfloat16 on a GPU)")]
@@ -43,6 +70,10 @@ VaeNoise = Annotated[
     ),
 ]
 Mini = Annotated[bool, typer.Option("--mini", help="use the miniature base models (to try things out)")]
-Cases = Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)")]
-Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)")]
+Cases = Annotated[
+    list[str] | None, typer.Option(help="only this case, e.g. flux/lora (repeatable)", autocompletion=case_ids)
+]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="only this model (repeatable)", autocompletion=model_ids)
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]

@@ -3,12 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_drift.harness.cli import options
 from lora_drift.harness.cli.shared import fail, progress, trainer_version, user_errors
+
+if TYPE_CHECKING:
+    from lora_drift.pipelines import Output, Pipeline
+    from lora_drift.pipelines.settings import Settings
 
 app = typer.Typer()
 
@@ -33,9 +37,18 @@ REMEDIES_OF_JOB = {
 @app.command()
 def sample(
     context: typer.Context,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags (--w 512 ...)")],
     output: Annotated[Path, typer.Option("--output", "-o", help="lossless: .png .mkv; lossy: .jpg .webp .mp4")],
-    model: Annotated[str, typer.Option("--model", "-m", help="model id; `lora-drift models` lists them")] = "",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="may hold \\[trigger] and flags (--w 512 ...); repeatable"),
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="file with a prompt on each line, flags and all")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="model id; `lora-drift models` lists them", autocompletion=options.model_ids
+        ),
+    ] = "",
     job: Annotated[Path | None, typer.Option(help="take model, LoRA and settings from a training job's folder")] = None,
     step: Annotated[int | None, typer.Option(help="which of the job's LoRAs (default: the last)")] = None,
     lora: options.LoraFiles = None,
@@ -78,9 +91,10 @@ def sample(
     mini: options.Mini = False,
     as_json: options.Json = False,
 ) -> None:
-    """Render one picture or video, with a receipt (OUTPUT.json) that says how to render it again.
+    """Render pictures or videos, each with a receipt (OUTPUT.json) that says how to render it again.
 
-    Weights are read from your usual Hugging Face cache, or downloaded to it.
+    Weights are read from your usual Hugging Face cache, or downloaded to it. Several prompts load them once, and are
+    written to out-1.png, out-2.png, and so on.
 
         lora-drift sample -m flux --lora my.safetensors -p "a photo of \\[trigger]" --trigger sks -o out.png
         lora-drift sample --job output/my_lora -p "a photo of \\[trigger]" -o out.png
@@ -105,12 +119,21 @@ def sample(
         spec = spec_of(model, toolkit)
         if spec.kind != "video" and frames not in (None, 1):
             fail(f"--frames {frames}: {spec.id} makes pictures; leave it out")
-        settings = resolve(
-            spec,
-            Request(prompt, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
-                    trigger, name, [str(path) for path in control or ()]),
-        )  # fmt: skip
-        check_path(output, settings.num_frames, moving=settings.moving)
+        texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+        if not texts:
+            fail('say what to render: --prompt "a photo of ...", or --prompts FILE')
+        wanted = [
+            resolve(
+                spec,
+                Request(text, negative, width, height, steps, guidance, guidance_rescale, seed, multiplier, frames, fps,
+                        trigger, name, [str(path) for path in control or ()]),
+            )
+            for text in texts
+        ]  # fmt: skip
+        outputs = [output.with_stem(f"{output.stem}-{i}") for i in range(1, len(texts) + 1)] if texts[1:] else [output]
+        for file, settings in zip(outputs, wanted, strict=True):
+            check_path(file, settings.num_frames, moving=settings.moving)
+            _warn_of_placeholders(settings.prompt)
         if lora_mode not in (None, "merged", "live"):
             fail(f"--lora-mode {lora_mode}: use merged or live")
         check_device(device)
@@ -133,14 +156,42 @@ def sample(
         )
         if files:
             pipeline = pipeline.with_lora(**files, mode=lora_mode, allow_partial=allow_partial)  # type: ignore[arg-type]
-        with progress(f"{spec.id}: denoising", settings.steps, quiet=as_json) as advance:
-            rendered = pipeline.render(settings, on_step=lambda step, _total: advance(step))
-        rendered.receipt["verified_by"] = verified_by.covering_case(pipeline, settings)
-        rendered.save(output)
+        receipts = []
+        for number, (file, settings) in enumerate(zip(outputs, wanted, strict=True), 1):
+            rendered = _render(pipeline, settings, f" {number} of {len(wanted)}" if wanted[1:] else "", as_json)
+            rendered.receipt["verified_by"] = verified_by.covering_case(pipeline, settings)
+            rendered.save(file)
+            receipts.append(rendered.receipt)
+            if not as_json:
+                typer.echo(f"{file}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {file}.json")
     if as_json:
-        typer.echo(json.dumps(rendered.receipt, indent=2))
-    else:
-        typer.echo(f"{output}  {settings.width}x{settings.height}, seed {settings.seed}; receipt {output}.json")
+        typer.echo(json.dumps(receipts if wanted[1:] else receipts[0], indent=2))
+
+
+def _render(pipeline: "Pipeline", settings: "Settings", which: str, quiet: bool) -> "Output":
+    """One picture, with a bar that says what is being done."""
+    name = pipeline.spec.id + which
+    with progress(f"{name}: loading, reading the prompt", settings.steps, quiet=quiet) as advance:
+
+        def note(step: int, total: int) -> None:
+            advance(step, f"{name}: denoising" if step < total else f"{name}: decoding", total)
+
+        return pipeline.render(settings, on_step=note)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--prompts {file}: cannot be read ({error}); give a UTF-8 text file with a prompt on each line")
+    return [line for line in lines if line]
+
+
+def _warn_of_placeholders(prompt: str) -> None:
+    """As the trainer, we render what was not replaced; it is hardly ever meant."""
+    for option, word in {"--trigger": "[trigger]", "--name": "[name]"}.items():
+        if word in prompt:
+            typer.echo(f"! {word} stays in the prompt as it is; {option} WORD replaces it", err=True)
 
 
 def _of_job(context: typer.Context, asked: dict[str, Any], folder: Path, step: int | None) -> dict[str, Any]:

@@ -19,7 +19,9 @@ app.add_typer(minihub_app, name="minihub")
 
 @app.command()
 def models(
-    model: Annotated[str | None, typer.Argument(help="show this model's page of the catalogue")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="show this model's page of the catalogue", autocompletion=options.model_ids)
+    ] = None,
     as_json: options.Json = False,
     write: Annotated[Path | None, typer.Option(help="write the catalogue to this folder (docs/models)")] = None,
 ) -> None:
@@ -47,15 +49,23 @@ def models(
         typer.echo(json.dumps({name: asdict(spec) for name, spec in MODELS.items()}, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "title", "base", "size", "steps", "guidance", "scheduler", "LoRA", box=None)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    narrow = console.width < 160
+    name = Column("model", no_wrap=True, min_width=max(map(len, MODELS)))  # to be typed: whole, whatever else folds
+    table = Table(name, Column("title", overflow="fold"), "size", "steps", "guidance", box=None, pad_edge=False)
+    for column in () if narrow else ("base", "scheduler", "LoRA"):
+        table.add_column(column)
     for spec in MODELS.values():
         frames = f" x{spec.num_frames}" if spec.kind == "video" else ""
-        table.add_row(spec.id, spec.title, spec.base, f"{spec.width}x{spec.height}{frames} /{spec.size_divisor}",
-                      str(spec.steps), f"{spec.guidance_scale:g} {spec.guidance}", spec.scheduler.cls,
-                      spec.lora_mode)  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        size = f"{spec.width}x{spec.height}{frames} /{spec.size_divisor}"
+        guidance = f"{spec.guidance_scale:g}" if narrow else f"{spec.guidance_scale:g} {spec.guidance}"
+        more = () if narrow else (spec.base, spec.scheduler.cls, spec.lora_mode)
+        table.add_row(spec.id, spec.title, size, str(spec.steps), guidance, *more)
+    console.print(table)
+    if narrow:
+        console.print("A terminal of 160 columns shows more, and --json everything.", style="dim", highlight=False)
 
 
 @app.command()

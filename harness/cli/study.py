@@ -65,10 +65,15 @@ def matrix(
     transformers: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
     torch: Annotated[list[str] | None, typer.Option(help="releases (default: the installed one)")] = None,
     model: options.Models = None,
-    case: Annotated[list[str] | None, typer.Option(help="only this case, e.g. flux/lora, or `base` of each")] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="only this case, e.g. flux/lora, or `base` of each", autocompletion=options.case_ids),
+    ] = None,
     tag: options.Tag = None,
     stock: Annotated[bool, typer.Option("--stock", help="stock Diffusers scripts, compared between releases")] = False,
-    checkout: Annotated[Path | None, typer.Option(help="a Diffusers checkout, in which findings are bisected")] = None,
+    checkout: Annotated[
+        Path | None, typer.Option(help="folder of a Diffusers checkout, in which findings are bisected")
+    ] = None,
     workers: Annotated[int, typer.Option("--jobs", "-j", min=1, help="combinations to run at once")] = 1,
     results: Annotated[Path | None, typer.Option("--json", help="write the merged report to this file")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for matrix.md and matrix.json")] = None,

@@ -24,7 +24,12 @@ def verify(
     job: Annotated[Path, typer.Argument(help="the trainer's output folder of one job (OUTPUT/NAME)")],
     step: Annotated[str, typer.Option(help="only the samples of this step, or all")] = "all",
     prompt: Annotated[int | None, typer.Option(help="only the samples of this prompt, counted from 0")] = None,
-    tag: Annotated[str | None, typer.Option(help="trainer version (default: the one that made the LoRA files)")] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(
+            help="trainer version (default: the one that made the LoRA files)", autocompletion=options.tag_names
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="folder for a report with the training's timeline")] = None,
     results: Annotated[
         Path | None, typer.Option("--json", help="file for the results, written after each sample")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lora_drift.harness import tags
+from lora_drift.harness import doctor, tags
 from lora_drift.harness.check import cases, coverage, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
@@ -75,6 +75,8 @@ class Mutation(NamedTuple):
     caught: int
     applicable: int
     missed: list[str]
+    stages: dict[str, list[str]]
+    """Component at which a mistake shows -> those that are noticed there."""
 
 
 class Profiled(NamedTuple):
@@ -82,6 +84,8 @@ class Profiled(NamedTuple):
 
     name: str
     seconds: float
+    peak: float
+    """GB of GPU memory."""
     first: float
     """Seconds of the first picture, which waits for the compiler."""
     drift: dict[str, Any]
@@ -94,6 +98,8 @@ class Speed(NamedTuple):
     model: str
     reference: float
     """Seconds."""
+    peak: float
+    """GB of GPU memory."""
     apart: Mapping[str, Any]
     """From the trainer's picture on the same GPU; empty where that was not rendered."""
     profiles: list[Profiled]
@@ -167,7 +173,11 @@ class Catalogue:
         """Score of the mutation run; None where it was not run."""
         rows = {name: row for name, row in self.mutants.get(model, {}).items() if row[1] != "equivalent"}
         missed = sorted(name for name, row in rows.items() if len(row) > 2)
-        return Mutation(len(rows) - len(missed), len(rows), missed) if rows else None
+        stages: dict[str, list[str]] = {}
+        for name, row in rows.items():
+            if len(row) == 2:
+                stages.setdefault(row[1].partition(":")[0], []).append(name)
+        return Mutation(len(rows) - len(missed), len(rows), missed, stages) if rows else None
 
     def shown(self, model: str) -> list[Shown]:
         """The model's cases, with what the trainer made of them at the newest tag."""
@@ -201,7 +211,7 @@ def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
 
 def write(folder: Path) -> list[Path]:
     """Write every page to `folder`, and remove pages of models that there are no more; beside docs/models also
-    verified.json, which is made from the same results. Returns what changed."""
+    verified.json and peaks.json, which are made from the same results. Returns what changed."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = pages()
     changed = [path for path in folder.glob("*.md") if path.name not in wanted]
@@ -212,11 +222,18 @@ def write(folder: Path) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             changed.append(path)
-    ours = folder.resolve() == PAGES.resolve()
-    if ours and verified_by.VERIFIED.read_text(encoding="utf-8") != verified_by.wanted():
-        verified_by.VERIFIED.write_text(verified_by.wanted(), encoding="utf-8")
-        changed.append(verified_by.VERIFIED)
+    data = {verified_by.VERIFIED: verified_by.wanted(), doctor.PEAKS: peaks()}
+    for path, text in data.items() if folder.resolve() == PAGES.resolve() else ():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
     return changed
+
+
+def peaks() -> str:
+    """What peaks.json holds: the memory that `lora-drift doctor` compares a GPU's with."""
+    found = {model: round(speed.peak, 1) for model, speed in Catalogue().speeds.items()}
+    return json.dumps(found, indent=1, sort_keys=True) + "\n"
 
 
 def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
@@ -262,11 +279,14 @@ def _speed(line: Mapping[str, Any], apart: Mapping[str, Any]) -> Speed:
         + ("random weights of the real size" if line["synthetic"] else "a miniature")
     )
     found = [
-        Profiled(name, part["seconds"]["total"], part["first"]["total"], part["first"]["drift"])
+        Profiled(
+            name, part["seconds"]["total"], part["seconds"]["peak_gb"], part["first"]["total"], part["first"]["drift"]
+        )
         for name in PROFILES[1:]
         if "seconds" in (part := line.get(name, {}))
     ]
-    return Speed(line["model"], line["ours"]["ours_seconds"]["total"], apart, found, where, line["command"])
+    ours = line["ours"]["ours_seconds"]
+    return Speed(line["model"], ours["total"], ours["peak_gb"], apart, found, where, line["command"])
 
 
 def _worst(found: list[dict[str, Any]], metric: str) -> float | None:

@@ -69,8 +69,9 @@ def views(results: list[Result], changed: Mapping[str, str]) -> list[View]:
     return found
 
 
-def index_line(view: View, file: str) -> list[Any]:
-    """The list's fields, in the order in which main.js reads them. `file`: where the details are, "" for the page."""
+def index_line(view: View, file: str, golden: str) -> list[Any]:
+    """The list's fields, in the order in which main.js reads them. `file`: where the details are, "" for the page;
+    `golden`: key of its picture."""
     result, why = view.result, view.blame
     metrics = {m.name: m for m in result.metrics}
     listed = [metrics.get(name) for name in ("pixel_max", "latents_rel_l2", "ssim", "flip")]
@@ -101,6 +102,7 @@ def index_line(view: View, file: str) -> list[Any]:
             short for short, m in zip(("max", "l2"), listed, strict=False) if m and scale.standing(m) == "outside"
         ),
         file,
+        golden,
     ]
 
 

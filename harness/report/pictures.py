@@ -22,6 +22,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 INLINE_BUDGET = 20_000_000
 """Characters of pictures that the page itself may hold, worst cases first; further ones become files beside it."""
 
+THUMBNAIL = 160
+"""Pixels of the longer side."""
 KEPT = 400
 """Files that stay in memory."""
 
@@ -121,6 +123,17 @@ class Album:
     """Reads picture files; the last few hundred stay, because goldens are shared by devices and releases."""
 
     kept: dict[Path, Strip] = field(default_factory=dict)
+    controls: dict[Path, str] = field(default_factory=dict)
+
+    def control(self, path: Path) -> str:
+        """A control image, small, as a data URI; empty where it is not on this machine."""
+        if path not in self.controls:
+            try:
+                with Image.open(path) as image:
+                    self.controls[path] = thumbnail(image.convert("RGBA"))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, for broken files
+                self.controls[path] = ""
+        return self.controls[path]
 
     def strip(self, path: Path | None) -> Strip:
         """The file at `path`, put together if it is stored as a difference; one that is absent becomes a message."""
@@ -137,6 +150,14 @@ class Album:
             except OSError as error:
                 self.kept[path] = Strip(problem=f"file not found: {path.name} ({type(error).__name__})")
         return self.kept[path]
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small PNG as a data URI."""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return Strip(buffer.getvalue()).uri
 
 
 def _shape(pixels: Array | None, frames: int) -> str:

@@ -1,12 +1,11 @@
 """Writes a tag's report: index.html for people, summary.json and .md for git, comment.md and junit.xml for CI."""
 
-import io
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,8 +13,9 @@ from PIL import Image
 
 from lora_drift.harness.check.results import Result, Verdict
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.report import scale, summary
-from lora_drift.harness.report.changes import CASES, Change, changes
+from lora_drift.harness.report import heading, scale, summary, trend
+from lora_drift.harness.report.causes import Cause, by_cause, issue
+from lora_drift.harness.report.changes import CASES, Change, changes, compare
 from lora_drift.harness.report.details import (
     View,
     as_script_data,
@@ -26,7 +26,7 @@ from lora_drift.harness.report.details import (
     text,
     views,
 )
-from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip
+from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip, thumbnail
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("query", "dom", "store", "list", "viewer", "case", "main")
@@ -36,10 +36,12 @@ BESIDE = "report-files"
 """Folder of the files beside the page; store.js knows it, too."""
 CASES_A_FILE = 100
 CARDS = 6
-"""Failing cases that the first screen shows."""
-THUMBNAIL = 160
+"""Causes that the first screen shows."""
+PROMPTS = {"Prompt": "prompt", "Negative": "negative_prompt"}
 SQUARES = 24
 """A model with more cases than this is counted instead of drawn."""
+
+Trends: TypeAlias = Mapping[tuple[str, ...], list[trend.Point]]
 
 
 class ModelView(NamedTuple):
@@ -52,9 +54,9 @@ class ModelView(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A failing case on the first screen, with small pictures: title -> data URI."""
+    """Failing cases with one cause on the first screen, with small pictures of the worst: title -> data URI."""
 
-    view: View
+    cause: Cause
     thumbnails: dict[str, str]
 
 
@@ -92,9 +94,12 @@ def render(
     if strangers := sorted({result.tag for result in results} - {tag}):
         raise ValueError(f"results of {', '.join(strangers)} in the report of {tag}: render each tag by itself")
     out_dir.mkdir(parents=True, exist_ok=True)
+    before = trend.remember(out_dir, results)
     frame, changed = summary.table(results), changes(results, tag, since, cases)
+    if before:
+        changed.insert(0, compare(results, f"the run of {heading.moment(before[-1]['checked'])}", before[-1], cases))
     content = summary.summarise(frame, tag)
-    page = _Page(results, out_dir / BESIDE, base, changed, budget)
+    page = _Page(results, out_dir / BESIDE, base, changed, budget, trend.by_case(before, results) if before else {})
     files = {
         "summary.json": summary.as_json(content),
         "summary.md": summary.as_markdown(content),
@@ -102,7 +107,12 @@ def render(
         "junit.xml": summary.as_junit(frame, tag),
         "index.html": page.html(tag),
     }
+    for old in (out_dir / "causes").glob("*.md"):
+        old.unlink()
+    for number, cause in enumerate(by_cause(view for view in page.views if not view.passing), 1):
+        files[f"causes/{number:03}.md"] = issue(cause, tag)
     for name, written in files.items():
+        (out_dir / name).parent.mkdir(exist_ok=True)
         (out_dir / name).write_text(written, encoding="utf-8")
     return out_dir / "index.html"
 
@@ -110,29 +120,39 @@ def render(
 class _Page:
     """The page and the files beside it."""
 
-    def __init__(self, results: list[Result], data: Path, base: Path, changed: list[Change], budget: int) -> None:
-        self.data, self.base, self.budget, self.changes = data, base, budget, changed
+    def __init__(
+        self, results: list[Result], data: Path, base: Path, changed: list[Change], budget: int, trends: Trends
+    ) -> None:
+        self.data, self.base, self.budget, self.changes, self.trends = data, base, budget, changed, trends
         for file in data.glob("*.js"):  # of an earlier report; nothing else in that folder is ours to remove
             file.unlink()
         self.views = views(scale.worst_first(results), _changed_cases(changed))
         self.album = Album()
+        self.goldens: dict[str, str] = {}
+        """Anchor -> key of the golden's picture."""
         self.placed: set[str] = set()
         """Keys of pictures that are in the page or in a file already."""
         self.beside = len(results) > INLINE_CASES
 
     def html(self, tag: str) -> str:
         counts = Counter(view.result.verdict for view in self.views)
-        index = [index_line(view, self._file(i)) for i, view in enumerate(self.views)]
+        failing = [view for view in self.views if not view.passing]
+        causes = by_cause(failing)
         static = [] if self.beside else [self._static(view) for view in self.views]
         if self.beside:
             self._write_details()
+        index = [index_line(view, self._file(i), self.goldens[view.anchor]) for i, view in enumerate(self.views)]
         script = "\n".join((PAGE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
         return environment().get_template("report.html.j2").render(
             tag=tag,
+            sentence=heading.sentence([view.result for view in self.views]),
+            run=heading.run([view.result for view in self.views]),
+            miniatures=heading.MINIATURES if any(view.result.tier == "mini" for view in self.views) else "",
             views=self.views,
             counts={verdict: counts[verdict] for verdict in scale.ORDER if counts[verdict]},
-            failing=[view for view in self.views if not view.passing],
-            cards=[self._card(view) for view in self.views[:CARDS] if not view.passing],
+            failing=failing,
+            causes=causes,
+            cards=[self._card(cause) for cause in causes[:CARDS]],
             excuses=[view for view in self.views if view.result.excuse],
             models=_models(self.views),
             changes=self.changes,
@@ -150,19 +170,21 @@ class _Page:
 
     def _pictures(self, view: View) -> Comparison:
         golden, output = view.result.golden_picture, view.result.output_picture
-        return Comparison(
+        shown = Comparison(
             self.album.strip(ROOT / golden if golden else None),
             self.album.strip(view.result.picture_file(self.base) if output else None),
             view.result.frames,
         )
+        self.goldens[view.anchor] = shown.golden.key
+        return shown
 
-    def _card(self, view: View) -> Card:
-        shown = self._pictures(view)
+    def _card(self, cause: Cause) -> Card:
+        shown = self._pictures(cause.views[0])
         strips = {"golden": shown.golden, "output": shown.output}
         if shown.comparable and shown.largest:
             strips["difference"] = shown.difference
         return Card(
-            view, {name: _thumbnail(strip, shown.frames) for name, strip in strips.items() if strip.pixels is not None}
+            cause, {name: _thumbnail(strip, shown.frames) for name, strip in strips.items() if strip.pixels is not None}
         )
 
     def _static(self, view: View) -> Static:
@@ -173,7 +195,19 @@ class _Page:
             told |= {"output": shown.change.key, "change": True}
             strips["output"] = shown.change
         kept = {name: strip for name, strip in strips.items() if self._place(strip)}
-        return Static(view, shown, kept, Markup(as_script_data(details(view, told))))
+        return Static(view, shown, kept, Markup(as_script_data(self._details(view, told))))
+
+    def _details(self, view: View, told: dict[str, Any]) -> dict[str, Any]:
+        points = self.trends.get(trend.key(view.result), [])
+        return {**details(view, told), "trend": points if len(points) > 1 else [], "asked": self._asked(view)}
+
+    def _asked(self, view: View) -> dict[str, Any]:
+        """Prompts, and the control images, small."""
+        settings = view.result.settings or view.result.golden_settings
+        said = {name: str(settings.get(key) or "") for name, key in PROMPTS.items()}
+        files = [Path(view.result.root or self.base, path) for path in settings.get("control") or ()]
+        images = [(file.name, self.album.control(file)) for file in files]
+        return {"words": {n: t for n, t in said.items() if t}, "images": [pair for pair in images if pair[1]]}
 
     def _place(self, strip: Strip) -> bool:
         """Is it to be written into the page? If not, it is there already, or goes to a file now."""
@@ -195,7 +229,7 @@ class _Page:
                 shown = self._pictures(view)
                 for strip in (shown.golden, shown.output):
                     self._place(strip)
-                told[view.anchor] = details(view, {**_told(view, shown), "output": shown.output.key})
+                told[view.anchor] = self._details(view, {**_told(view, shown), "output": shown.output.key})
             self._write(self._file(start), "cases", told)
 
     def _write(self, name: str, kind: str, values: dict[str, Any]) -> None:
@@ -238,11 +272,7 @@ def _told(view: View, shown: Comparison) -> dict[str, Any]:
 def _thumbnail(strip: Strip, frames: int) -> str:
     """The first frame, small."""
     assert strip.pixels is not None
-    image = Image.fromarray(strip.pixels[: strip.pixels.shape[0] // frames])
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return Strip(buffer.getvalue()).uri
+    return thumbnail(Image.fromarray(strip.pixels[: strip.pixels.shape[0] // frames]))
 
 
 def _changed_cases(found: Iterable[Change]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from lora_drift.harness.check.results import PASSING, Metric, Result
+from lora_drift.harness.report import heading
 from lora_drift.harness.report.changes import Change, versions
 from lora_drift.harness.report.root_cause import blame
 from lora_drift.harness.report.scale import ORDER, as_text, rounded
@@ -59,11 +60,13 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def summarise(frame: pd.DataFrame, tag: str) -> dict[str, Any]:
-    """JSON-safe content of summary.json; no times, messages or machine names: a second run gives the same."""
+    """JSON-safe content of summary.json. Only `run` says when and where; all else is the same on a second run."""
     results: list[Result] = list(frame["result"]) if len(frame) else []
     return {
         "schema": SCHEMA,
         "tag": tag,
+        "sentence": heading.sentence(results),
+        "run": heading.run(results),
         "versions": versions(results),
         "verdicts": counts(frame),
         "cases": [_case(result) for result in results],
@@ -94,7 +97,10 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 def as_comment(frame: pd.DataFrame, tag: str, changes: list[Change]) -> str:
     """comment.md, for a pull request: what needs attention, what changed, and the models."""
-    parts = [f"### lora-drift {_cell(tag)}: {_sentence(counts(frame))}"]
+    results: list[Result] = list(frame["result"]) if len(frame) else []
+    parts = [f"### lora-drift {_cell(tag)}: {_cell(heading.sentence(results))}"]
+    if facts := heading.run(results):
+        parts.append("; ".join(f"{name} {_cell(said)}" for name, said in facts.items()))
     if len(frame):
         failing = frame[~frame["verdict"].isin(list(PASSING))].sort_values("verdict")
         rows = [

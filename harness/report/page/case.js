@@ -14,6 +14,7 @@ async function caseView(row, details) {
     traceback(d.traceback),
     excuse(d),
   );
+  view.append(asked(d.asked));
   const pictures = await picturesOf(d.pictures);
   let viewer = null;
   if (pictures.golden || pictures.output) {
@@ -23,13 +24,36 @@ async function caseView(row, details) {
     view.append(make("p", { class: "none" }, `Golden: ${pictures.problems.golden}. Output: ${pictures.problems.output}.`));
   }
   view.append(
-    make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, diagnosis(d), traceStrip(d), d.controls.length && controlTable(d.controls))),
+    make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, diagnosis(d), trend(d.trend), traceStrip(d), d.controls.length && controlTable(d.controls))),
     beside("Settings", d.settings, d.verdict === "drift"),
     beside("Environment", d.environment, false),
     provenance(d.provenance),
     commands(d.commands),
   );
   return [view, viewer];
+}
+
+/** Prompt and control images: what the pictures should show. */
+function asked({ words, images }) {
+  if (!Object.keys(words).length && !images.length) return "";
+  const lines = Object.entries(words).map(([title, text]) => make("div", {}, make("dt", {}, title), make("dd", {}, text)));
+  const figures = images.map(([name, uri]) => make("figure", {}, make("img", { src: uri, alt: `control image ${name}` }), make("figcaption", {}, name)));
+  return make("div", { class: "asked" }, make("dl", {}, ...lines), make("div", { class: "thumbs" }, ...figures));
+}
+
+/** The error of the latents in earlier runs: a line on a log scale, and the same as words. */
+function trend(points) {
+  if (!points.length) return "";
+  const heights = points.map(([, , error]) => (error === null ? 100 : onTrace(error)));
+  const said = points.map(([when, verdict, error]) => `${when.slice(0, 10)} ${verdict}${error === null ? "" : ` ${short(error)}`}`);
+  const columns = points.map(([, verdict], i) => {
+    const column = make("i", { class: verdict === "match" || verdict === "known" ? "" : "first", title: said[i] });
+    column.style.setProperty("--v", `${Math.max(heights[i], 2)}%`);
+    return column;
+  });
+  return make("section", { class: "trend" }, make("h3", {}, "Trend ", make("small", {}, "relative error of the latents in the last runs, log scale 1e-8 to 1")),
+    make("div", { class: "errors", role: "img", "aria-label": `Trend: ${said.join(", ")}` }, ...columns),
+    make("small", {}, `${said[0]} … ${said.at(-1)}`));
 }
 
 function began(d) {

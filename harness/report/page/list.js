@@ -32,6 +32,11 @@ class CaseList {
     this.input.addEventListener("input", () => this.filter());
     this.more.addEventListener("click", () => this.extend());
     new IntersectionObserver((seen) => seen[0].isIntersecting && this.extend(), { rootMargin: "400px" }).observe(this.more);
+    // Thumbnails are drawn when they come into view, which they do in the grid only.
+    this.seen = new IntersectionObserver((seen) => seen.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
+      this.seen.unobserve(target);
+      drawThumbnail(target);
+    }), { rootMargin: "200px" });
     this.filter();
   }
 
@@ -95,8 +100,10 @@ class CaseList {
     const link = make("a", { href: `#${row.id}` }, row.name);
     const number = (value, state) => (value === null ? make("span", { class: "none" }, "–") : make("span", { class: state }, value));
     const caught = row.controls ? number(`${row.caught}/${row.controls}`, row.caught < row.controls ? "outside" : "") : number(null);
+    const thumbnail = make("canvas", { class: "thumb", "aria-hidden": "true", "data-key": row.golden, "data-frames": row.frames, width: 0, height: 0 });
+    if (row.golden) this.seen.observe(thumbnail);
     const line = make("tr", { class: row.status, id: `row-${row.id}` },
-      make("th", { scope: "row" }, link, row.changed && make("small", { class: "changed" }, row.changed)),
+      make("th", { scope: "row" }, thumbnail, link, row.changed && make("small", { class: "changed" }, row.changed)),
       make("td", {}, chip(row.status)),
       make("td", { "data-label": "began at" }, row.at ? row.where : make("span", { class: "none" }, "–")),
       make("td", { class: "num", "data-label": "pixel max" }, number(row.shown.max, row.outside.includes("max") ? "outside" : "")),
@@ -123,4 +130,13 @@ class CaseList {
     const at = this.shown.indexOf(row);
     return at < 0 ? undefined : this.shown[at + step];
   }
+}
+
+/** The golden's first frame; without a picture nothing, the case itself says why. */
+async function drawThumbnail(canvas) {
+  const whole = await picture(canvas.dataset.key).catch(() => null);
+  if (!whole) return;
+  canvas.width = whole.width;
+  canvas.height = whole.height / Number(canvas.dataset.frames);
+  canvas.getContext("2d").drawImage(whole, 0, 0);
 }

@@ -6,22 +6,46 @@ const panel = document.getElementById("case");
 const place = panel.querySelector(".place");
 const list = new CaseList(document.getElementById("cases"), rows, (row) => go(row.id));
 let open = null; // {row, viewer}
+let theme = ""; // "light" or "dark" once the reader has chosen
+
+function setTheme(chosen) {
+  theme = chosen;
+  document.documentElement.style.colorScheme = chosen;
+}
 
 function asRow(values) {
-  const [id, name, model, status, kind, lora, at, where, part, cause, about, changed, tier, device, dtype, step, max, l2, ssim, flip, caught, controls, seconds, frames, shown, outside, file] = values;
-  const row = { id, name, where, shown: { max: shown[0], l2: shown[1], ssim: shown[2] }, outside, file, step, max, l2, ssim, flip, caught, controls, seconds, frames };
+  const [id, name, model, status, kind, lora, at, where, part, cause, about, changed, tier, device, dtype, step, max, l2, ssim, flip, caught, controls, seconds, frames, shown, outside, file, golden] = values;
+  const row = { id, name, where, shown: { max: shown[0], l2: shown[1], ssim: shown[2] }, outside, file, golden, step, max, l2, ssim, flip, caught, controls, seconds, frames };
   for (const [key, value] of Object.entries({ case: name, model, status, kind, lora, at, part, cause, changed, tier, device, dtype })) row[key] = value.toLowerCase();
   row.words = `${name} ${status} ${where} ${cause} ${about} ${tier} ${device}`.toLowerCase();
   return row;
 }
 
-function go(hash) {
-  location.hash = hash;
+/** Where the reader is, with the theme that was chosen: `#case-…`, `#q=…`, `#…&theme=dark`. */
+function address(place) {
+  return `#${place}${theme ? `&theme=${theme}` : ""}`;
+}
+
+function go(place) {
+  location.hash = address(place);
+}
+
+/** Another address for the same view: nothing to go back to. */
+function note(place) {
+  if ((location.hash || "#") !== address(place)) history.replaceState(null, "", address(place));
+}
+
+function noteFilter() {
+  note(list.input.value && `q=${encodeURIComponent(list.input.value)}`);
 }
 
 /** #case-… shows a case, #q=… filters, anything else is the overview. */
 async function route() {
-  const hash = decodeURIComponent(location.hash.slice(1));
+  const [written, ...options] = location.hash.slice(1).split("&");
+  const chosen = options.find((option) => /^theme=(light|dark)$/.test(option));
+  if (chosen) setTheme(chosen.slice("theme=".length));
+  note(written); // links of the page know no theme
+  const hash = decodeURIComponent(written);
   const row = rows.find((candidate) => candidate.id === hash);
   open?.viewer?.close();
   const came = open?.row;
@@ -31,8 +55,9 @@ async function route() {
   overview.hidden = false;
   place.replaceChildren();
   document.title = overview.dataset.title;
+  if (!hash) noteFilter();
   if (hash.startsWith("q=")) {
-    list.setQuery(hash.slice(2));
+    if (list.input.value !== hash.slice(2)) list.setQuery(hash.slice(2));
     document.getElementById("cases").scrollIntoView();
   } else if (came) {
     document.getElementById(`row-${came.id}`)?.querySelector("a").focus();
@@ -104,9 +129,14 @@ document.addEventListener("keydown", (event) => {
 for (const link of document.querySelectorAll("a[data-query]")) link.href = `#q=${encodeURIComponent(link.dataset.query)}`;
 document.getElementById("help").addEventListener("click", () => document.getElementById("keys").showModal());
 document.getElementById("theme").addEventListener("click", () => {
-  const dark = getComputedStyle(document.documentElement).colorScheme === "dark"
-    || (!document.documentElement.style.colorScheme && matchMedia("(prefers-color-scheme: dark)").matches);
-  document.documentElement.style.colorScheme = dark ? "light" : "dark";
+  const dark = theme === "dark" || (!theme && matchMedia("(prefers-color-scheme: dark)").matches);
+  setTheme(dark ? "light" : "dark");
+  note(location.hash.slice(1).split("&")[0]);
+});
+list.input.addEventListener("input", noteFilter);
+document.getElementById("grid").addEventListener("click", (event) => {
+  const pressed = document.querySelector("table.list").classList.toggle("grid");
+  event.currentTarget.setAttribute("aria-pressed", String(pressed));
 });
 addEventListener("hashchange", route);
 route().then(() => { document.documentElement.dataset.ready = ""; });
