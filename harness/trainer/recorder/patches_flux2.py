@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from lora_drift.harness.minihub.repos.flux2 import AUTOENCODER, TRANSFORMERS
 from lora_drift.harness.minihub.repos.flux2_files import Transformer
@@ -40,17 +41,23 @@ def shrink(model: str, _device: str) -> list[str]:
     name, size = MODELS[model]
     module = "flux2_klein_model" if "Klein" in name else "flux2_model"  # 0.7.19 has no klein
     cls = getattr(import_module(f"extensions_built_in.diffusion_models.flux2.{module}"), name)
-    cls.get_flux2_params = lambda _self: _params(Flux2Params, size)
+    asked = hasattr(cls, "get_flux2_params")
+    if asked:
+        cls.get_flux2_params = lambda _self: _params(Flux2Params, size)
+    else:  # 0.7.19
+        flux2_model.Flux2Params = lambda: _params(Flux2Params, size)
     flux2_model.AutoEncoderParams = lambda: AutoEncoderParams(
         ch=AUTOENCODER.channels,
         ch_mult=list(AUTOENCODER.multipliers),
         num_res_blocks=AUTOENCODER.blocks,
         z_channels=AUTOENCODER.latent,
     )
-    return _lines(model)
+    return _lines(f"{name}.get_flux2_params" if asked else "flux2_model.Flux2Params", size)
 
 
-def _params(cls: Callable[..., object], size: Transformer) -> object:
+def _params(cls: Any, size: Transformer) -> object:
+    # 0.7.19 has no choice there: its only FLUX.2, dev, embeds the guidance.
+    guidance = {"use_guidance_embed": size.guidance} if "use_guidance_embed" in cls.__dataclass_fields__ else {}
     return cls(
         hidden_size=size.hidden,
         num_heads=size.heads,
@@ -60,15 +67,14 @@ def _params(cls: Callable[..., object], size: Transformer) -> object:
         axes_dim=size.axes,
         theta=size.theta,
         mlp_ratio=size.mlp_ratio,
-        use_guidance_embed=size.guidance,
+        **guidance,
     )
 
 
-def _lines(model: str) -> list[str]:
-    name, size = MODELS[model]
+def _lines(place: str, size: Transformer) -> list[str]:
     numbers = ", ".join(f"{key} {value}" for key, value in asdict(size).items())
     return [
-        f"{name}.get_flux2_params: the miniature's size ({numbers})",
+        f"{place}: the miniature's size ({numbers})",
         f"flux2_model.AutoEncoderParams: the miniature's size ({AUTOENCODER.channels} channels on "
         f"{AUTOENCODER.levels} levels, {AUTOENCODER.blocks} block each)",
     ]
