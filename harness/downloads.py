@@ -15,7 +15,7 @@ from lora_drift.pipelines import RequestError, hub
 TABLE = Path(__file__).with_name("downloads.json")
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.safetensors$)")
 COMPANIONS = ("added_tokens.json", "chat_template.*", "merges.txt", "special_tokens_map.json", "tokenizer*", "vocab.*")
-"""What else a tokenizer reads where a real repository has it; a few megabytes."""
+"""What tokenizers of other transformers releases, or of a repository that has more files, read; a few megabytes."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_drift.pipelines.errors import RequestError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
+
+    from lora_drift.pipelines.spec import ModelSpec
 
 PATIENCE = 2.0
 """Seconds for an answer."""
@@ -30,6 +33,14 @@ def check(repo: str) -> None:
         return
     with suppress(HFValidationError):  # no hub id, so a folder that is not there: said when its files are looked for
         info(repo)
+
+
+def check_all(spec: ModelSpec, base: str) -> None:
+    """`check` each repository that the model is loaded from with this base (a hub id or folder)."""
+    elsewhere = (repo for name, repo in spec.components.items() if not Path(base, name).is_dir())
+    for repo in dict.fromkeys((base, *elsewhere)):
+        if not Path(repo).exists():
+            check(repo)
 
 
 def info(repo: str, *, files: bool = False) -> ModelInfo:

@@ -71,10 +71,7 @@ class Base:
     @cached_property
     def shapes(self) -> Shapes:
         """Layout of what a LoRA can change, without the weights."""
-        here = Path(self.repo)
-        for repo in (self.repo, *(r for name, r in self.spec.components.items() if not (here / name).is_dir())):
-            if not Path(repo).exists():
-                hub.check(repo)
+        hub.check_all(self.spec, self.repo)
         return self.family.denoiser_shapes(self.spec, self.repo)
 
     @cached_property

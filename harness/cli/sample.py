@@ -109,6 +109,7 @@ def sample(
         from lora_drift import pipelines
         from lora_drift.harness.check import runner, verified_by
         from lora_drift.harness.hf_logging import quiet
+        from lora_drift.pipelines import hub
         from lora_drift.pipelines.output import check_path
         from lora_drift.pipelines.quantize import Quantization
         from lora_drift.pipelines.registry import spec_of
@@ -136,6 +137,8 @@ def sample(
             _warn_of_placeholders(settings.prompt)
         if lora_mode not in (None, "merged", "live"):
             fail(f"--lora-mode {lora_mode}: use merged or live")
+        if not mini:
+            hub.check_all(spec, base or spec.base)  # before torch is imported, which takes seconds
         check_device(device)
         if mini:
             runner.use_minihub()
