@@ -58,7 +58,8 @@ def test_a_case_that_asks_otherwise_visits_more() -> None:
 
 
 def test_a_refused_case_visits_nothing() -> None:
-    assert coverage.visited(case("wan21_1b", "lora", width=100), spec_of("wan21_1b")) == set()
+    asked = case("qwen_image", "base", ctrl_img=str(cases.ASSETS / "wide.png"))
+    assert coverage.visited(asked, spec_of("qwen_image")) == set()
 
 
 @pytest.mark.parametrize("model", ["flux", "sd15", "wan22_5b", "qwen_image_edit_plus"])

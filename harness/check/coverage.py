@@ -102,6 +102,13 @@ def _quantized(case: Case, settings: Settings, spec: ModelSpec) -> str:
     return "quantised" if case.quantization and case.quantization.quantize else "as it is"
 
 
+def _mode(case: Case, settings: Settings, spec: ModelSpec) -> str:
+    if case.lora is None:
+        return "none"
+    live = case.lora.network.type == "dora" or _quantized(case, settings, spec) == "quantised"  # none of which merges
+    return "live" if live else case.lora.mode
+
+
 AXES = (
     Axis("prompt", lambda spec: ["short", "capitals", "long", "beyond ASCII"], _text),
     Axis("negative prompt", lambda spec: ["empty", "given"],
@@ -112,8 +119,7 @@ AXES = (
          lambda case, settings, spec: "given" if "--" in case.sample.prompt else "none"),
     Axis("network", lambda spec: ["none", "lora", "lokr"] + ["dora"] * (spec.family != "sd"),
          lambda case, settings, spec: case.lora.network.type if case.lora else "none"),
-    Axis("LoRA", lambda spec: ["none", "merged", "live"],
-         lambda case, settings, spec: case.lora.mode if case.lora else "none"),
+    Axis("LoRA", lambda spec: ["none", "merged", "live"], _mode),
     Axis("saved as", lambda spec: ["no LoRA", "float16", "bf16", "float32"],
          lambda case, settings, spec: case.lora.save_dtype if case.lora else "no LoRA"),
     Axis("modules", lambda spec: ["no LoRA", "blocks", "all"] + ["blocks and convolutions"] * (spec.family == "sd"),
