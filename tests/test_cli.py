@@ -112,7 +112,8 @@ def test_another_base_of_the_same_layout_is_not_vouched_for(tmp_path: Path) -> N
         assert sample(*options, output=tmp_path / name).exit_code == 0
     hub, base = (json.loads((tmp_path / f"{name}.png.json").read_text()) for name in ("hub", "folder"))
     assert hub["pixels_sha256"] == base["pixels_sha256"]
-    assert (hub["verified_by"]["case"], base["verified_by"]) == ("sd15/base", None)
+    assert (hub["verified_by"]["case"], base["verified_by"]["case"]) == ("sd15/base", None)
+    assert "nothing vouches for another base model" in base["verified_by"]["why"]
 
 
 def test_a_matroska_video_holds_the_frames_losslessly(tmp_path: Path, pipeline_of: Callable[[str], Pipeline]) -> None:
@@ -150,7 +151,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a LoRA for an expert": ({"args": ("--lora", "high=SD15")}, "sd15 has no expert 'high'"),
     "an unknown model": ({"model": "sd16"}, "unknown model 'sd16'; did you mean sd15? the models are: sd15, sdxl"),
     "a refused size": ({"model": "wan21_1b", "side": 104, "output": "out.mkv"}, "use 96x64 or 112x64"),
-    "no size": ({"side": 0}, "size 0x64: give positive numbers"),
     "no such control image": (
         {"model": "flux_kontext", "args": ("--control", "nowhere.png")},
         "nowhere.png: no such file",

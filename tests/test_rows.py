@@ -30,7 +30,7 @@ from lora_drift.pipelines.runtime import Base, Pipeline
 from lora_drift.pipelines.settings import Request, Settings, resolve
 from lora_drift.pipelines.spec import INFORMS, RESIZE_ORDER, Quantizes, Scheduler
 
-VIDEO_ONLY = ("frame_step", "frames_floored")
+VIDEO_ONLY = ("num_frames", "frame_step", "frames_floored")
 """Of rows that make one picture they change nothing: it has one frame."""
 ELSEWHERE = ("tokenization", "slow_tokenizers")
 """Few texts show them; tests/test_text.py has those."""
