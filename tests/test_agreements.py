@@ -40,7 +40,7 @@ def test_of_every_golden_our_resolved_settings_are_the_trainers(tag: str) -> Non
         asked = resolve(spec_of(case.model, toolkit), runner.Bench.request(case))
         assert list(agreements.settings(golden, asked)) == [], case.id
         count += 1
-    assert count > 100
+    assert count > (0 if tags.row(tag).begun else 100)
 
 
 @pytest.mark.parametrize("name", sorted(set(agreements.SETTINGS.values())))
