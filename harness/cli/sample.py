@@ -183,8 +183,10 @@ def _render(pipeline: "Pipeline", settings: "Settings", which: str, quiet: bool)
 
 
 def _lines(file: Path) -> list[str]:
+    from lora_drift.pipelines.files import lines_of
+
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in lines_of(file)]
     except (OSError, UnicodeDecodeError) as error:
         fail(f"--prompts {file}: cannot be read ({error}); give a UTF-8 text file with a prompt on each line")
     return [line for line in lines if line]

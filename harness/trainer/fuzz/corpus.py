@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.fuzz.grammar import FLAGS
+from lora_drift.pipelines.files import lines_of
 
 FOLDER = ROOT / "tests" / "corpus"
 
@@ -24,7 +25,7 @@ def read(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(job, the trainer's answer) of each entry."""
     if not path.is_file():
         return []
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    entries = [json.loads(line) for line in lines_of(path)[1:]]
     return [(entry["job"], entry["theirs"]) for entry in entries]
 
 
