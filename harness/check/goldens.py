@@ -165,7 +165,7 @@ def variant(environment: Mapping[str, Any]) -> str:
 def nearest(tag: str, wanted: str, root: Path = GOLDENS) -> str:
     """The set of a tag's goldens that serves where `wanted` was not recorded: of the GPUs that of the nearest compute
     capability. A CPU has none but the CPU's."""
-    there = [path.name.partition("@")[2] for path in root.glob(f"{tag}@*")]
+    there = _variants(tag, root)
     gpus = {name: int(name.partition("-")[0].removeprefix("sm")) for name in there if name.startswith("sm")}
     if wanted in there or not wanted.startswith("sm") or not gpus:
         return wanted
@@ -173,9 +173,14 @@ def nearest(tag: str, wanted: str, root: Path = GOLDENS) -> str:
     return min(gpus, key=lambda name: abs(gpus[name] - here))
 
 
+def _variants(tag: str, root: Path) -> list[str]:
+    """The sets of a tag beside that in float32."""
+    return sorted(path.name.partition("@")[2] for path in root.glob(f"{tag}@*"))
+
+
 def environments(tag: str, dtype: str, root: Path = GOLDENS) -> list[dict[str, str]]:
     """Device and dtype of each set of a tag's goldens in this dtype, for `load`."""
-    names = sorted(p.name.partition("@")[2].partition("-")[0] for p in root.glob(f"{tag}@*-{dtype}"))
+    names = [name.partition("-")[0] for name in _variants(tag, root) if name.endswith(f"-{dtype}")]
     gpu = {"device": "cuda", "dtype": dtype, "gpu": ""}
     return [
         CPU | {"dtype": dtype} if name == "cpu" else gpu | {"compute_capability": name.removeprefix("sm")}

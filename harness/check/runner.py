@@ -366,14 +366,13 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
         beyond = ", ".join(_beyond(m) for m in outside)
         result.message = "; ".join([*told, *([beyond[0].upper() + beyond[1:]] if outside else [])])
         result.message += _where(result) if outside else ""
-    elif tolerances.across(result.environment, golden.environment):
-        result.verdict = "match" if not result.controls or len(blind) < len(result.controls) else "error"
-        result.message = _proven(golden, blind)
-    elif blind:
+    elif tolerances.sensitive([c.caught for c in result.controls], result.environment, golden.environment):
+        result.verdict = "match"
+        if tolerances.across(result.environment, golden.environment):
+            result.message = _proven(golden, blind)
+    else:
         result.verdict = "error"
         result.message = f"insensitive case: it would not notice {', '.join(blind)}. Change the case, then record it."
-    else:
-        result.verdict = "match"
 
 
 def _proven(golden: Golden, blind: list[str]) -> str:

@@ -6,7 +6,7 @@ code again, merged against live LoRA, one thread against two, another torch with
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ FACTORS = {"latents_rel_l2": 4.0, "audio_rel_l2": 4.0, "pixel_mean": 4.0, "pixel
 its factor is larger."""
 ANOTHER_PROCESSOR = "/another processor"
 """... than that of the golden: its kernels add up in another order, in the trainer as in ours."""
-
-
 ANOTHER_ARCHITECTURE = "/another architecture/"
 """In half precision correct renders on two architectures are far apart, and how far depends on the model: a tolerance a
 model. What a person sees is judged, too (SSIM, FLIP), since no bit is equal."""
@@ -62,6 +60,12 @@ def elsewhere(environment: Mapping[str, Any], golden: Mapping[str, Any]) -> bool
 def across(environment: Mapping[str, Any], golden: Mapping[str, Any]) -> bool:
     """Is it half precision on another architecture, where no render is equal?"""
     return environment["dtype"] != "float32" and elsewhere(environment, golden)
+
+
+def sensitive(caught: Collection[bool], environment: Mapping[str, Any], golden: Mapping[str, Any]) -> bool:
+    """Do the negative controls that were `caught` suffice? All must be; where no render is equal, one: the others may
+    be smaller than what architectures differ by. Without controls nothing was asked."""
+    return not caught or (any if across(environment, golden) else all)(caught)
 
 
 def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None, model: str = "") -> str:

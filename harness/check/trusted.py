@@ -101,8 +101,8 @@ def verdict(result: Result, excuses: Path = known.KNOWN) -> str:
         day = result.made.at.date() if result.made else None
         return known.judge(drift, day, excuses).verdict
     caught = [control.caught for control in result.controls]
-    across = tolerances.across(result.environment, result.golden_environment or {})
-    return "match" if not caught or (any if across else all)(caught) else "error"
+    enough = tolerances.sensitive(caught, result.environment, result.golden_environment)
+    return "match" if enough else "error"
 
 
 def _golden(result: Result, root: Path) -> Iterator[str]:

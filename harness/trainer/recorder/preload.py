@@ -7,9 +7,14 @@ process that imports this module; they share what is imported, and nothing that 
 import gc
 from importlib import import_module
 
-for module in ("toolkit.stable_diffusion_model", "toolkit.job", "toolkit.extension", "jobs.process"):
-    import_module(module)
-for module in ("extensions_built_in.sd_trainer.SDTrainer", "extensions_built_in.diffusion_models"):
+for module in (
+    "toolkit.stable_diffusion_model",
+    "toolkit.job",
+    "toolkit.extension",
+    "jobs.process",
+    "extensions_built_in.sd_trainer.SDTrainer",
+    "extensions_built_in.diffusion_models",
+):
     import_module(module)
 
 # The trainer collects garbage many times a picture, each time through all that is imported: seconds of each case.
