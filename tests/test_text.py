@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import transformers
 
-from lora_drift.pipelines import MODELS, text
+from lora_drift.pipelines import MODELS, spec_of, text
 from lora_drift.pipelines.errors import RequestError
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import NEWEST, ModelSpec
 
 HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_tokens.py")))
-OLD, NEW = MODELS["flux"].at("0.9.0"), MODELS["flux"]
+OLD, NEW = MODELS["flux"].at("0.9.0"), spec_of("flux", NEWEST)
 OF_OLD, OF_NEW = (
     json.loads((HERE / f"tokens-{version}.json").read_text(encoding="utf-8"))["encoders"] for version in ("4.57", "5.5")
 )
