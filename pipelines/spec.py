@@ -206,8 +206,8 @@ class ModelSpec:
     why_ours: str = ""
     """Why the denoising loop or a model class is written out here."""
     requires: tuple[str, ...] = ()
-    """Python packages that this model needs besides those of the project, or newer than the project does
-    ("diffusers>=0.38"); checked before weights load."""
+    """Python packages without which this model cannot be rendered as the trainer does ("ftfy"), or of which it needs a
+    newer release than the project does ("diffusers>=0.38"); checked before weights load."""
     quirks: tuple[str, ...] = ()
     """What looks like a mistake of ours: the trainer does it, so it is reproduced."""
     source: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import transformers
 
-from lora_drift.pipelines import MODELS, spec_of, text
+from lora_drift.pipelines import MODELS, runtime, spec_of, text
+from lora_drift.pipelines import load as load_model
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.spec import NEWEST, ModelSpec
 
@@ -94,6 +96,18 @@ def test_without_ftfy_nothing_is_read_otherwise_but_refused(
     with pytest.raises(RequestError, match=r"package ftfy is missing.*pip install ftfy"):
         load("all of CLIP")
     load("all of T5")
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux", "hidream_e1", "wan22_14b_i2v"])
+def test_a_missing_ftfy_is_told_before_anything_is_read(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_without_ftfy(name: str) -> str:
+        if name == "ftfy":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(runtime, "version", version_without_ftfy)
+    with pytest.raises(RequestError, match=f"^{model} needs ftfy, it is not installed: pip install 'ftfy'$"):
+        load_model(model, base="/nowhere", device="cpu")
 
 
 @pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 says it by itself")

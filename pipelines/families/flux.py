@@ -80,6 +80,7 @@ COMMON: dict[str, Any] = {
     "guidance": "embedded",
     "max_sequence_length": 512,
     "encoder_attention": ATTENTION,
+    "requires": ("ftfy",),
     "earlier": (LAYER_BY_LAYER, TOKENIZERS, clip_with_mask("text_encoder"), STEPS),
 }
 NO_NEGATIVE = "The negative prompt is encoded and then ignored."

@@ -129,11 +129,13 @@ HIDREAM = HiDreamI1(
         f"{FOLDER}/src/pipelines/hidream_image/pipeline_hidream_image.py",
         f"{FOLDER}/src/schedulers/fm_solvers_unipc.py",
     ),
+    requires=("ftfy",),
     earlier=(TOKENIZERS, clip_with_mask("text_encoder", "text_encoder_2"), STEPS),
 )
 
 HIDREAM_E1 = HiDreamE1(
     id="hidream_e1",
+    requires=HIDREAM.requires,
     earlier=HIDREAM.earlier,
     title="HiDream-E1.1",
     kind="edit",

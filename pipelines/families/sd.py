@@ -48,6 +48,7 @@ ROWS: tuple[ModelSpec, ...] = (
         guidance_scale=6.0,
         guidance="cfg",
         max_sequence_length=77,
+        requires=("ftfy",),
         encoder_attention={"text_encoder": "sdpa"},
         quirks=(
             "The trainer asks for steps_offset 0, but hands its scheduler to the constructor of "
@@ -75,6 +76,7 @@ ROWS: tuple[ModelSpec, ...] = (
         guidance_scale=6.0,
         guidance="cfg",
         max_sequence_length=77,
+        requires=("ftfy",),
         encoder_attention={"text_encoder": "sdpa", "text_encoder_2": "sdpa"},
         quirks=(
             "An empty negative prompt is encoded like any other; stock Diffusers would zero its embeddings.",

@@ -137,6 +137,7 @@ WAN21_1B = Wan(
     guidance="cfg",
     max_sequence_length=512,
     encoder_attention={"text_encoder": "eager"},
+    requires=("ftfy",),  # Diffusers cleans prompts with it
     num_frames=41,
     fps=16,
     frame_step=4,
