@@ -375,4 +375,5 @@ def test_a_pipeline_is_not_changed_by_giving_it_a_lora(unloaded: PipelineOf, lor
     with_lora = base.with_lora(lora_of("sd15/lora"))
     assert base.lora is None
     assert with_lora.base is base.base
-    assert replace(with_lora, lora=None, mode=base.mode) == base
+    assert with_lora.toolkit == "0.7.29", "the version that made the LoRA"
+    assert replace(with_lora, lora=None, mode=base.mode, toolkit=base.toolkit) == base
