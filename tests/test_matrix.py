@@ -300,24 +300,6 @@ def test_the_workflows_are_valid_and_safe(linter: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("there", "called"), [("7", "issue edit 7"), ("", "issue create --title Drift")])
-def test_an_issue_is_updated_where_one_is_open(tmp_path: Path, there: str, called: str) -> None:
-    """`gh` and `jq` are scripts that note how they are called; the issue's text is kept."""
-    scripts = {
-        "gh": f'echo "$@" >>{tmp_path}/calls; for last; do :; done; [ ! -f "$last" ] || cp "$last" {tmp_path}/body',
-        "jq": f"cat >/dev/null; echo {there}",
-    }
-    for name, body in scripts.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "matrix.md").write_text("ltx2: drift\n")
-    url = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "a/b", "GITHUB_RUN_ID": "5"}
-    variables = {**os.environ, **url, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run([ROOT / ".github" / "issue", "Drift", tmp_path / "matrix.md"], env=variables, check=True)
-    assert (tmp_path / "calls").read_text().splitlines()[-1].startswith(called)
-    assert (tmp_path / "body").read_text() == "ltx2: drift\n\n\nRun: https://example.org/a/b/actions/runs/5\n"
-
-
 # ---------------------------------------------------------------------------------------------------------- findings
 
 
