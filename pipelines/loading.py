@@ -70,6 +70,9 @@ def finished(pipe: Any, spec: ModelSpec, dtype: torch.dtype) -> Any:
         if isinstance(module, nn.Module):
             # Past Diffusers' own `to`, which warns of the very cast that the trainer makes.
             nn.Module.to(module, dtype).eval().requires_grad_(False)
+        if hasattr(module, "shared") and hasattr(module, "encoder"):
+            # T5 and UMT5 read words from `shared`. transformers 5.0 leaves UMT5's second table of them uninitialised.
+            module.encoder.embed_tokens = module.shared
     pipe.set_progress_bar_config(disable=True)
     pin_attention_backends(pipe, spec.encoder_attention)
     return pipe

@@ -199,12 +199,12 @@ def test_zoom_and_pixel_are_shared_by_the_panes(reader: Reader, report: Path) ->
     expect(page.locator(".viewer.zoomed")).to_be_visible()
     widths = page.evaluate("[...document.querySelectorAll('.pane canvas')].map((c) => c.getBoundingClientRect().width)")
     assert len({round(width) for width in widths}) == 1 and widths[0] > 2 * box["width"]
-    before = page.locator("canvas").nth(1).bounding_box()
+    before = page.locator(".pane canvas").nth(1).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 30)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2 - 30, box["y"] + 30)
     page.mouse.up()
-    after = page.locator("canvas").nth(1).bounding_box()
+    after = page.locator(".pane canvas").nth(1).bounding_box()
     assert before is not None and after is not None
     assert round(after["x"] - before["x"]) == -30, "dragging one pane moves the others"
     page.get_by_role("button", name="Fit the picture").click()

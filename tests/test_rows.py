@@ -48,6 +48,7 @@ OTHER: Mapping[str, Any] = {
     "num_frames": 81,
     "max_sequence_length": 9,
     "guidance": "cfg",
+    "clip_resize": "pillow",
     "lora_prefixes": ("another_prefix.",),
     "encoders": (),
     "read_in": "float16",
@@ -97,6 +98,8 @@ def changes(spec: ModelSpec) -> Iterator[tuple[str, ModelSpec]]:
         value = getattr(spec, f.name)
         if f.name in (*INFORMS, *ELSEWHERE, *IN_HALF_PRECISION) or (f.name in VIDEO_ONLY and spec.kind != "video"):
             continue
+        if f.name == "guidance" and getattr(spec, "guidance_offset", 0) > 0:
+            continue  # the pipeline does not guide at what the offset leaves of a small scale: it says the same
         if f.name == "refuses_control" and spec.controls[1]:
             continue  # it takes some
         if f.name == "size_rule" and spec.size_divisor == spec.asked_divisor:
@@ -289,6 +292,9 @@ def asked_of(row: ModelSpec, tmp: Path) -> list[Settings]:
         Image.new("RGB", (64, 64), "red").save(tmp / "small.png")
         Image.new("RGB", (64, 540), "red").save(tmp / "longer.png")
         shown += [{"control": (str(tmp / name),)} for name in ("small.png", "longer.png")]
+    if row.id.startswith("qwen_image_edit_plus"):  # of these sides, a resized picture is resized to others once more
+        Image.new("RGB", (160, 64), "red").save(tmp / "wide.png")
+        shown.append({"control": (str(tmp / "wide.png"),)})
     scales = (3.0, 0.5)
     return [resolve(row, Request(prompt, guidance_scale=scale, **common, **more)) for more in shown for scale in scales]
 
