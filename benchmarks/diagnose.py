@@ -39,6 +39,7 @@ from PIL import Image, ImageEnhance
 
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.check.noise_floor import threads
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.deviations.diagnosis import pictures, words
@@ -48,7 +49,6 @@ from lora_drift.harness.deviations.diagnosis.search import Candidate, Diagnosis,
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
 from lora_drift.harness.hf_logging import quiet
 from lora_drift.harness.minihub import factory
-from lora_drift.harness.studies.spread import threads
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import lines_of
