@@ -113,9 +113,10 @@ def legally(subject: Subject) -> Frames:
 def saved(frames: Frames, codec: str, subject: Subject) -> Picture:
     """Through a file, as `lora-drift sample` writes it."""
     media = Media([Image.fromarray(frame) for frame in frames])
+    receipt = {"settings": {}, "control_sha256": []}  # a PNG carries it; nobody reads it
     with TemporaryDirectory() as folder:
         path = Path(folder, "theirs" + (VIDEOS if len(frames) > 1 else {**STILLS, **PICTURES})[codec])
-        return pictures.read(Output(media, subject.settings, {}).save(path))
+        return pictures.read(Output(media, subject.settings, receipt).save(path))
 
 
 class Shared(Search):
