@@ -105,10 +105,11 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini hub's FLUX.1 dev without what schnell lacks: an embedded guidance, and a shift that follows the size."""
     dev = next((factory.repo_folder(factory.build(), "black-forest-labs/FLUX.1-dev") / "snapshots").iterdir())
     folder = Path(shutil.copytree(dev, tmp_path_factory.mktemp("bases") / "schnell"))
-    for file, changes in {
+    lacks: dict[str, dict[str, Any]] = {
         "transformer/config.json": {"guidance_embeds": False},
         "scheduler/scheduler_config.json": {"use_dynamic_shifting": False, "shift": 1.0},
-    }.items():
+    }
+    for file, changes in lacks.items():
         config = json.loads((folder / file).read_text(encoding="utf-8"))
         (folder / file).write_text(json.dumps({**config, **changes}), encoding="utf-8")
     weights = next((folder / "transformer").glob("*.safetensors"))
