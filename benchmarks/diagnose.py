@@ -93,6 +93,8 @@ def scene(model: str, chance: random.Random, *, video: bool) -> Subject:
         )
         try:
             subject = Subject.of(pipeline, request)
+            if video and subject.settings.num_frames == 1:  # to which LTX-2 rounds 5 and 6
+                continue
             rendered(subject)
         except (RequestError, ValueError, RuntimeError):  # a size that this model refuses, or cannot render
             continue
