@@ -115,7 +115,7 @@ def legally(subject: Subject) -> Frames:
 def saved(frames: Frames, codec: str, subject: Subject) -> Picture:
     """Through a file, as `lora-drift sample` writes it."""
     media = Media([Image.fromarray(frame) for frame in frames])
-    receipt = {"settings": {}, "control_sha256": []}  # a PNG carries it; nobody reads it
+    receipt: dict[str, Any] = {"settings": {}, "control_sha256": []}  # a PNG carries it; nobody reads it
     with TemporaryDirectory() as folder:
         path = Path(folder, "theirs" + (VIDEOS if len(frames) > 1 else {**STILLS, **PICTURES})[codec])
         return pictures.read(Output(media, subject.settings, receipt).save(path))
