@@ -39,6 +39,7 @@ from PIL import Image, ImageEnhance
 
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.check.noise_floor import threads
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.deviations.diagnosis import pictures, words
@@ -48,7 +49,6 @@ from lora_drift.harness.deviations.diagnosis.search import Candidate, Diagnosis,
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
 from lora_drift.harness.hf_logging import quiet
 from lora_drift.harness.minihub import factory
-from lora_drift.harness.studies.spread import threads
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import lines_of
@@ -93,6 +93,8 @@ def scene(model: str, chance: random.Random, *, video: bool) -> Subject:
         )
         try:
             subject = Subject.of(pipeline, request)
+            if video and subject.settings.num_frames == 1:  # to which LTX-2 rounds 5 and 6
+                continue
             rendered(subject)
         except (RequestError, ValueError, RuntimeError):  # a size that this model refuses, or cannot render
             continue
@@ -113,9 +115,10 @@ def legally(subject: Subject) -> Frames:
 def saved(frames: Frames, codec: str, subject: Subject) -> Picture:
     """Through a file, as `lora-drift sample` writes it."""
     media = Media([Image.fromarray(frame) for frame in frames])
+    receipt: dict[str, Any] = {"settings": {}, "control_sha256": []}  # a PNG carries it; nobody reads it
     with TemporaryDirectory() as folder:
         path = Path(folder, "theirs" + (VIDEOS if len(frames) > 1 else {**STILLS, **PICTURES})[codec])
-        return pictures.read(Output(media, subject.settings, {}).save(path))
+        return pictures.read(Output(media, subject.settings, receipt).save(path))
 
 
 class Shared(Search):

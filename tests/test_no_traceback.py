@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lora_drift import pipelines
+from lora_drift.harness.cli.sample import REMEDIES
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.tags import TagError
 from lora_drift.harness.trainer.jobs import JobError, case_from_job, folder, plan, reader, sample_options, verify
 from lora_drift.harness.trainer.jobs.job_file import Sampling
-from lora_drift.pipelines import LoraError, Pipeline, RequestError, lora
+from lora_drift.pipelines import LoraError, Pipeline, RequestError, lora, lora_formats
 
 EXAMPLES = int(os.environ.get("LORA_DRIFT_EXAMPLES", "150"))
 SETTINGS = settings(
@@ -195,6 +196,22 @@ def written(header: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def assert_told(error: LoraError, file: Path, header: dict[str, Any]) -> None:
+    """It names the file, what of the file is meant, and a remedy that `sample` has, if any."""
+    assert str(error).startswith(f"{file}: ") and error.remedy in ("", *REMEDIES)
+    modules = {lora_formats.split(key, lora.PARTS).name for key in header} - {""}
+    assert any(name in error.problem for name in {*header, *modules, "lora_adapter_metadata"}), error
+
+
+def helps(model: str, file: Path, header: dict[str, Any]) -> None:
+    """What is advised does something: with it, the rest is read, or refused for another reason."""
+    try:
+        _unloaded(model).with_lora(file, allow_partial=True)
+    except LoraError as error:
+        assert_told(error, file, header)
+        assert "unmatched" not in error.problem
+
+
 @SETTINGS
 @given(headers(), st.sampled_from(["flux", "sd15", "sdxl", "wan22_14b_t2v"]), st.booleans())
 def test_a_lora_header_is_read_or_refused(tmp_path: Path, header: dict[str, Any], model: str, partial: bool) -> None:
@@ -203,7 +220,10 @@ def test_a_lora_header_is_read_or_refused(tmp_path: Path, header: dict[str, Any]
         lora.metadata(file)
         _unloaded(model).with_lora(file, allow_partial=partial)
     except LoraError as error:
-        assert str(error).startswith(f"{file}: ")
+        assert_told(error, file, header)
+        if error.remedy == "allow_partial":
+            assert not partial
+            helps(model, file, header)
     job = reader.read(JOBS / model)
     notes: list[str] = []
     found = folder.checkpoints(tmp_path, job, notes)

@@ -1,22 +1,35 @@
 """The trainer's own jobs, at each version: those of config/examples, and those that its UI makes.
 
 `outcome` in trainer_defaults.json is the model that such a job is rendered with, and its base where that is not the
-usual one (which the mini hub has; every model is rendered in cases/); or why it is refused.
+usual one (which the mini hub has); or why it is refused. Those that are not refused are rendered, on the mini hub:
+a few here, and all with
+
+    LORA_DRIFT_DEFAULTS=all pytest tests/test_trainer_defaults.py -k mini_hub -s
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from lora_drift.harness import tags
+from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.cli.main import app
+from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.jobs import JobError, folder, plan, reader
+from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.pipelines import MODELS
 
 JOBS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "trainer_defaults.json").read_text(encoding="utf-8"))
@@ -72,3 +85,74 @@ def test_every_model_is_reached_by_the_uis_defaults_and_every_version_is_there()
     rendered = {row["outcome"] for row in JOBS if row["file"].startswith("UI: ")}
     assert MODELS.keys() - {"flux2_diffusers"} <= rendered
     assert {row.version for row in tags.rows()} <= {version for row in JOBS for version in row["versions"]}
+
+
+# ------------------------------------------------------------------------------------------------------------- rendered
+
+SAMPLE = slice(None) if os.environ.get("LORA_DRIFT_DEFAULTS") == "all" else slice(2, None, 18)
+"""The first of these is FLUX.1-schnell, whose base is made here."""
+RECOVERY = "ostris/accuracy_recovery_adapters"
+STAND_INS: dict[str, tuple[str, ...]] = {
+    "uint3": ("--qtype", f"uint3|{RECOVERY}/qwen_image_torchao_uint3.safetensors"),
+    "uint4": ("--base", "lora-drift/Wan2.2-T2V-A14B-wide"),
+}
+"""Of a quantisation whose adapter the mini hub lacks: one adapter for all of Qwen-Image, and a Wan 2.2 that the adapter
+fits."""
+
+
+@pytest.fixture(scope="module")
+def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini hub's FLUX.1 dev without what schnell lacks: an embedded guidance, and a shift that follows the size."""
+    dev = next((factory.repo_folder(factory.build(), "black-forest-labs/FLUX.1-dev") / "snapshots").iterdir())
+    folder = Path(shutil.copytree(dev, tmp_path_factory.mktemp("bases") / "schnell"))
+    lacks: dict[str, dict[str, Any]] = {
+        "transformer/config.json": {"guidance_embeds": False},
+        "scheduler/scheduler_config.json": {"use_dynamic_shifting": False, "shift": 1.0},
+    }
+    for file, changes in lacks.items():
+        config = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    kept = {key: tensor for key, tensor in load_file(weights).items() if "guidance_embedder" not in key}
+    save_file(kept, weights, {"format": "pt"})
+    return folder
+
+
+def distinct(place: Path) -> Iterator[tuple[str, dict[str, Any], str, Plan]]:
+    """(name, job, version, plan) of each that is rendered as no other is: by its plan, or by the model's row then."""
+    seen = set()
+    for facts in JOBS:
+        if facts["outcome"].startswith("refused"):
+            continue
+        job = reader.read(written(facts, place))
+        for version in facts["versions"]:
+            planned = plan.plan(job, None, version)
+            row = replace(planned.spec, toolkit="")
+            key = repr((planned.model, planned.base, planned.dtype, planned.quantization, row))
+            if key not in seen:
+                seen.add(key)
+                yield f"{facts['file']} at {version}", facts, version, planned
+
+
+def test_the_trainers_own_jobs_render_on_the_mini_hub(tmp_path: Path, schnell: Path) -> None:
+    failed = {}
+    for name, facts, version, planned in list(distinct(tmp_path / "job.yaml"))[SAMPLE]:
+        written(facts, tmp_path / "job.yaml")
+        asked = ["--width", "64", "--height", "64", "--steps", str(max(2, planned.spec.fewest_steps)), "--tag", version]
+        asked += STAND_INS.get(planned.quantization.type, ())
+        asked += ["--base", str(schnell)] if planned.base == "black-forest-labs/FLUX.1-schnell" else []
+        asked += ["--frames", "5"] if planned.spec.kind == "video" else []
+        asked += ["--control", str(ASSETS / "wide.png")] * planned.spec.controls[0]
+        output = tmp_path / ("o.mkv" if planned.spec.kind == "video" else "o.png")
+        done = CliRunner().invoke(app, ["sample", "--mini", "--job", str(tmp_path / "job.yaml"), "--step", "0",
+                                        "-p", "a fox", "-o", str(output), *asked])  # fmt: skip
+        print(f"{name}: {planned.model}, {'rendered' if done.exit_code == 0 else done.output}")
+        if done.exit_code != 0:
+            failed[name] = done.output
+            continue
+        receipt = json.loads(output.with_name(f"{output.name}.json").read_text(encoding="utf-8"))
+        said = {field: receipt[field] for field in ("model", "dtype", "reproduces")}
+        meant = {"model": planned.model, "dtype": "bfloat16", "reproduces": f"ostris/ai-toolkit {version}"}
+        if said != meant:
+            failed[name] = f"{said}, not {meant}"
+    assert failed == {}

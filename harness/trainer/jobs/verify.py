@@ -286,7 +286,7 @@ def run(verified: Verified, asked: list[Asked], options: Options, progress: Call
             renderer.check(asked)
         except RequestError as error:
             if verified.plan.guessed and error.remedy == "base":
-                raise JobError(f"{verified.job.path}: `model.arch` is missing, so this is read as sd15; but "
+                raise JobError(f"{verified.job.path}: `model.arch` is missing, so this is read as sd15: "
                                f"{error.told(REMEDIES)} Or add the arch of the training.") from error  # fmt: skip
             raise
         unexplained = {"none": 0, "first": 1, "all": len(asked)}[options.diagnose]
