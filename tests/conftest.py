@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from installed import built as built
+from installed import rendering as rendering
+from installed import whole as whole
 
 from lora_drift import pipelines
 from lora_drift.harness.check import cases, goldens, runner

@@ -4,12 +4,16 @@ import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.jobs.verify import Verdict
+from lora_drift.server.app import app as server
+from lora_drift.server.config import Settings
 
 PAGES = [
     ROOT / name
@@ -74,16 +78,11 @@ def walk(command: object, words: tuple[str, ...]) -> list[tuple[tuple[str, ...],
 
 
 @pytest.mark.parametrize("page", OF_TODAY, ids=name)
-def test_every_command_and_option_exists(page: Path) -> None:
+def test_commands_in_sentences_exist_with_their_options(page: Path) -> None:
+    """Those in blocks are read, or run, by tests/test_docs_run.py."""
     known = commands()
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    # In a sentence a command ends with its quote, in a block of code with its line or the comment there.
-    quoted = [
-        " ".join(part.split())
-        for part in re.findall(r"`(lora-drift [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    ]
-    blocks = [line.split("  #")[0].strip() for line in text.splitlines() if re.match(r"\s*lora-drift ", line)]
-    for line in (*quoted, *blocks):
+    text = page.read_text(encoding="utf-8")
+    for line in (" ".join(part.split()) for part in re.findall(r"`(lora-drift [^`]*)`", without_code(text))):
         words = line.split()[1:]
         command = next((" ".join(words[:count]) for count in (2, 1) if " ".join(words[:count]) in known), None)
         group = any(key.startswith(f"{words[0]} ") for key in known)
@@ -96,3 +95,16 @@ def test_the_glossary_is_short_and_linked() -> None:
     words = re.findall(r"^\| \*\*", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert 0 < len(words) <= 15
     assert "docs/glossary.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_verdict_on_a_sample_is_explained() -> None:
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    assert all(f"| `{verdict}` |" in text for verdict in get_args(Verdict))
+
+
+def test_every_setting_and_every_call_of_the_server_is_documented() -> None:
+    text = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    for setting in Settings.model_fields:
+        assert f"`{setting.upper()}`" in text, setting
+    for path in server.openapi()["paths"]:
+        assert path.replace("request_id", "id").removeprefix("/v1/images") in text, path

@@ -282,6 +282,19 @@ def test_shards_of_the_real_repository_are_fetched_and_other_precisions_are_not(
 # -------------------------------------------------------------------------------------------------------------- doctor
 
 
+def test_what_a_model_takes_is_computed_from_the_headers_of_its_files(hub: str, tmp_path: Path) -> None:
+    """Nothing is stored, and a model that is gated for this account says so in its line."""
+    asked = ("models", "sd15", "--fits", "24", "--json")
+    (told,) = json.loads(lora_drift(*asked, endpoint=hub, home=tmp_path).stdout)
+    stored = sum(f["bytes"] for r in told["repositories"] for f in r["files"] if f["path"].endswith(".safetensors"))
+    assert told["gb"]["weights"] == pytest.approx(stored / 2e9, rel=0.1), "stored in float32"
+    assert told["fits"] == "whole" and told["repositories"][0]["licence"] == "a-licence"
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    Hub.gated = {told["repositories"][0]["repo"]}
+    (told,) = json.loads(lora_drift(*asked, endpoint=hub, home=tmp_path).stdout)
+    assert "gated" in told["problem"] and told["fits"] is None
+
+
 def test_the_doctor_tells_what_is_here_and_keeps_the_token_to_itself(tmp_path: Path) -> None:
     done = lora_drift("doctor", "--json", endpoint="http://127.0.0.1:9", home=tmp_path / "none", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr

@@ -257,7 +257,7 @@ def test_the_report_is_one_file_that_shows_the_training(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
     html = (tmp_path / "report" / "index.html").read_text()
-    assert all(f"Step {step} " in html for step in (0, 2, 4)) and "<polyline" in html and "<script" not in html
+    assert all(f"Step {step} " in html for step in (0, 2, 4)) and "<polyline" in html and "<script src" not in html
     assert html.count("data:image/webp") == 9 and "ss_base_model_version" in html and "http://" not in html
 
 

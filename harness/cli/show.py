@@ -23,9 +23,17 @@ def models(
         str | None, typer.Argument(help="show this model's page of the catalogue", autocompletion=options.model_ids)
     ] = None,
     as_json: options.Json = False,
+    fits: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="say what each model takes, and whether a GPU of that size has it"),
+    ] = None,
     write: Annotated[Path | None, typer.Option(help="write the catalogue to this folder (docs/models)")] = None,
 ) -> None:
-    """List the models with what changes their pictures, or show the page of one."""
+    """List the models with what changes their pictures, or show the page of one.
+
+    `--fits 24` asks the hub for sizes, gates and licences, and computes the memory from them: for bfloat16, a merged
+    LoRA and the default size. Where the peak was measured (docs/performance.md), that counts.
+    """
     from lora_drift.pipelines import MODELS
 
     if write is not None:
@@ -43,6 +51,10 @@ def models(
             from lora_drift.pipelines.registry import spec_of
 
             spec_of(model)
+    if fits is not None:
+        show_needs([model] if model else list(MODELS), fits, as_json)
+        return
+    if model is not None:
         show_model(model, as_json)
         return
     if as_json:
@@ -108,6 +120,50 @@ def show_model(model: str, as_json: bool) -> None:
     else:
         text = (PAGES / f"{model}.md").read_text(encoding="utf-8").split("-->\n", 1)[1]
         Console(width=None if sys.stdout.isatty() else 120).print(Markdown(text))
+
+
+def show_needs(models: list[str], memory: float, as_json: bool) -> None:
+    from lora_drift.harness import downloads
+    from lora_drift.harness.fits import needs
+
+    found = needs(models)
+    if as_json:
+        told = [
+            {
+                **downloads.as_json(need.model, need.parts), "problem": need.problem or None,
+                "gb": None if need.problem else {
+                    "weights": need.weights, "measured": need.measured, "computed": need.computed,
+                    "computed_with_model_offload": need.computed_offloaded,
+                },
+                "fits": None if need.problem else need.way(memory) or "no",
+            }
+            for need in found
+        ]  # fmt: skip
+        typer.echo(json.dumps(told, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", f"in {memory:g} GB", "download", box=None, pad_edge=False)
+    for column in ("measured", "computed", "offloaded, computed"):
+        table.add_column(column, justify="right")
+    table.add_column("licence", overflow="fold")
+    for need in found:
+        if need.problem:
+            table.add_row(need.model, "unknown", *[""] * 4, need.problem)
+            continue
+        gated = ", gated" if any(part.gated for part in need.parts) else ""
+        size = downloads.gigabytes(sum(part.size for part in need.parts))
+        peak = f"{need.measured:.1f} GB" if need.measured else ""
+        licence = ", ".join(dict.fromkeys(part.licence for part in need.parts)) + gated
+        figures = (peak, f"{need.computed:.1f} GB", f"{need.computed_offloaded:.1f} GB")
+        table.add_row(need.model, need.way(memory) or "no", size, *figures, licence)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    typer.echo(
+        "Peaks of GPU memory at the default size, in bfloat16. Measured: docs/performance.md. Computed: the weights, "
+        "and what measured renders took beside theirs. Model offload: `offload=True` in Python, "
+        "ENABLE_CPU_OFFLOAD=true for the server."
+    )
 
 
 @app.command()

@@ -73,13 +73,13 @@ class Comparison:
     def change(self) -> Strip:
         """What added to the golden, modulo 256, gives the output: almost nothing where they are almost equal."""
         assert self.golden.pixels is not None and self.output.pixels is not None
-        return Strip(_png(self.output.pixels - self.golden.pixels))  # uint8 wraps round, as is wanted
+        return Strip(png(self.output.pixels - self.golden.pixels))  # uint8 wraps round, as is wanted
 
     @cached_property
     def difference(self) -> Strip:
         """|output - golden|, amplified as viewer.js does: for readers without a script."""
         assert self._distance is not None
-        return Strip(_png(np.minimum(self._distance.astype(np.int32) * self.gain, 255).astype(np.uint8)))
+        return Strip(png(np.minimum(self._distance.astype(np.int32) * self.gain, 255).astype(np.uint8)))
 
     @property
     def comparable(self) -> bool:
@@ -166,7 +166,7 @@ def _shape(pixels: Array | None, frames: int) -> str:
     return f"{pixels.shape[1]}×{pixels.shape[0] // frames}" + (f", {frames} frames" if frames > 1 else "")
 
 
-def _png(pixels: Array) -> bytes:
+def png(pixels: Array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -142,7 +142,6 @@ class _Page:
         if self.beside:
             self._write_details()
         index = [index_line(view, self._file(i), self.goldens[view.anchor]) for i, view in enumerate(self.views)]
-        script = "\n".join((PAGE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
         return environment().get_template("report.html.j2").render(
             tag=tag,
             sentence=heading.sentence([view.result for view in self.views]),
@@ -161,8 +160,7 @@ class _Page:
             index=Markup(as_script_data(index)),
             commands=commands,
             style=style("base", "report", "viewer"),
-            script=Markup(script),
-            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+            **scripts(*SCRIPTS),
         )  # fmt: skip
 
     def _file(self, position: int) -> str:
@@ -247,6 +245,12 @@ def environment() -> Environment:
     found.filters |= {**numbers, "code_spans": code_spans}
     found.globals |= {"standing": scale.standing, "SQUARES": SQUARES}
     return found
+
+
+def scripts(*names: str) -> dict[str, str]:
+    """These files as `script`, and the `script_hash` that a page's security policy allows."""
+    script = "\n".join((PAGE / f"{name}.js").read_text(encoding="utf-8") for name in names)
+    return {"script": Markup(script), "script_hash": b64encode(sha256(script.encode()).digest()).decode()}
 
 
 def style(*names: str) -> Markup:

@@ -42,10 +42,6 @@ async function picture(key) {
   return canvas;
 }
 
-function pixelsOf(canvas) {
-  return canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height).data;
-}
-
 /** The output from its golden and the change that leads to it (see pictures.py). */
 function changed(golden, change) {
   const canvas = make("canvas", { width: golden.width, height: golden.height });

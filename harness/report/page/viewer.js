@@ -9,8 +9,8 @@ const RAMP = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240,
 const lastView = { name: "side" }; // kept from case to case
 
 class Viewer {
-  constructor(pictures, frames, fps) {
-    Object.assign(this, pictures, { frames, fps: fps || 8, frame: 0, split: 0.5, mix: 0.5, phase: 0, x: 0, y: 0, zoom: 1, fit: true });
+  constructor(pictures, frames, fps, names = { golden: "golden", output: "output" }) {
+    Object.assign(this, pictures, { names, frames, fps: fps || 8, frame: 0, split: 0.5, mix: 0.5, phase: 0, x: 0, y: 0, zoom: 1, fit: true });
     const any = this.golden ?? this.output;
     this.width = Math.max(...[this.golden, this.output].filter(Boolean).map((c) => c.width));
     this.height = Math.max(...[this.golden, this.output].filter(Boolean).map((c) => c.height)) / frames;
@@ -130,9 +130,9 @@ class Viewer {
     this.knob.value = 1000 * (view === "slider" ? this.split : this.mix);
     const painters = {
       side: [["golden", this.paintOne], ["output", this.paintOne], ...(this.comparable ? [["difference", this.paintDifference]] : [])],
-      slider: [["golden | output", this.paintSlider]],
+      slider: [[`${this.names.golden} | ${this.names.output}`, this.paintSlider]],
       blink: [["blink", this.paintBlink]],
-      onion: [["golden + output", this.paintOnion]],
+      onion: [[`${this.names.golden} + ${this.names.output}`, this.paintOnion]],
       heat: [["heat map", this.paintHeat]],
     }[view];
     this.painters = painters.map(([title, paint]) => this.pane(title, paint.bind(this)));
@@ -144,7 +144,7 @@ class Viewer {
 
   pane(title, paint) {
     const note = make("span");
-    const figure = make("figure", { class: "pane" }, make("figcaption", {}, make("b", {}, title), note));
+    const figure = make("figure", { class: "pane" }, make("figcaption", {}, make("b", {}, this.names[title] ?? title), note));
     if (title in this.problems && !this[title]) {
       figure.append(make("p", { class: "absent" }, this.problems[title]));
       return { figure, note, title };
@@ -152,7 +152,7 @@ class Viewer {
     const [width, height] = title in this.problems ? [this[title].width, this[title].height / this.frames] : [this.width, this.height];
     const canvas = make("canvas", { width, height });
     canvas.style.setProperty("--w", width);
-    const label = `${title}. Arrow keys move the pixel cursor, plus and minus zoom.`;
+    const label = `${this.names[title] ?? title}. Arrow keys move the pixel cursor, plus and minus zoom.`;
     const viewport = make("div", { class: "viewport", role: "img", tabindex: 0, "aria-label": label }, canvas, make("i", { class: "cursor" }), title.includes("|") && make("i", { class: "split" }));
     this.listen(viewport);
     figure.append(viewport);
@@ -191,13 +191,13 @@ class Viewer {
     this.copy(context, this.golden);
     this.copy(context, this.output, left);
     this.root.style.setProperty("--split", left);
-    return "golden on the left, output on the right";
+    return `${this.names.golden} on the left, ${this.names.output} on the right`;
   }
 
   paintBlink({ context, figure }) {
     const name = this.phase ? "output" : "golden";
     this.copy(context, this[name]);
-    figure.querySelector("b").textContent = name;
+    figure.querySelector("b").textContent = this.names[name];
   }
 
   paintOnion({ context }) {
@@ -205,7 +205,7 @@ class Viewer {
     context.globalAlpha = this.mix;
     this.copy(context, this.output);
     context.globalAlpha = 1;
-    return `${Math.round(this.mix * 100)} % output`;
+    return `${Math.round(this.mix * 100)} % ${this.names.output}`;
   }
 
   paintDifference({ context }) {
@@ -332,7 +332,7 @@ class Viewer {
     this.root.style.setProperty("--cx", x);
     this.root.style.setProperty("--cy", y);
     const values = ["golden", "output"].map((name) => this.pixel(name, x, y));
-    const parts = [`x ${x}, y ${y}`, ...["golden", "output"].map((name, i) => `${name} ${values[i]?.join(" ") ?? "–"}`)];
+    const parts = [`x ${x}, y ${y}`, ...["golden", "output"].map((name, i) => `${this.names[name]} ${values[i]?.join(" ") ?? "–"}`)];
     if (values[0] && values[1]) parts.push(`difference ${values[0].map((v, c) => Math.abs(v - values[1][c])).join(" ")}`);
     this.readout.textContent = parts.join(" · ");
   }
@@ -343,6 +343,10 @@ class Viewer {
     if (!strip || x < 0 || y < 0 || x >= strip.width || y >= height) return null;
     return [...strip.getContext("2d").getImageData(x, y + this.frame * height, 1, 1).data].slice(0, 3);
   }
+}
+
+function pixelsOf(canvas) {
+  return canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height).data;
 }
 
 function heat(distance) {

@@ -1,4 +1,4 @@
-"""The report of a verified job: a timeline of the training, each sample beside our picture. One file, no script."""
+"""The report of a verified job: a timeline of the training, each sample beside our picture, and the report's viewer."""
 
 import base64
 import io
@@ -11,8 +11,11 @@ from PIL import Image
 
 from lora_drift.harness.check import metrics
 from lora_drift.harness.check.metrics import Array
-from lora_drift.harness.report.render import environment, style
+from lora_drift.harness.report.pictures import Strip, png
+from lora_drift.harness.report.render import environment, scripts, style
+from lora_drift.harness.trainer.jobs import sample_codec
 from lora_drift.harness.trainer.jobs.verify import Result, Verified
+from lora_drift.pipelines import RequestError
 
 NAME = "index.html"
 WIDEST = 512
@@ -21,7 +24,10 @@ GAIN = 8
 """What the difference is multiplied by, to be seen."""
 CHIPS = {"match": "match", "rounding": "known", "differs": "drift", "unpaired": "missing", "error": "error"}
 """Verdict -> colour of the drift report."""
+REST = {"differs": "differ", "error": "could not be compared", "unpaired": "without their LoRA"}
 WIDTH, HEIGHT = 640, 90
+SMALL = 256
+"""Pixels a side of a video's frame in the viewer."""
 
 
 class Cell(NamedTuple):
@@ -31,6 +37,11 @@ class Cell(NamedTuple):
     chip: str
     pictures: dict[str, str]
     """Title -> data URI."""
+    strips: dict[str, str]
+    """The same title -> data URI of the frames of a video, one below the other, for the viewer."""
+    frames: int
+    compared: bool
+    """Whether there are both, for the viewer."""
     moved: float | None
     """Mean difference from the sample of step 0 of the same prompt, in levels: what the training has done."""
 
@@ -65,6 +76,9 @@ def write(verified: Verified, folder: Path) -> None:
         .get_template("verify.html.j2")
         .render(
             name=verified.job.name,
+            title=_title(verified),
+            fps=verified.plan.spec.fps,
+            **scripts("dom", "viewer", "verify"),
             counts=_counts(verified),
             chips=CHIPS,
             facts=shown,
@@ -74,10 +88,21 @@ def write(verified: Verified, folder: Path) -> None:
             width=WIDTH,
             height=HEIGHT,
             gain=GAIN,
-            style=style("base", "verify"),
+            style=style("base", "viewer", "verify"),
         )
     )
     (folder / NAME).write_text(html, encoding="utf-8")
+
+
+def _title(verified: Verified) -> str:
+    """The news, first of all if it is bad."""
+    counts = _counts(verified)
+    whole = sum(counts.get(verdict, 0) for verdict in ("match", "rounding"))
+    told = {verdict: f"{counts[verdict]} {words}" for verdict, words in REST.items() if verdict in counts}
+    alone = told.pop("unpaired", None)
+    judged = sum(counts.values()) - counts.get("unpaired", 0)
+    said = "; ".join([*told.values(), f"{whole} of {judged} samples are reproduced", *filter(None, [alone])])
+    return said if verified.complete else f"{said} (interrupted)"
 
 
 def _counts(verified: Verified) -> dict[str, int]:
@@ -89,7 +114,7 @@ def _lines(verified: Verified) -> Iterator[Line]:
     for index in sorted({result.index for result in verified.results}):
         results = [result for result in verified.results if result.index == index]
         first = next((verified.pictures.get(r.file) for r in results if r.step == 0), None)
-        cells = [_cell(result, verified.pictures.get(result.file), first) for result in results]
+        cells = [_cell(result, verified, first) for result in results]
         moved = [(cell.result.step, cell.moved) for cell in cells if cell.moved is not None]
         apart = [(cell.result.step, value) for cell in cells
                  if (value := cell.result.metric("pixel_mean")) is not None]  # fmt: skip
@@ -106,17 +131,38 @@ def _points(values: list[tuple[int, float]], highest: float) -> str:
                     for step, value in values)  # fmt: skip
 
 
-def _cell(result: Result, pair: tuple[Array, Array] | None, first: tuple[Array, Array] | None) -> Cell:
-    pictures, moved = {}, None
-    if pair is not None:
+def _cell(result: Result, verified: Verified, first: tuple[Array, Array] | None) -> Cell:
+    pair, pictures, strips, moved = verified.pictures.get(result.file), {}, {}, None
+    frames = 1
+    if pair is None:
+        pictures = _alone(next(sample.path for sample in verified.folder.samples if sample.path.name == result.file))
+    else:
         sample, ours = pair
+        frames = min(len(sample), len(ours))
         pictures = {"sample": _uri(sample), "ours": _uri(ours)}
+        if frames > 1:
+            strips = {"sample": _strip(sample[:frames]), "ours": _strip(ours[:frames])}
         if sample.shape == ours.shape:
             amplified = np.minimum(metrics.difference(sample, ours) * GAIN, 255)
             pictures["difference"] = _uri(amplified.astype(np.uint8))
         if first is not None and first[0].shape == sample.shape:
             moved = metrics.mean_difference(first[0], sample)
-    return Cell(result, CHIPS[result.verdict], pictures, moved)
+    return Cell(result, CHIPS[result.verdict], pictures, strips, frames, pair is not None, moved)
+
+
+def _alone(sample: Path) -> dict[str, str]:
+    """The sample, where there is nothing to compare it with."""
+    try:
+        return {"sample": _uri(sample_codec.read(sample).frames)}
+    except (RequestError, OSError):
+        return {}  # the message says what is wrong with it
+
+
+def _strip(frames: Array) -> str:
+    images = [Image.fromarray(frame) for frame in frames]
+    for image in images:
+        image.thumbnail((SMALL, SMALL))
+    return Strip(png(np.concatenate([np.asarray(image) for image in images]))).uri
 
 
 def _uri(frames: Array) -> str:
