@@ -1,0 +1,303 @@
+"""The ComfyUI pack against a stand-in of ComfyUI (comfy_contract.py). On the real one: `pytest -m comfyui`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import shutil
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tomllib
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+
+from lora_drift.harness.check import cases, verified_by
+from lora_drift.pipelines import MODELS, Output, Pipeline, RequestError
+
+HERE = Path(__file__).parent
+contract = SimpleNamespace(**runpy.run_path(str(HERE / "comfy_contract.py")))
+SECRET = "hf_thisIsATokenOfSomebody"
+
+
+@pytest.fixture
+def comfy(tmp_path: Path) -> Any:
+    (tmp_path / "loras").mkdir()
+    return contract.Comfy(tmp_path / "loras")
+
+
+@pytest.fixture
+def pack(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    with contract.loaded(comfy, monkeypatch.setitem) as pack:
+        yield pack.nodes
+
+
+@pytest.fixture
+def sample(pack: ModuleType) -> Callable[..., tuple[Any, ...]]:
+    """Runs a Sample node."""
+    return lambda **inputs: contract.execute(pack.Sample, inputs)
+
+
+@pytest.fixture(autouse=True)
+def kept(pack: ModuleType) -> list[Any]:
+    """The node's objects that ComfyUI keeps between the prompts of a graph."""
+    return [pack.Sample()]
+
+
+def case(name: str) -> cases.Case:
+    return cases.load(cases.CASES / f"{name}.yaml")
+
+
+def picture(path: str) -> torch.Tensor:
+    """As ComfyUI holds a picture, with its alpha channel."""
+    with Image.open(path) as image:
+        levels = np.asarray(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))
+    return torch.from_numpy(levels.astype(np.float32) / 255)[None]
+
+
+def inputs(case: cases.Case) -> dict[str, Any]:
+    asked: dict[str, Any] = contract.sample_inputs(case, [picture(path) for path in case.sample.control])
+    return asked
+
+
+# ------------------------------------------------------------------------------------------------------------ schema
+
+
+def test_every_model_has_its_own_widgets_with_its_own_defaults(pack: ModuleType) -> None:
+    model = contract.info(pack.Sample)["input"]["required"]["model"][1]
+    assert [option["key"] for option in model["options"]] == list(MODELS)
+    for option in model["options"]:
+        spec, (required, optional) = (
+            MODELS[option["key"]],
+            (option["inputs"][kind] for kind in ("required", "optional")),
+        )
+        for name in ("width", "height", "steps", "guidance_scale"):
+            assert optional[name][1]["default"] == getattr(spec, name)
+        assert (optional["steps"][1]["min"], optional["steps"][1]["max"]) == (spec.fewest_steps, spec.most_steps)
+        assert ("negative" in optional) == (spec.guidance != "embedded")
+        assert ("num_frames" in optional) == ("fps" in optional) == (spec.kind == "video")
+        slots = required["control"][1]["template"] if "control" in required else {"min": 0, "max": 0}
+        assert (slots["min"], slots["max"]) == spec.controls
+    json.dumps(contract.info(pack.Sample))  # it travels to the browser
+
+
+async def _nodes(pack: ModuleType) -> list[Any]:
+    extension = await pack.comfy_entrypoint()
+    nodes: list[Any] = await extension.get_node_list()
+    return nodes
+
+
+def test_ids_are_ours_and_every_input_is_taken(pack: ModuleType) -> None:
+    import asyncio
+    import inspect
+
+    nodes = asyncio.run(_nodes(pack))
+    assert [node.define_schema().node_id for node in nodes] == ["LoraDriftModel", "LoraDriftLora", "LoraDriftSample"]
+    for node in nodes:
+        asked = {one.id for one in node.define_schema().inputs}
+        assert asked == set(inspect.signature(node.execute).parameters), node
+
+
+def test_installing_the_pack_changes_no_package_of_comfyui() -> None:
+    """It asks for lora-drift in any version, and lora-drift pins nothing either."""
+    pack = tomllib.loads((contract.PACK / "pyproject.toml").read_text())
+    ours = tomllib.loads((contract.PACK.parent / "pyproject.toml").read_text())
+    assert pack["project"]["dependencies"] == ["lora-drift"]
+    assert (contract.PACK / "requirements.txt").read_text().split() == ["lora-drift"]
+    bounds = [spec.operator for line in ours["project"]["dependencies"] for spec in Requirement(line).specifier]
+    assert set(bounds) == {">="}
+    assert pack["project"]["urls"]["Repository"] == ours["project"]["urls"]["Homepage"]
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lora_drift", None)
+    with pytest.raises(ImportError, match=r"-m pip install lora-drift"):
+        runpy.run_path(str(contract.PACK / "__init__.py"))
+
+
+# ----------------------------------------------------------------------------------------------------------- renders
+
+
+def ours(pipeline: Pipeline, case: cases.Case) -> Output:
+    return pipeline.sample(**vars(contract.request(case)))
+
+
+LORAS = {"lora": "all", "lora_high": "high", "lora_low": "low"}
+
+
+@pytest.mark.parametrize(
+    "name", ["sd15/base", "flux/lora", "flux_kontext/base", "flex2/inpaint", "wan22_14b_t2v/lora", "ltx2/base"]
+)
+def test_a_node_renders_what_python_renders(
+    name: str, comfy: Any, pack: ModuleType, sample: Any, golden_of: Any, pipeline_of: Any
+) -> None:
+    asked, golden = case(name), golden_of(name)
+    given, chain, files = inputs(asked), (), {}
+    for artefact, expert in LORAS.items():
+        if artefact in golden.artefacts:
+            file = shutil.copy(golden.path(artefact), comfy.loras / f"{artefact}.safetensors")
+            files["path" if expert == "all" else expert] = file
+            strength = asked.sample.network_multiplier
+            node = {"file": file.name, "strength": strength, "expert": expert, "mode": "as the trainer", "lora": chain}
+            (chain,) = contract.execute(pack.Lora, node)
+    image, video, audio, receipt = sample(**given, lora=chain)
+
+    pipeline = pipeline_of(asked.model)
+    pipeline = pipeline.with_lora(**files) if files else pipeline
+    expected = ours(pipeline, asked)
+    levels = (image * 255).round().to(torch.uint8).numpy()  # and none of the 256 levels is lost as a float
+    assert np.array_equal(levels, np.stack([np.asarray(frame.convert("RGB")) for frame in expected.frames]))
+    told = json.loads(receipt)
+    wanted = {**expected.receipt, "verified_by": verified_by.covering_case(pipeline, expected.settings)}
+    assert contract.without_pictures(told) == contract.without_pictures(json.loads(json.dumps(wanted)))
+    assert told["verified_by"]["verdict"] == "match"
+    assert told["settings"]["control"] == [f"control{i}" for i in range(len(asked.sample.control))]
+    assert comfy.progress == [(i + 1, told["settings"]["steps"]) for i in range(told["settings"]["steps"])]
+
+    if MODELS[asked.model].kind == "video":
+        parts = video.get_components()
+        assert parts.images is image and parts.frame_rate == asked.sample.fps
+    else:
+        assert video.message == f"video: {asked.model} made one picture, which is in image"
+    if expected.media.audio is None:
+        assert audio.message == f"audio: {asked.model} makes no sound"
+    else:
+        assert np.array_equal(audio["waveform"][0].numpy(), expected.media.audio) and audio["waveform"].dim() == 3
+        assert parts.audio is audio
+
+
+def test_left_out_inputs_take_the_models_defaults(comfy: Any, sample: Any) -> None:
+    *_, receipt = sample(
+        **{"model": "sd15", "model.width": 64, "model.height": 64, "model.steps": 2}, prompt="x", seed=1
+    )
+    settings = json.loads(receipt)["settings"]
+    assert settings["guidance_scale"] == MODELS["sd15"].guidance_scale and settings["prompt"] == "x"
+
+
+def test_the_model_node_says_how_the_base_is_loaded(pack: ModuleType, sample: Any) -> None:
+    said = {"toolkit": "0.7.20", "dtype": "bfloat16", "quantize": True, "qtype": "uint4", "quantize_te": False,
+            "qtype_te": "qfloat8", "offload": False, "base": ""}  # fmt: skip
+    (loading,) = contract.execute(pack.Model, said)
+    small = {"model": "flux", "model.width": 64, "model.height": 64, "model.steps": 1}
+    *_, receipt = sample(**small, prompt="a fox", seed=1, loading=loading)
+    told = json.loads(receipt)
+    assert (told["reproduces"], told["dtype"]) == ("ostris/ai-toolkit 0.7.20", "bfloat16")
+    assert told["quantization"]["qtype"] == "uint4" and told["quantization"]["quantize_te"] is False
+    (plain,) = contract.execute(pack.Model, {**said, "toolkit": "", "dtype": "as the trainer", "quantize": False})
+    assert plain == pack.render.Loading()
+
+
+# -------------------------------------------------------------------------------------------------- memory and caches
+
+
+SMALL = {"model": "sd15", "model.width": 64, "model.height": 64, "model.steps": 2, "prompt": "a fox", "seed": 1}
+
+
+def test_one_base_is_held_until_another_is_asked_or_comfyui_drops_the_node(
+    comfy: Any, pack: ModuleType, sample: Any, kept: list[Any]
+) -> None:
+    sample(**SMALL)
+    base = weakref.ref(pack.render.held()._pipeline.base)
+    sample(**{**SMALL, "prompt": "a dog"})
+    assert pack.render.held()._pipeline.base is base() and comfy.unloaded == 1
+    sample(**{**SMALL, "model": "flux"})
+    assert base() is None and comfy.unloaded == 2
+    base = weakref.ref(pack.render.held()._pipeline.base)
+    kept.append(pack.Sample())
+    assert kept[0].held is kept[1].held
+    kept.clear()
+    gc.collect()
+    assert base() is None
+
+
+def test_a_lora_that_was_written_anew_is_rendered_anew(comfy: Any, pack: ModuleType) -> None:
+    file = comfy.loras / "a.safetensors"
+    file.write_bytes(b"x")
+    before = pack.Lora.fingerprint_inputs("a.safetensors", strength=1.0)
+    assert pack.Lora.fingerprint_inputs("a.safetensors", strength=0.5) == before
+    os.utime(file, ns=(1, 1))
+    assert pack.Lora.fingerprint_inputs("a.safetensors") != before
+    assert pack.Lora.fingerprint_inputs("gone.safetensors") == "missing"
+    assert pack.Lora.fingerprint_inputs(pack.BY_PATH, str(file)) == pack.Lora.fingerprint_inputs("a.safetensors")
+
+
+def test_stop_ends_a_render_after_its_step_and_the_next_one_is_right(comfy: Any, sample: Any) -> None:
+    comfy.stop_at = 3
+    with pytest.raises(contract.Interrupted):
+        sample(**{**SMALL, "model.steps": 400})
+    assert len(comfy.progress) == 3
+    comfy.stop_at = None
+    first, again = sample(**SMALL)[0], sample(**SMALL)[0]
+    assert torch.equal(first, again)
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def lora(pack: ModuleType, path: Path, **others: Any) -> Any:
+    node = {"file": pack.BY_PATH, "path": str(path), "strength": 1.0, "expert": "all", "mode": "as the trainer"}
+    return contract.execute(pack.Lora, {**node, **others})[0]
+
+
+def test_a_lora_of_another_model_is_refused_before_weights_load(pack: ModuleType, sample: Any, lora_of: Any) -> None:
+    with pytest.raises(RequestError, match="keys belong to sd15") as caught:
+        sample(**SMALL, lora=lora(pack, lora_of("flux/lora")))
+    assert "\n" not in str(caught.value) and "allow_partial" not in str(caught.value)
+    assert "pipe" not in vars(pack.render.held()._pipeline.base)
+
+
+def test_two_loras_of_the_same_weights_are_refused(pack: ModuleType, lora_of: Any) -> None:
+    first = lora(pack, lora_of("flux/lora"))
+    with pytest.raises(RequestError, match=r"change the same weights\. The trainer samples with one LoRA"):
+        lora(pack, lora_of("flux/trained"), lora=first)
+    high = lora(pack, Path("a"), expert="high")
+    assert len(lora(pack, Path("b"), expert="low", lora=high)) == 2
+    with pytest.raises(RequestError, match=r"^mode: a and b have different ones"):
+        lora(pack, Path("b"), expert="low", mode="live", lora=high)
+
+
+def test_what_is_missing_is_named(pack: ModuleType, sample: Any, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"gone\.safetensors"):
+        sample(**SMALL, lora=lora(pack, tmp_path / "gone.safetensors"))
+    with pytest.raises(RequestError, match="choose a file from models/loras"):
+        lora(pack, Path(" "))
+    with pytest.raises(RequestError, match="nobody/nothing"):
+        sample(**SMALL, loading=pack.render.Loading(base="nobody/nothing"))
+    with pytest.raises(RequestError, match="Link them to control0"):
+        sample(**{**SMALL, "model": "flux_kontext"})
+    with pytest.raises(RequestError, match="control0: 2 pictures at once"):
+        sample(**{**SMALL, "model": "flux_kontext", "model.control.control0": torch.zeros(2, 8, 8, 3)})
+    with pytest.raises(RequestError, match="model: unknown here; choose one of sd15"):
+        sample(prompt="a fox", seed=1)
+
+
+def test_no_picture_of_this_machine_is_read_because_a_prompt_names_it(sample: Any, tmp_path: Path) -> None:
+    file = tmp_path / "private.png"
+    Image.new("RGB", (8, 8)).save(file)
+    with pytest.raises(RequestError, match="prompt flag --ctrl_img"):
+        sample(**{**SMALL, "model": "omnigen2", "prompt": f"a fox --ctrl_img {file}"})
+
+
+# ----------------------------------------------------------------------------------------------------------- secrets
+
+
+def test_a_receipt_holds_no_token_and_no_folder_of_this_machine(
+    pack: ModuleType, sample: Any, lora_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    from huggingface_hub import snapshot_download
+
+    asked, base = case("flux_kontext/lora"), snapshot_download(MODELS["flux_kontext"].base)
+    loading = pack.render.Loading(base=base)
+    *_, receipt = sample(**inputs(asked), lora=lora(pack, lora_of("flux_kontext/lora")), loading=loading)
+    assert [word for word in (SECRET, str(Path.home()), "/tmp") if word in receipt] == []
+    assert Path(base).name in json.loads(receipt)["base"]

@@ -1,0 +1,372 @@
+"""The pack in a real ComfyUI, which CI cannot get: `pytest -m comfyui --comfyui=DIR` (docs/comfyui.md).
+
+It starts the checkout on the CPU and the mini hub, with a folder of its own for models, inputs and outputs, and posts
+graphs as the browser does. What comes back must equal our own output to the byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_drift import pipelines
+from lora_drift.harness.check import cases, runner, verified_by
+from lora_drift.pipelines import MODELS, Output, Pipeline
+
+pytestmark = pytest.mark.comfyui
+
+contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
+SECRET = "hf_thisIsATokenOfSomebody"
+PATIENCE = 300.0
+CONTROLS = {
+    "flex2": ("control", "inpaint"),
+    "flux2_klein_4b": ("reference", "references"),
+    "flux2_klein_9b": ("references",),
+    "flux2": ("reference", "references"),
+    "flux2_diffusers": ("reference", "references"),
+    "qwen_image_edit_plus": ("three",),
+    "qwen_image_edit_plus_2511": ("three",),
+    "omnigen2": ("control",),
+    "wan22_5b": ("base-image", "lora-image"),
+    "ltx2": ("i2v",),
+    "ltx2.3": ("i2v",),
+}
+"""Cases with control images of models that also render without, or take more. The others' base and lora have them."""
+CASES = [f"{model}/{name}" for model in MODELS for name in ("base", "lora", *CONTROLS.get(model, ()))]
+PROBE = """
+import sys
+from aiohttp import web
+from server import PromptServer
+NODE_CLASS_MAPPINGS = {}
+
+@PromptServer.instance.routes.get("/held")
+async def held(request):
+    render, = [m for n, m in sys.modules.items() if n.endswith("lora-drift.render")]
+    return web.json_response(render._held is not None and render._held() is not None)
+"""
+"""Says whether the pack holds a base model."""
+
+
+class ComfyUI:
+    """A server of one's own. Everything that it reads and writes lies in `folder`."""
+
+    def __init__(self, checkout: Path, python: str, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "server.log"
+        for name in ("custom_nodes", "models/loras", "input", "output", "user"):
+            (folder / name).mkdir(parents=True)
+        (folder / "custom_nodes" / "lora-drift").symlink_to(contract.PACK)
+        (folder / "custom_nodes" / "probe.py").write_text(PROBE)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command: list[Any] = [python, checkout / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+                   "--base-directory", folder, "--database-url", f"sqlite:///{folder}/user/comfyui.db",
+                   "--disable-api-nodes", "--disable-auto-launch"]  # fmt: skip
+        environment = {**os.environ, "HF_TOKEN": SECRET}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.call("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.5)
+        pytest.fail(f"ComfyUI did not start:\n{self.log.read_text()[-3000:]}")
+
+    def call(self, path: str, content: Any = None) -> Any:
+        """What the server answers; of a refusal, too."""
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "text/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                said = answer.read()
+        except urllib.error.HTTPError as error:
+            said = error.read()
+        except http.client.HTTPException as error:
+            raise OSError(error) from error
+        return json.loads(said) if said else None
+
+    def post(self, graph: dict[str, Any]) -> str:
+        answer = self.call("/prompt", {"prompt": graph})
+        assert "prompt_id" in answer, answer
+        return str(answer["prompt_id"])
+
+    def result(self, prompt: str) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            found: dict[str, Any] = self.call(f"/history/{prompt}")
+            if found:
+                return found[prompt]
+            time.sleep(0.05)
+        pytest.fail(f"no result:\n{self.log.read_text()[-3000:]}")
+
+    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
+        """The outputs of a graph that succeeds: node -> what it saved or shows."""
+        result = self.result(self.post(graph))
+        assert result["status"]["status_str"] == "success", result["status"]
+        outputs: dict[str, Any] = result["outputs"]
+        return outputs
+
+    def error(self, graph: dict[str, Any]) -> str:
+        """What the user reads of a graph that fails."""
+        status = self.result(self.post(graph))["status"]
+        (said,) = [data["exception_message"] for kind, data in status["messages"] if kind == "execution_error"]
+        return str(said).strip()
+
+    def file(self, saved: dict[str, str]) -> Path:
+        return self.folder / saved["type"] / saved["subfolder"] / saved["filename"]
+
+
+@pytest.fixture(scope="module")
+def comfyui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+    checkout: Path = request.config.getoption("comfyui").resolve()
+    server = ComfyUI(checkout, request.config.getoption("comfyui_python"), tmp_path_factory.mktemp("comfyui"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+LORAS = {"lora": ("path", "all"), "lora_high": ("high", "high"), "lora_low": ("low", "low")}
+"""Artefact of a golden -> argument of `with_lora`, and the node's expert."""
+
+
+def graph_of(comfyui: ComfyUI, case: cases.Case, golden: Any) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The graph that renders a case and saves all that comes out; and its LoRA files, as `with_lora` takes them."""
+    graph: dict[str, Any] = {}
+    pictures = []
+    for i, path in enumerate(case.sample.control):
+        shutil.copy(path, comfyui.folder / "input")
+        graph[f"picture{i}"] = {"class_type": "LoadImage", "inputs": {"image": Path(path).name}}
+        pictures.append([f"picture{i}", 0])
+        if ".inpaint." in path:
+            both = {"image": [f"picture{i}", 0], "alpha": [f"picture{i}", 1]}
+            graph[f"alpha{i}"] = {"class_type": "JoinImageWithAlpha", "inputs": both}
+            pictures[-1] = [f"alpha{i}", 0]
+    sample = contract.sample_inputs(case, pictures)
+    files: dict[str, Path] = {}
+    for artefact, (argument, expert) in LORAS.items():
+        if artefact in golden.artefacts:
+            name = f"{case.id.replace('/', '-')}-{artefact}.safetensors"
+            files[argument] = Path(shutil.copy(golden.path(artefact), comfyui.folder / "models" / "loras" / name))
+            before = {"lora": sample["lora"]} if "lora" in sample else {}
+            node = {
+                "file": name,
+                "strength": case.sample.network_multiplier,
+                "expert": expert,
+                "mode": "as the trainer",
+            }
+            graph[artefact] = {"class_type": "LoraDriftLora", "inputs": {**node, **before}}
+            sample["lora"] = [artefact, 0]
+    graph["sample"] = {"class_type": "LoraDriftSample", "inputs": sample}
+    save = {"filename_prefix": case.id.replace("/", "-")}
+    graph["picture"] = {"class_type": "SaveImage", "inputs": {**save, "images": ["sample", 0]}}
+    graph["receipt"] = {"class_type": "PreviewAny", "inputs": {"source": ["sample", 3]}}
+    if MODELS[case.model].kind == "video" and case.sample.num_frames > 1:
+        how = {"format": "mp4", "codec": "h264"}
+        graph["video"] = {"class_type": "SaveVideo", "inputs": {**save, **how, "video": ["sample", 1]}}
+    if case.model.startswith("ltx2"):
+        graph["sound"] = {"class_type": "SaveAudio", "inputs": {**save, "audio": ["sample", 2]}}
+    return graph, files
+
+
+def pixels(comfyui: ComfyUI, saved: dict[str, Any]) -> np.ndarray[Any, Any]:
+    return np.stack([np.asarray(Image.open(comfyui.file(one))) for one in saved["images"]])
+
+
+def frames(output: Output) -> np.ndarray[Any, Any]:
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+
+
+_last: dict[str, Pipeline] = {}
+
+
+def pipeline_of(model: str) -> Pipeline:
+    """One at a time: the cases of a model follow each other."""
+    if model not in _last:
+        _last.clear()
+        _last[model] = pipelines.load(model)
+    return _last[model]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_renders_as_it_does_outside(name: str, comfyui: ComfyUI, golden_of: Any) -> None:
+    case = cases.load(cases.CASES / f"{name}.yaml")
+    graph, files = graph_of(comfyui, case, golden_of(name))
+    outputs = comfyui.run(graph)
+    pipeline = pipeline_of(case.model)
+    pipeline = pipeline.with_lora(**files) if files else pipeline  # type: ignore[arg-type]
+    ours = pipeline.sample(**vars(contract.request(case)))
+    assert np.array_equal(pixels(comfyui, outputs["picture"]), frames(ours))
+    told = json.loads(outputs["receipt"]["text"][0])
+    wanted = {**ours.receipt, "verified_by": verified_by.covering_case(pipeline, ours.settings)}
+    assert contract.without_pictures(told) == contract.without_pictures(json.loads(json.dumps(wanted)))
+    assert told["verified_by"]["verdict"] == "match"
+    if "video" in graph:
+        with imageio_ffmpeg_reader(comfyui.file(outputs["video"]["images"][0])) as (count, rate):
+            assert (count, rate) == (len(ours.frames), ours.settings.fps)
+    if "sound" in graph:
+        heard = sound(comfyui.file(outputs["sound"]["audio"][0]), ours.media.sample_rate, len(ours.media.audio))
+        levels = np.clip(ours.media.audio, -1, 1)
+        assert heard.shape == levels.shape and np.abs(heard - levels).max() < 2 / 2**15  # FLAC of 16 bits
+
+
+class imageio_ffmpeg_reader:
+    """Frames and frame rate of a video file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> tuple[int, float]:
+        reader = imageio_ffmpeg.read_frames(str(self.path))
+        rate = next(reader)["fps"]
+        return sum(1 for _ in reader), rate
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def sound(path: Path, rate: int, channels: int) -> np.ndarray[Any, Any]:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "f32le", "-ar", str(rate), "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.float32).reshape(-1, channels).T
+
+
+# ------------------------------------------------------------------------------------------------------------ a user
+
+
+def graph(**inputs: Any) -> dict[str, Any]:
+    small = {"model": "sd15", "model.width": 64, "model.height": 64, "model.steps": 4, "prompt": "a fox", "seed": 1}
+    return {
+        "sample": {"class_type": "LoraDriftSample", "inputs": {**small, **inputs}},
+        "picture": {"class_type": "SaveImage", "inputs": {"images": ["sample", 0], "filename_prefix": "x"}},
+        "receipt": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 3]}},
+    }
+
+
+def expected(**fields: Any) -> np.ndarray[Any, Any]:
+    asked = {"width": 64, "height": 64, "steps": 4, "seed": 1, **fields}
+    return frames(pipeline_of("sd15").sample("a fox", **asked))
+
+
+def test_the_stand_in_of_the_other_tests_describes_our_nodes_as_comfyui_does(
+    comfyui: ComfyUI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    described: dict[str, Any] = {}
+    for name in ("LoraDriftModel", "LoraDriftLora", "LoraDriftSample"):
+        described |= comfyui.call(f"/object_info/{name}")
+    for file in described["LoraDriftLora"]["input"]["required"]["file"][1]["options"][1:]:
+        (tmp_path / file).touch()
+    with contract.loaded(contract.Comfy(tmp_path), monkeypatch.setitem) as pack:
+        for node in (pack.nodes.Model, pack.nodes.Lora, pack.nodes.Sample):
+            said = json.loads(json.dumps(contract.info(node)))
+            real = described[said["name"]]
+            assert said == {name: real[name] for name in said}
+
+
+def test_what_is_wrong_is_told_before_weights_load(comfyui: ComfyUI, lora_of: Any) -> None:
+    assert comfyui.error(graph(model="x")).startswith("model: unknown here; choose one of sd15")
+    refused = comfyui.call("/prompt", {"prompt": graph(**{"model.steps": 0})})["node_errors"]["sample"]["errors"]
+    assert [(e["type"], e["extra_info"]["input_name"]) for e in refused] == [("value_smaller_than_min", "model.steps")]
+    refused = comfyui.call("/prompt", {"prompt": graph(model="flux_kontext")})["node_errors"]["sample"]["errors"]
+    assert [e["extra_info"]["input_name"] for e in refused] == ["model.control.control0"]
+
+    shutil.copy(lora_of("flux/lora"), comfyui.folder / "models" / "loras" / "flux.safetensors")
+    node = {"file": "flux.safetensors", "strength": 1.0, "expert": "all", "mode": "as the trainer"}
+    asked = {**graph(lora=["lora", 0]), "lora": {"class_type": "LoraDriftLora", "inputs": node}}
+    said = comfyui.error(asked)
+    assert "flux.safetensors: 0 of" in said and "keys belong to sd15" in said and "\n" not in said
+    stacked = {**asked, "second": {"class_type": "LoraDriftLora", "inputs": {**node, "lora": ["lora", 0]}}}
+    stacked["sample"]["inputs"]["lora"] = ["second", 0]
+    assert "The trainer samples with one LoRA, and so do these nodes" in comfyui.error(stacked)
+
+    how = {"toolkit": "", "dtype": "as the trainer", "quantize": False, "qtype": "qfloat8", "quantize_te": False,
+           "qtype_te": "qfloat8", "offload": False, "base": "nobody/nothing"}  # fmt: skip
+    absent = {**graph(loading=["how", 0]), "how": {"class_type": "LoraDriftModel", "inputs": how}}
+    said = comfyui.error(absent)
+    assert "nobody/nothing" in said and "\n" not in said
+
+    sound = {"class_type": "SaveAudio", "inputs": {"audio": ["sample", 2], "filename_prefix": "x"}}
+    silent = {**graph(), "sound": sound}
+    assert set(comfyui.run(silent)) == {"picture", "receipt"}  # the browser is told why: "audio: sd15 makes no sound"
+
+
+def test_stop_ends_a_render_and_the_next_in_the_queue_is_right(comfyui: ComfyUI) -> None:
+    long, next_one = comfyui.post(graph(**{"model.steps": 900})), comfyui.post(graph())
+    deadline = time.monotonic() + PATIENCE
+    while not comfyui.call("/queue")["queue_running"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    stopped = time.monotonic()
+    comfyui.call("/interrupt", {})
+    kinds = [kind for kind, _ in comfyui.result(long)["status"]["messages"]]
+    assert kinds[-1] == "execution_interrupted" and time.monotonic() - stopped < 10
+    outputs = comfyui.result(next_one)["outputs"]
+    assert np.array_equal(pixels(comfyui, outputs["picture"]), expected())
+
+
+def test_what_did_not_change_is_not_rendered_again_and_a_new_file_is(comfyui: ComfyUI, lora_of: Any) -> None:
+    file = comfyui.folder / "models" / "loras" / "again.safetensors"
+    shutil.copy(lora_of("sd15/lora"), file)
+    node = {"file": file.name, "strength": 1.0, "expert": "all", "mode": "as the trainer"}
+    asked = {**graph(seed=3, lora=["lora", 0]), "lora": {"class_type": "LoraDriftLora", "inputs": node}}
+    first = comfyui.result(comfyui.post(asked))
+    assert "sample" not in cached(first)
+    assert "sample" in cached(comfyui.result(comfyui.post(asked)))
+    os.utime(file)
+    assert "sample" not in cached(comfyui.result(comfyui.post(asked)))
+
+
+def cached(result: dict[str, Any]) -> list[str]:
+    (nodes,) = [data["nodes"] for kind, data in result["status"]["messages"] if kind == "execution_cached"]
+    return list(nodes)
+
+
+def test_weights_go_when_the_user_frees_memory(comfyui: ComfyUI) -> None:
+    comfyui.run(graph(seed=4))
+    assert comfyui.call("/held") is True
+    comfyui.call("/free", {"unload_models": True, "free_memory": True})
+    deadline = time.monotonic() + 30
+    while comfyui.call("/held") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert comfyui.call("/held") is False
+    assert np.array_equal(pixels(comfyui, comfyui.run(graph(seed=5))["picture"]), expected(seed=5))
+
+
+def test_no_token_and_no_folder_of_this_machine_is_in_a_picture_or_receipt(comfyui: ComfyUI, lora_of: Any) -> None:
+    shutil.copy(lora_of("sd15/lora"), comfyui.folder / "models" / "loras" / "secret.safetensors")
+    node = {"file": "secret.safetensors", "strength": 1.0, "expert": "all", "mode": "as the trainer"}
+    asked = {**graph(seed=6, lora=["lora", 0]), "lora": {"class_type": "LoraDriftLora", "inputs": node}}
+    outputs = comfyui.run(asked)
+    saved = comfyui.file(outputs["picture"]["images"][0])
+    with Image.open(BytesIO(saved.read_bytes())) as image:
+        told = json.dumps([image.text, outputs["receipt"]])  # type: ignore[attr-defined]
+    assert "LoraDriftSample" in told  # the graph is in the picture
+    assert [word for word in (SECRET, str(Path.home()), str(comfyui.folder), "/tmp") if word in told] == []
+
+
+def test_the_hub_is_the_mini_hub() -> None:
+    assert os.environ["HF_HOME"] == str(runner.use_minihub())
