@@ -11,7 +11,7 @@ from comfy_api.latest import ComfyExtension, io
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.quantize import Quantization
 
-from . import render
+from . import jobs, render
 
 LORA = io.Custom("LORA_DRIFT_LORA")
 LOADING = io.Custom("LORA_DRIFT_MODEL")
@@ -238,7 +238,7 @@ def widgets(spec: ModelSpec) -> list[Any]:
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Model, Lora, Sample]
+        return [Model, Lora, Sample, jobs.Job, jobs.Verify]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -325,3 +325,15 @@ def without_pictures(receipt: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in receipt["settings"].items() if name not in ("control", "shown")}
     kept = {name: value for name, value in receipt.items() if name not in ("control_sha256", "shown_sha256")}
     return {**kept, "settings": settings}
+
+
+def frames_of_job(place: Path, step: int, number: int) -> Any:
+    """What `lora-drift verify` renders for a sample of a job."""
+    from lora_drift.harness.trainer.jobs import folder, plan, reader, verify
+
+    job = reader.read(place)
+    found = folder.scan(place, job)
+    planned = plan.plan(job, found)
+    asked = verify.ask(job, found, planned, list(found.samples), place)
+    (one,) = [one for one in asked if (one.sample.step, one.sample.index) == (step, number)]
+    return verify.Renderer(planned, "cpu").frames(one)

@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from lora_drift.harness.check import cases, verified_by
+from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, Output, Pipeline, RequestError
 
 HERE = Path(__file__).parent
@@ -101,7 +103,9 @@ def test_ids_are_ours_and_every_input_is_taken(pack: ModuleType) -> None:
     import inspect
 
     nodes = asyncio.run(_nodes(pack))
-    assert [node.define_schema().node_id for node in nodes] == ["LoraDriftModel", "LoraDriftLora", "LoraDriftSample"]
+    assert [node.define_schema().node_id for node in nodes] == [
+        f"LoraDrift{name}" for name in ("Model", "Lora", "Sample", "Job", "Verify")
+    ]
     for node in nodes:
         asked = {one.id for one in node.define_schema().inputs}
         assert asked == set(inspect.signature(node.execute).parameters), node
@@ -154,8 +158,7 @@ def test_a_node_renders_what_python_renders(
     pipeline = pipeline_of(asked.model)
     pipeline = pipeline.with_lora(**files) if files else pipeline
     expected = ours(pipeline, asked)
-    levels = (image * 255).round().to(torch.uint8).numpy()  # and none of the 256 levels is lost as a float
-    assert np.array_equal(levels, np.stack([np.asarray(frame.convert("RGB")) for frame in expected.frames]))
+    assert np.array_equal(levels(image), np.stack([np.asarray(frame.convert("RGB")) for frame in expected.frames]))
     told = json.loads(receipt)
     wanted = {**expected.receipt, "verified_by": verified_by.covering_case(pipeline, expected.settings)}
     assert contract.without_pictures(told) == contract.without_pictures(json.loads(json.dumps(wanted)))
@@ -301,3 +304,68 @@ def test_a_receipt_holds_no_token_and_no_folder_of_this_machine(
     *_, receipt = sample(**inputs(asked), lora=lora(pack, lora_of("flux_kontext/lora")), loading=loading)
     assert [word for word in (SECRET, str(Path.home()), "/tmp") if word in receipt] == []
     assert Path(base).name in json.loads(receipt)["base"]
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def of_job(pack: ModuleType, folder: str | Path, **others: Any) -> tuple[Any, ...]:
+    node = {"folder": str(folder), "step": pack.jobs.LAST, "number": 0}
+    outputs: tuple[Any, ...] = contract.execute(pack.jobs.Job, {**node, **others})
+    return outputs
+
+
+def levels(image: torch.Tensor) -> Any:
+    return (image * 255).round().to(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize(("name", "step", "number"), [("sd15", 4, 1), ("sd15", 2, 0), ("wan22_14b_t2v", 4, 0)])
+def test_a_jobs_prompt_is_rendered_as_it_is_verified(name: str, step: int, number: int, pack: ModuleType) -> None:
+    asked = pack.jobs.LAST if step == 4 else step
+    image, *_, receipt = of_job(pack, ROOT / "jobs" / name, step=asked, number=number)
+    assert np.array_equal(levels(image), contract.frames_of_job(ROOT / "jobs" / name, step, number))
+    told = json.loads(receipt)
+    assert told["job"] == {"name": name, "not_honoured": []} and str(ROOT) not in receipt
+
+
+def test_another_prompt_has_the_jobs_settings_as_on_the_command_line(pack: ModuleType, tmp_path: Path) -> None:
+    job, prompt, file = ROOT / "jobs" / "flux", "a photo of [trigger] in the rain --seed 7", tmp_path / "rain.png"
+    command = [sys.executable, "-m", "lora_drift", "sample", "--mini", "--job", str(job), "-p", prompt, "-o", str(file)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    image, *_, receipt = of_job(pack, job, prompt=prompt)
+    with Image.open(file) as theirs:
+        assert np.array_equal(levels(image)[0], np.asarray(theirs))
+    theirs_told = json.loads(file.with_name("rain.png.json").read_text())
+    assert {**theirs_told, "job": json.loads(receipt)["job"]} == json.loads(receipt)
+
+
+def test_a_job_is_verified_in_words(comfy: Any, pack: ModuleType) -> None:
+    (text,) = contract.execute(pack.jobs.Verify, {"folder": str(ROOT / "jobs" / "sd15"), "step": "all"})
+    assert text.startswith("sd15: Stable Diffusion 1.5 (sd15), as trainer 0.7.29") and "samples: 6 match" in text
+    assert comfy.progress[-1] == (6, 6)
+    comfy.progress.clear()
+    comfy.stop_at = 1
+    with pytest.raises(contract.Interrupted):
+        contract.execute(pack.jobs.Verify, {"folder": str(ROOT / "jobs" / "sd15"), "step": "2"})
+
+
+def test_what_is_wrong_with_a_job_is_named(pack: ModuleType, tmp_path: Path) -> None:
+    for folder, words in (("", "folder: say where"), (str(tmp_path), "config.yaml"), (str(tmp_path / "x"), "x")):
+        with pytest.raises(RequestError, match=words):
+            of_job(pack, folder)
+        with pytest.raises(RequestError, match=words):
+            contract.execute(pack.jobs.Verify, {"folder": folder, "step": "all"})
+    with pytest.raises(RequestError, match="number 2: the job has 2 prompts, counted from 0"):
+        of_job(pack, ROOT / "jobs" / "sd15", number=2)
+    with pytest.raises(RequestError, match="the job has LoRAs of the steps 2, 4"):
+        of_job(pack, ROOT / "jobs" / "sd15", step=3)
+    shutil.copy(ROOT / "jobs" / "sd15" / "config.yaml", tmp_path)
+    with pytest.raises(RequestError, match="Give step 0 to render the base model"):
+        of_job(pack, tmp_path)
+
+
+def test_a_training_that_goes_on_is_looked_at_again(pack: ModuleType, tmp_path: Path) -> None:
+    job = pack.jobs.Job
+    before = job.fingerprint_inputs(str(tmp_path), step=-1, number=0)
+    (tmp_path / "a_000000002.safetensors").touch()
+    assert job.fingerprint_inputs(str(tmp_path), step=-1, number=0) != before

@@ -13,6 +13,7 @@ import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ from PIL import Image
 
 from lora_drift import pipelines
 from lora_drift.harness.check import cases, runner, verified_by
+from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, Output, Pipeline
 
 pytestmark = pytest.mark.comfyui
@@ -255,6 +257,36 @@ def sound(path: Path, rate: int, channels: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(done.stdout, np.float32).reshape(-1, channels).T
 
 
+JOBS = {"flux": 4, "flux_bf16": 4, "flux_quantized": 4, "ltx2": 2, "qwen_image_edit_plus": 2, "sd15": 4, "sdxl": 4,
+        "wan22_14b_t2v": 4}  # fmt: skip
+"""Job -> the step of its last LoRA."""
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_jobs_prompt_renders_as_it_is_verified(name: str, comfyui: ComfyUI) -> None:
+    node = {"folder": str(ROOT / "jobs" / name), "step": -1, "number": 0}
+    outputs = comfyui.run(
+        {
+            "sample": {"class_type": "LoraDriftJob", "inputs": node},
+            "picture": {"class_type": "SaveImage", "inputs": {"images": ["sample", 0], "filename_prefix": name}},
+            "receipt": {"class_type": "PreviewAny", "inputs": {"source": ["sample", 3]}},
+        }
+    )
+    ours = contract.frames_of_job(ROOT / "jobs" / name, JOBS[name], 0)
+    assert np.array_equal(pixels(comfyui, outputs["picture"]), ours)
+    assert str(ROOT) not in outputs["receipt"]["text"][0]
+
+
+@pytest.mark.parametrize("name", ["flux_quantized", "sd15", "wan22_14b_t2v"])
+def test_a_job_is_verified_as_on_the_command_line(name: str, comfyui: ComfyUI) -> None:
+    job = str(ROOT / "jobs" / name)
+    verify = {"class_type": "LoraDriftVerify", "inputs": {"folder": job, "step": "all"}}
+    outputs = comfyui.run({"job": verify, "text": {"class_type": "PreviewAny", "inputs": {"source": ["job", 0]}}})
+    command = [sys.executable, "-m", "lora_drift", "verify", job, "--mini", "--diagnose", "none"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert outputs["text"]["text"][0].strip() == said.stdout.strip() and "match" in said.stdout
+
+
 # ------------------------------------------------------------------------------------------------------------ a user
 
 
@@ -276,12 +308,13 @@ def test_the_stand_in_of_the_other_tests_describes_our_nodes_as_comfyui_does(
     comfyui: ComfyUI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     described: dict[str, Any] = {}
-    for name in ("LoraDriftModel", "LoraDriftLora", "LoraDriftSample"):
-        described |= comfyui.call(f"/object_info/{name}")
+    for name in ("Model", "Lora", "Sample", "Job", "Verify"):
+        described |= comfyui.call(f"/object_info/LoraDrift{name}")
     for file in described["LoraDriftLora"]["input"]["required"]["file"][1]["options"][1:]:
         (tmp_path / file).touch()
     with contract.loaded(contract.Comfy(tmp_path), monkeypatch.setitem) as pack:
-        for node in (pack.nodes.Model, pack.nodes.Lora, pack.nodes.Sample):
+        nodes = pack.nodes
+        for node in (nodes.Model, nodes.Lora, nodes.Sample, nodes.jobs.Job, nodes.jobs.Verify):
             said = json.loads(json.dumps(contract.info(node)))
             real = described[said["name"]]
             assert said == {name: real[name] for name in said}
