@@ -229,9 +229,12 @@ def widgets(spec: ModelSpec) -> list[Any]:
         )
         found.append(io.Int.Input("fps", default=spec.fps, min=1, max=240, optional=True))
     if most:
-        slot = io.Image.Input("image", tooltip="A control image.")
+        # Of at least 0 the browser would draw no socket, and so nothing to link; of an optional one it draws the first.
+        slot = io.Image.Input("image", tooltip="A control image.", optional=not fewest)
         found.append(
-            io.Autogrow.Input("control", template=io.Autogrow.TemplatePrefix(slot, "control", min=fewest, max=most))
+            io.Autogrow.Input(
+                "control", template=io.Autogrow.TemplatePrefix(slot, "control", min=max(fewest, 1), max=most)
+            )
         )
     return found
 

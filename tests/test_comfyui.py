@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import inspect
 import json
 import os
 import runpy
@@ -21,10 +23,13 @@ import tomllib
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
+from typer.testing import CliRunner
 
 from lora_drift.harness.check import cases, verified_by
+from lora_drift.harness.cli.main import app
 from lora_drift.harness.paths import ROOT
-from lora_drift.pipelines import MODELS, Output, Pipeline, RequestError
+from lora_drift.pipelines import MODELS, Output, Pipeline, RequestError, load
+from lora_drift.pipelines.quantize import Quantization
 
 HERE = Path(__file__).parent
 contract = SimpleNamespace(**runpy.run_path(str(HERE / "comfy_contract.py")))
@@ -87,8 +92,11 @@ def test_every_model_has_its_own_widgets_with_its_own_defaults(pack: ModuleType)
         assert (optional["steps"][1]["min"], optional["steps"][1]["max"]) == (spec.fewest_steps, spec.most_steps)
         assert ("negative" in optional) == (spec.guidance != "embedded")
         assert ("num_frames" in optional) == ("fps" in optional) == (spec.kind == "video")
-        slots = required["control"][1]["template"] if "control" in required else {"min": 0, "max": 0}
-        assert (slots["min"], slots["max"]) == spec.controls
+        assert ("control" in required) == (spec.controls != (0, 0))
+        if "control" in required:
+            slots = required["control"][1]["template"]
+            fewest = slots["min"] if slots["input"]["required"] else 0
+            assert (fewest, slots["max"]) == spec.controls and slots["min"] > 0
     json.dumps(contract.info(pack.Sample))  # it travels to the browser
 
 
@@ -99,9 +107,6 @@ async def _nodes(pack: ModuleType) -> list[Any]:
 
 
 def test_ids_are_ours_and_every_input_is_taken(pack: ModuleType) -> None:
-    import asyncio
-    import inspect
-
     nodes = asyncio.run(_nodes(pack))
     assert [node.define_schema().node_id for node in nodes] == [
         f"LoraDrift{name}" for name in ("Model", "Lora", "Sample", "Job", "Verify")
@@ -369,3 +374,107 @@ def test_a_training_that_goes_on_is_looked_at_again(pack: ModuleType, tmp_path: 
     before = job.fingerprint_inputs(str(tmp_path), step=-1, number=0)
     (tmp_path / "a_000000002.safetensors").touch()
     assert job.fingerprint_inputs(str(tmp_path), step=-1, number=0) != before
+
+
+# --------------------------------------------------------------------------------------------------------- workflows
+
+
+def workflow(tmp_path: Path, *what: object) -> dict[str, Any]:
+    """What `lora-drift comfy` writes."""
+    done = CliRunner().invoke(app, ["comfy", *map(str, what), "-o", str(tmp_path / "workflow.json")])
+    assert done.exit_code == 0, done.output
+    graph: dict[str, Any] = json.loads((tmp_path / "workflow.json").read_text())
+    return graph
+
+
+def run(pack: ModuleType, graph: dict[str, Any]) -> tuple[Any, ...]:
+    """The outputs of the node of a workflow that renders."""
+    nodes = {node.define_schema().node_id: node for node in asyncio.run(_nodes(pack))}
+
+    def outputs(name: str) -> tuple[Any, ...]:
+        kind, given = graph[name]["class_type"], graph[name]["inputs"]
+        if kind == "LoadImage":
+            return picture(str(cases.ASSETS / given["image"]))[..., :3], name
+        if kind == "JoinImageWithAlpha":
+            return (picture(str(cases.ASSETS / graph[given["alpha"][0]]["inputs"]["image"])),)
+        assert kind in nodes, kind
+        linked = {key: outputs(v[0])[v[1]] if isinstance(v, list) else v for key, v in given.items()}
+        return tuple(contract.execute(nodes[kind], linked))
+
+    (renders,) = [name for name, node in graph.items() if node["class_type"] in ("LoraDriftSample", "LoraDriftJob")]
+    return outputs(renders)
+
+
+@pytest.mark.parametrize(
+    "name", ["sdxl/lora", "flux/quantized", "flux_kontext/snapped", "flex2/inpaint", "wan22_14b_t2v/lora", "ltx2/i2v"]
+)
+def test_a_receipts_workflow_renders_it_again(
+    name: str, comfy: Any, pack: ModuleType, golden_of: Any, tmp_path: Path
+) -> None:
+    asked, golden = case(name), golden_of(name)
+    quantization = Quantization(**asked.quantization.model_dump()) if asked.quantization else None
+    pipeline = load(asked.model, quantization=quantization)
+    named = {"path" if e == "all" else e: golden.path(a) for a, e in LORAS.items() if a in golden.artefacts}
+    files = {key: shutil.copy(file, comfy.loras / f"{key}.safetensors") for key, file in named.items()}
+    expected = ours(pipeline.with_lora(**files) if files else pipeline, asked)
+    file = expected.save(tmp_path / f"out.{'mkv' if len(expected.frames) > 1 else 'png'}")
+    image, *_, receipt = run(pack, workflow(tmp_path, f"{file}.json"))
+    assert np.array_equal(levels(image), np.stack([np.asarray(frame.convert("RGB")) for frame in expected.frames]))
+    told = json.loads(receipt)
+    del told["verified_by"]
+    wanted = json.loads(json.dumps(expected.receipt))
+    for one in (told, wanted):
+        one.get("quantization", {}).pop("quantize_te", None)  # said, and left out: the same where the denoiser is
+    assert contract.without_pictures(told) == contract.without_pictures(wanted)
+
+
+def test_a_jobs_workflow_renders_its_first_prompt(pack: ModuleType, tmp_path: Path) -> None:
+    place = ROOT / "jobs" / "sd15"
+    image, *_ = run(pack, workflow(tmp_path, place, "--step", 2))
+    assert np.array_equal(levels(image), contract.frames_of_job(place, 2, 0))
+    kinds = [node["class_type"] for node in workflow(tmp_path, ROOT / "jobs" / "ltx2").values()]
+    assert kinds == ["LoraDriftJob", "SaveVideo", "PreviewAny"]
+
+
+def test_every_models_workflow_has_inputs_that_its_nodes_take(pack: ModuleType, tmp_path: Path) -> None:
+    schema = contract.info(pack.Sample)["input"]
+    options = {option["key"]: option["inputs"] for option in schema["required"]["model"][1]["options"]}
+    for spec in MODELS.values():
+        loras = ["--lora", "high=a.safetensors", "--lora", "low=b.safetensors"] if len(spec.denoisers) > 1 else []
+        graph = workflow(tmp_path, spec.id, *loras)
+        (sample,) = [node["inputs"] for node in graph.values() if node["class_type"] == "LoraDriftSample"]
+        assert {key for key in sample if "." not in key} <= {*schema["required"], *schema["optional"]}
+        control = [key for key in sample if key.startswith("model.control.")]
+        assert len(control) == spec.controls[0] and bool(spec.controls[1]) == (
+            "control" in options[spec.id]["required"]
+        )
+        assert ("SaveVideo" in {node["class_type"] for node in graph.values()}) == (spec.num_frames > 1)
+    chain = [
+        node["inputs"]
+        for node in workflow(tmp_path, "wan22_14b_t2v", *["--lora", "high=a", "--lora", "low=b"]).values()
+    ]
+    assert [one.get("expert") for one in chain[:2]] == ["high", "low"] and chain[1]["lora"] == ["1", 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "unknown model 'nothing'"),
+        (["sd15", "--step", "2"], "--step 2: chooses one of a job's LoRAs"),
+        (["jobs/sd15", "--lora", "a.safetensors"], "--lora belongs to a model"),
+        (["jobs/sd15", "--step", "3"], "the job has LoRAs of the steps 2, 4"),
+    ],
+)
+def test_what_no_workflow_can_be_written_for_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+    given = [str(ROOT / word) if word.startswith("jobs/") else word for word in arguments]
+    done = CliRunner().invoke(app, ["comfy", *given, "-o", str(tmp_path / "x.json")])
+    assert done.exit_code == 2 and words in done.output and not (tmp_path / "x.json").exists()
+
+
+def test_a_receipt_of_what_no_node_has_is_refused(tmp_path: Path, pipeline_of: Any) -> None:
+    output = pipeline_of("sd15").sample("a fox", width=64, height=64, steps=1)
+    file = output.save(tmp_path / "out.png")
+    receipt = json.loads((tmp_path / "out.png.json").read_text())
+    (tmp_path / "out.png.json").write_text(json.dumps({**receipt, "profile": "fast"}))
+    done = CliRunner().invoke(app, ["comfy", f"{file}.json", "-o", str(tmp_path / "x.json")])
+    assert done.exit_code == 2 and "profile is not as usual there" in done.output

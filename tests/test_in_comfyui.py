@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -29,9 +29,13 @@ import pytest
 from PIL import Image
 
 from lora_drift import pipelines
+from lora_drift.harness import comfy, replay
 from lora_drift.harness.check import cases, runner, verified_by
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, Output, Pipeline
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.comfyui
 
@@ -71,11 +75,12 @@ class ComfyUI:
     """A server of one's own. Everything that it reads and writes lies in `folder`."""
 
     def __init__(self, checkout: Path, python: str, folder: Path) -> None:
-        self.folder, self.log = folder, folder / "server.log"
+        self.checkout, self.folder, self.log = checkout, folder, folder / "server.log"
         for name in ("custom_nodes", "models/loras", "input", "output", "user"):
             (folder / name).mkdir(parents=True)
         (folder / "custom_nodes" / "lora-drift").symlink_to(contract.PACK)
         (folder / "custom_nodes" / "probe.py").write_text(PROBE)
+        shutil.copy(checkout / "input" / comfy.EXAMPLE, folder / "input")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -287,6 +292,36 @@ def test_a_job_is_verified_as_on_the_command_line(name: str, comfyui: ComfyUI) -
     assert outputs["text"]["text"][0].strip() == said.stdout.strip() and "match" in said.stdout
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_workflow_of_a_receipt_renders_it_again(
+    model: str, comfyui: ComfyUI, golden_of: Any, tmp_path: Path
+) -> None:
+    case = cases.load(cases.CASES / model / "lora.yaml")
+    _, files = graph_of(comfyui, case, golden_of(case.id))
+    ours = pipeline_of(model).with_lora(**files).sample(**vars(contract.request(case)))  # type: ignore[arg-type]
+    file = ours.save(tmp_path / f"out.{'mkv' if len(ours.frames) > 1 else 'png'}")
+    graph, needs = comfy.of_receipt(replay.read(file.with_name(f"{file.name}.json")))
+    assert len(needs) == len(files) + len(case.sample.control)
+    (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
+    every = {"images": [rendering, 0], "filename_prefix": "all"}  # of a video, its frames
+    outputs = comfyui.run({**graph, "all": {"class_type": "SaveImage", "inputs": every}})
+    assert np.array_equal(pixels(comfyui, outputs["all"]), frames(ours))
+
+
+@pytest.mark.parametrize("model", ["sd15", "flux_kontext", "wan22_14b_t2v"])
+def test_the_workflow_of_a_model_renders(model: str, comfyui: ComfyUI) -> None:
+    graph = comfy.of_model(MODELS[model], "a fox", {})
+    small: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
+    small |= {"num_frames": 5} if MODELS[model].kind == "video" else {}
+    (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
+    graph[rendering]["inputs"] |= {f"model.{name}": value for name, value in small.items()}
+    outputs = comfyui.run(graph)
+    (text,) = [output["text"][0] for output in outputs.values() if "text" in output]
+    control = [str(comfyui.checkout / "input" / comfy.EXAMPLE)] * MODELS[model].controls[0]
+    ours = pipeline_of(model).sample("a fox", control=control, **small)
+    assert json.loads(text)["pixels_sha256"] == ours.receipt["pixels_sha256"]
+
+
 # ------------------------------------------------------------------------------------------------------------ a user
 
 
@@ -403,3 +438,59 @@ def test_no_token_and_no_folder_of_this_machine_is_in_a_picture_or_receipt(comfy
 
 def test_the_hub_is_the_mini_hub() -> None:
     assert os.environ["HF_HOME"] == str(runner.use_minihub())
+
+
+OPEN = """async (graph) => {
+    for (let i = 0; i < 20; i++) {  // while it starts, the page opens a workflow of its own in the place of ours
+        window.app.loadApiJson(graph, "x");
+        await new Promise(done => setTimeout(done, 3000));
+        const opened = (await window.app.graphToPrompt()).output;
+        if (Object.keys(graph).every(id => id in opened)) return opened;
+    }
+}"""
+CHOOSE = """async (model) => {
+    const node = window.app.graph._nodes.find(node => node.type == "LoraDriftSample");
+    const widget = node.widgets.find(widget => widget.name == "model");
+    widget.value = model;
+    widget.callback(model);
+    await new Promise(done => setTimeout(done, 1000));
+    return [Object.fromEntries(node.widgets.map(w => [w.name, w.value])), node.inputs.map(input => input.name)];
+}"""
+
+
+def test_a_browser_opens_a_workflow_and_its_widgets_follow_the_model(
+    comfyui: ComfyUI, browser: Browser, golden_of: Any, tmp_path: Path
+) -> None:
+    case = cases.load(cases.CASES / "flux_kontext" / "lora.yaml")
+    _, files = graph_of(comfyui, case, golden_of(case.id))
+    ours = pipeline_of(case.model).with_lora(**files).sample(**vars(contract.request(case)))  # type: ignore[arg-type]
+    ours.save(tmp_path / "out.png")
+    graph, _ = comfy.of_receipt(replay.read(tmp_path / "out.png.json"))
+
+    problems: list[str] = []
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"http://127.0.0.1:{comfyui.port}")
+    page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types['LoraDriftSample'])")
+    opened = page.evaluate(OPEN, graph)
+    for name, node in graph.items():
+        assert {key: opened[name]["inputs"].get(key) for key in node["inputs"]} == node["inputs"]
+    before = set(comfyui.call("/history"))
+    page.evaluate("() => window.app.queuePrompt(0, 1)")
+    deadline = time.monotonic() + PATIENCE
+    while not (queued := set(comfyui.call("/history")) - before) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    outputs = comfyui.result(queued.pop())["outputs"]
+    (saved,) = [output for output in outputs.values() if "images" in output]
+    assert np.array_equal(pixels(comfyui, saved), frames(ours))
+
+    for model in ("wan21_1b", "flex2", "sd15"):
+        spec = MODELS[model]
+        widgets, sockets = page.evaluate(CHOOSE, model)
+        for field in ("width", "height", "steps", "guidance_scale", *(["num_frames"] if spec.kind == "video" else [])):
+            assert widgets[f"model.{field}"] == getattr(spec, field)
+        assert ("model.num_frames" in widgets) == (spec.kind == "video")
+        assert ("model.control.control0" in sockets) == (spec.controls[1] > 0)
+    page.close()
+    assert problems == []
