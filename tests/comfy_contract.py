@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -284,28 +286,18 @@ def execute(node: Any, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(output.args)
 
 
-def sample_inputs(case: Any, pictures: list[Any]) -> dict[str, Any]:
-    """What a case asks, as inputs of a Sample node; `pictures` are its control images, or links to them."""
-    from lora_drift.pipelines import MODELS
+LORAS = {"lora": "path", "lora_high": "high", "lora_low": "low"}
+"""Artefact of a golden -> argument of `with_lora`."""
 
-    spec, sample = MODELS[case.model], case.sample
-    own = {
-        "width": sample.width,
-        "height": sample.height,
-        "steps": sample.sample_steps,
-        "guidance_scale": sample.guidance_scale,
-        **({"negative": sample.neg} if spec.guidance != "embedded" else {}),
-        **({"num_frames": sample.num_frames, "fps": sample.fps} if spec.kind == "video" else {}),
-        **{f"control.control{i}": picture for i, picture in enumerate(pictures)},
-    }
-    # What has no input of its own is typed into the prompt.
-    rescale = f" --gr {sample.guidance_rescale}" if sample.guidance_rescale else ""
+
+def lora_files(case: Any, golden: Any, folder: Path) -> dict[str, Path]:
+    """The LoRA files of a case, put into models/loras, as `with_lora` takes them."""
     return {
-        "model": case.model,
-        **{f"model.{name}": value for name, value in own.items()},
-        "prompt": sample.prompt.replace("[name]", case.job_name) + rescale,
-        "seed": sample.seed,
-        "trigger_word": case.trigger_word or "",
+        argument: Path(
+            shutil.copy(golden.path(artefact), folder / f"{case.id.replace('/', '-')}-{argument}.safetensors")
+        )
+        for artefact, argument in LORAS.items()
+        if artefact in golden.artefacts
     }
 
 
@@ -320,11 +312,26 @@ def request(case: Any) -> Any:
     return replace(asked, negative="") if MODELS[case.model].guidance == "embedded" else asked
 
 
-def without_pictures(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """A receipt without what says where control images lay and as which file; their pixels are in the picture."""
-    settings = {name: value for name, value in receipt["settings"].items() if name not in ("control", "shown")}
-    kept = {name: value for name, value in receipt.items() if name not in ("control_sha256", "shown_sha256")}
-    return {**kept, "settings": settings}
+def receipt_file(output: Any, folder: Path) -> Path:
+    """Where the receipt of an output lies that was saved without loss."""
+    file = output.save(folder / f"out.{'mkv' if len(output.frames) > 1 else 'png'}")
+    return Path(f"{file}.json")
+
+
+def frames(output: Any) -> Any:
+    import numpy as np
+
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+
+
+def comparable(receipt: Mapping[str, Any]) -> Any:
+    """A receipt without what says where control images lay and as which file (their pixels are in the picture), without
+    its case, and with quantize_te said, which is the denoiser's where it is not."""
+    left_out = ("control_sha256", "shown_sha256", "verified_by")
+    kept: Any = {name: value for name, value in json.loads(json.dumps(receipt)).items() if name not in left_out}
+    del kept["settings"]["control"], kept["settings"]["shown"]
+    kept.get("quantization", {}).pop("quantize_te", None)
+    return kept
 
 
 def frames_of_job(place: Path, step: int, number: int) -> Any:

@@ -30,7 +30,7 @@ from PIL import Image
 
 from lora_drift import pipelines
 from lora_drift.harness import comfy, replay
-from lora_drift.harness.check import cases, runner, verified_by
+from lora_drift.harness.check import cases
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, Output, Pipeline
 
@@ -157,55 +157,8 @@ def comfyui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         server.process.wait(30)
 
 
-LORAS = {"lora": ("path", "all"), "lora_high": ("high", "high"), "lora_low": ("low", "low")}
-"""Artefact of a golden -> argument of `with_lora`, and the node's expert."""
-
-
-def graph_of(comfyui: ComfyUI, case: cases.Case, golden: Any) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The graph that renders a case and saves all that comes out; and its LoRA files, as `with_lora` takes them."""
-    graph: dict[str, Any] = {}
-    pictures = []
-    for i, path in enumerate(case.sample.control):
-        shutil.copy(path, comfyui.folder / "input")
-        graph[f"picture{i}"] = {"class_type": "LoadImage", "inputs": {"image": Path(path).name}}
-        pictures.append([f"picture{i}", 0])
-        if ".inpaint." in path:
-            both = {"image": [f"picture{i}", 0], "alpha": [f"picture{i}", 1]}
-            graph[f"alpha{i}"] = {"class_type": "JoinImageWithAlpha", "inputs": both}
-            pictures[-1] = [f"alpha{i}", 0]
-    sample = contract.sample_inputs(case, pictures)
-    files: dict[str, Path] = {}
-    for artefact, (argument, expert) in LORAS.items():
-        if artefact in golden.artefacts:
-            name = f"{case.id.replace('/', '-')}-{artefact}.safetensors"
-            files[argument] = Path(shutil.copy(golden.path(artefact), comfyui.folder / "models" / "loras" / name))
-            before = {"lora": sample["lora"]} if "lora" in sample else {}
-            node = {
-                "file": name,
-                "strength": case.sample.network_multiplier,
-                "expert": expert,
-                "mode": "as the trainer",
-            }
-            graph[artefact] = {"class_type": "LoraDriftLora", "inputs": {**node, **before}}
-            sample["lora"] = [artefact, 0]
-    graph["sample"] = {"class_type": "LoraDriftSample", "inputs": sample}
-    save = {"filename_prefix": case.id.replace("/", "-")}
-    graph["picture"] = {"class_type": "SaveImage", "inputs": {**save, "images": ["sample", 0]}}
-    graph["receipt"] = {"class_type": "PreviewAny", "inputs": {"source": ["sample", 3]}}
-    if MODELS[case.model].kind == "video" and case.sample.num_frames > 1:
-        how = {"format": "mp4", "codec": "h264"}
-        graph["video"] = {"class_type": "SaveVideo", "inputs": {**save, **how, "video": ["sample", 1]}}
-    if case.model.startswith("ltx2"):
-        graph["sound"] = {"class_type": "SaveAudio", "inputs": {**save, "audio": ["sample", 2]}}
-    return graph, files
-
-
 def pixels(comfyui: ComfyUI, saved: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(Image.open(comfyui.file(one))) for one in saved["images"]])
-
-
-def frames(output: Output) -> np.ndarray[Any, Any]:
-    return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
 
 
 _last: dict[str, Pipeline] = {}
@@ -219,41 +172,42 @@ def pipeline_of(model: str) -> Pipeline:
     return _last[model]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_case_renders_as_it_does_outside(name: str, comfyui: ComfyUI, golden_of: Any) -> None:
-    case = cases.load(cases.CASES / f"{name}.yaml")
-    graph, files = graph_of(comfyui, case, golden_of(name))
-    outputs = comfyui.run(graph)
+def ours_and_workflow(
+    case: cases.Case, comfyui: ComfyUI, golden: Any, folder: Path
+) -> tuple[Output, dict[str, Any], str]:
+    """A case rendered here, the workflow of its receipt, and the node of that which renders."""
+    files = contract.lora_files(case, golden, comfyui.folder / "models" / "loras")
+    for path in case.sample.control:
+        shutil.copy(path, comfyui.folder / "input")
     pipeline = pipeline_of(case.model)
-    pipeline = pipeline.with_lora(**files) if files else pipeline  # type: ignore[arg-type]
+    pipeline = pipeline.with_lora(**files) if files else pipeline
     ours = pipeline.sample(**vars(contract.request(case)))
-    assert np.array_equal(pixels(comfyui, outputs["picture"]), frames(ours))
-    told = json.loads(outputs["receipt"]["text"][0])
-    wanted = {**ours.receipt, "verified_by": verified_by.covering_case(pipeline, ours.settings)}
-    assert contract.without_pictures(told) == contract.without_pictures(json.loads(json.dumps(wanted)))
-    assert told["verified_by"]["verdict"] == "match"
-    if "video" in graph:
-        with imageio_ffmpeg_reader(comfyui.file(outputs["video"]["images"][0])) as (count, rate):
-            assert (count, rate) == (len(ours.frames), ours.settings.fps)
+    graph, needs = comfy.of_receipt(replay.read(contract.receipt_file(ours, folder)))
+    assert len(needs) == len(files) + len(case.sample.control)
+    (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
+    return ours, graph, rendering
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_renders_as_it_does_outside(name: str, comfyui: ComfyUI, golden_of: Any, tmp_path: Path) -> None:
+    case = cases.load(cases.CASES / f"{name}.yaml")
+    ours, graph, rendering = ours_and_workflow(case, comfyui, golden_of(name), tmp_path)
+    every = {"images": [rendering, 0], "filename_prefix": "all"}  # of a video, its frames
+    graph["all"] = {"class_type": "SaveImage", "inputs": every}
+    if ours.media.audio is not None:
+        graph["sound"] = {"class_type": "SaveAudio", "inputs": {"audio": [rendering, 2], "filename_prefix": "all"}}
+    outputs = comfyui.run(graph)
+    assert np.array_equal(pixels(comfyui, outputs["all"]), contract.frames(ours))
+    (text,) = [output["text"][0] for output in outputs.values() if "text" in output]
+    assert contract.comparable(json.loads(text)) == contract.comparable(ours.receipt)
+    assert json.loads(text)["verified_by"]["verdict"] == "match"
+    for video in [output["images"][0] for output in outputs.values() if "animated" in output]:
+        read = imageio_ffmpeg.read_frames(str(comfyui.file(video)))
+        assert (next(read)["fps"], sum(1 for _ in read)) == (ours.settings.fps, len(ours.frames))
     if "sound" in graph:
         heard = sound(comfyui.file(outputs["sound"]["audio"][0]), ours.media.sample_rate, len(ours.media.audio))
         levels = np.clip(ours.media.audio, -1, 1)
         assert heard.shape == levels.shape and np.abs(heard - levels).max() < 2 / 2**15  # FLAC of 16 bits
-
-
-class imageio_ffmpeg_reader:
-    """Frames and frame rate of a video file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> tuple[int, float]:
-        reader = imageio_ffmpeg.read_frames(str(self.path))
-        rate = next(reader)["fps"]
-        return sum(1 for _ in reader), rate
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def sound(path: Path, rate: int, channels: int) -> np.ndarray[Any, Any]:
@@ -292,22 +246,6 @@ def test_a_job_is_verified_as_on_the_command_line(name: str, comfyui: ComfyUI) -
     assert outputs["text"]["text"][0].strip() == said.stdout.strip() and "match" in said.stdout
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_workflow_of_a_receipt_renders_it_again(
-    model: str, comfyui: ComfyUI, golden_of: Any, tmp_path: Path
-) -> None:
-    case = cases.load(cases.CASES / model / "lora.yaml")
-    _, files = graph_of(comfyui, case, golden_of(case.id))
-    ours = pipeline_of(model).with_lora(**files).sample(**vars(contract.request(case)))  # type: ignore[arg-type]
-    file = ours.save(tmp_path / f"out.{'mkv' if len(ours.frames) > 1 else 'png'}")
-    graph, needs = comfy.of_receipt(replay.read(file.with_name(f"{file.name}.json")))
-    assert len(needs) == len(files) + len(case.sample.control)
-    (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
-    every = {"images": [rendering, 0], "filename_prefix": "all"}  # of a video, its frames
-    outputs = comfyui.run({**graph, "all": {"class_type": "SaveImage", "inputs": every}})
-    assert np.array_equal(pixels(comfyui, outputs["all"]), frames(ours))
-
-
 @pytest.mark.parametrize("model", ["sd15", "flux_kontext", "wan22_14b_t2v"])
 def test_the_workflow_of_a_model_renders(model: str, comfyui: ComfyUI) -> None:
     graph = comfy.of_model(MODELS[model], "a fox", {})
@@ -334,9 +272,9 @@ def graph(**inputs: Any) -> dict[str, Any]:
     }
 
 
-def expected(**fields: Any) -> np.ndarray[Any, Any]:
+def expected(**fields: Any) -> Any:
     asked = {"width": 64, "height": 64, "steps": 4, "seed": 1, **fields}
-    return frames(pipeline_of("sd15").sample("a fox", **asked))
+    return contract.frames(pipeline_of("sd15").sample("a fox", **asked))
 
 
 def test_the_stand_in_of_the_other_tests_describes_our_nodes_as_comfyui_does(
@@ -436,10 +374,6 @@ def test_no_token_and_no_folder_of_this_machine_is_in_a_picture_or_receipt(comfy
     assert [word for word in (SECRET, str(Path.home()), str(comfyui.folder), "/tmp") if word in told] == []
 
 
-def test_the_hub_is_the_mini_hub() -> None:
-    assert os.environ["HF_HOME"] == str(runner.use_minihub())
-
-
 OPEN = """async (graph) => {
     for (let i = 0; i < 20; i++) {  // while it starts, the page opens a workflow of its own in the place of ours
         window.app.loadApiJson(graph, "x");
@@ -462,11 +396,7 @@ def test_a_browser_opens_a_workflow_and_its_widgets_follow_the_model(
     comfyui: ComfyUI, browser: Browser, golden_of: Any, tmp_path: Path
 ) -> None:
     case = cases.load(cases.CASES / "flux_kontext" / "lora.yaml")
-    _, files = graph_of(comfyui, case, golden_of(case.id))
-    ours = pipeline_of(case.model).with_lora(**files).sample(**vars(contract.request(case)))  # type: ignore[arg-type]
-    ours.save(tmp_path / "out.png")
-    graph, _ = comfy.of_receipt(replay.read(tmp_path / "out.png.json"))
-
+    ours, graph, _ = ours_and_workflow(case, comfyui, golden_of(case.id), tmp_path)
     problems: list[str] = []
     page = browser.new_page()
     page.set_default_timeout(PATIENCE * 1000)
@@ -483,7 +413,7 @@ def test_a_browser_opens_a_workflow_and_its_widgets_follow_the_model(
         time.sleep(0.2)
     outputs = comfyui.result(queued.pop())["outputs"]
     (saved,) = [output for output in outputs.values() if "images" in output]
-    assert np.array_equal(pixels(comfyui, saved), frames(ours))
+    assert np.array_equal(pixels(comfyui, saved), contract.frames(ours))
 
     for model in ("wan21_1b", "flex2", "sd15"):
         spec = MODELS[model]
