@@ -21,7 +21,7 @@ test: .venv/ready lint  ## lint, types, all tests and mini cases
 lint: .venv/ready  ## ruff, mypy, and which part may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lora_drift tests benchmarks
+	$(BIN)/mypy lora_drift tests benchmarks comfyui
 	$(BIN)/lint-imports
 
 clean:  ## remove the environment and everything built

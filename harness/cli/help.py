@@ -6,7 +6,7 @@ from typing import Any, get_args
 from typer.core import TyperGroup
 
 PANELS = {
-    "Render": ("sample", "replay", "models", "download", "doctor"),
+    "Render": ("sample", "replay", "comfy", "models", "download", "doctor"),
     "Verify": ("verify", "diagnose"),
     "Serve / Check": ("serve", "check"),
     "Report": ("report", "known"),

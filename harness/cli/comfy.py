@@ -1,0 +1,69 @@
+"""`lora-drift comfy`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_drift.harness.cli import options
+from lora_drift.harness.cli.shared import fail, user_errors
+
+app = typer.Typer()
+
+
+@app.command()
+def comfy(
+    what: Annotated[str, typer.Argument(help="a model id, a job's folder, or a receipt (out.png, out.png.json)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file for the workflow, .json")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="of a model")] = None,
+    lora: options.LoraFiles = None,
+    step: Annotated[int | None, typer.Option(help="of a job: which of its LoRAs (default: the last)")] = None,
+) -> None:
+    """Write a workflow for ComfyUI, with the nodes that render as the trainer samples (docs/comfyui.md).
+
+    ComfyUI opens the file, and takes it at POST /prompt. LoRAs are files of its models/loras, control images of its
+    input folder.
+
+        lora-drift comfy flux --lora my.safetensors -o flux.json
+        lora-drift comfy output/my_lora -o job.json
+        lora-drift comfy out.png -o again.json
+    """
+    with user_errors():
+        from lora_drift.harness import comfy as workflows
+        from lora_drift.harness import replay
+        from lora_drift.harness.cli.sample import lora_files
+        from lora_drift.pipelines import MODELS
+        from lora_drift.pipelines.registry import spec_of
+
+        place = Path(what)
+        needs: list[str] = []
+        is_job = what not in MODELS and place.is_dir()
+        if what not in MODELS and (lora or prompt):
+            fail(f"{'--lora' if lora else '--prompt'} belongs to a model; a job and a receipt have their own")
+        if step is not None and not is_job:
+            fail(f"--step {step}: chooses one of a job's LoRAs; give the job's folder")
+        if is_job:
+            graph = _of_job(place, step)
+        elif place.is_file() and what not in MODELS:
+            graph, needs = workflows.of_receipt(replay.read(place))
+        else:
+            files = {"" if name == "path" else name: path.name for name, path in lora_files(lora or []).items()}
+            graph = workflows.of_model(spec_of(what), prompt or "a photo of [trigger]", files)
+            needs = [f"the LoRA {name} in models/loras" for name in files.values()]
+        try:
+            output.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"--output {output}: {error.strerror}; name a place that can be written")
+    typer.echo(f"{output}: drop it on ComfyUI" + "".join(f"; it needs {thing}" for thing in needs))
+
+
+def _of_job(place: Path, step: int | None) -> Any:
+    from lora_drift.harness import comfy as workflows
+    from lora_drift.harness.trainer.jobs import folder, plan, reader, sample_options
+
+    sample_options.options(place, step, {})  # refuses a step that the job has not
+    job = reader.read(place, sampled=False)
+    spec = plan.plan(job, folder.Folder((), folder.checkpoints(place, job, []), ())).spec
+    frames = job.process.sample.num_frames if job.process.sample and spec.kind == "video" else 1
+    return workflows.of_job(place.resolve(), spec, frames, -1 if step is None else step)
