@@ -60,6 +60,13 @@ NOT_RUN = {
         "lora-drift coverage *": LONG,
         "lora-drift fuzz *": TRAINER,
     },
+    "docs/comfyui.md": {
+        "git clone *": NETWORK,
+        "pip install *": NETWORK,
+        "ln -s *": "needs ComfyUI, a checkout of which this repository does not have",
+        "lora-drift comfy *": "tests/test_comfyui.py writes and renders such workflows",
+        "pytest -m comfyui *": "needs ComfyUI, a checkout of which this repository does not have",
+    },
     "docs/diagnose.md": {
         "lora-drift diagnose --results *": "needs a case that drifts; tests/test_diagnose.py has one",
         "lora-drift report *": "makes a page of what was not run",
