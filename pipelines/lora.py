@@ -40,6 +40,9 @@ PARTS = {
 }
 OLD_LOKR_PREFIX = "lycoris_"
 """`old_lokr_format: true`: module paths with underscores, for every transformer (toolkit/network_mixins.py)."""
+AGAIN = "Take the file again from where it was trained or downloaded, or convert it anew."
+OTHER_SIZE = "a LoRA for a model of another size; name the model that it was trained for."
+"""What to do about a file that is damaged, or for something else."""
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Component -> module path -> weight shape of every Linear and Conv2d."""
@@ -225,7 +228,8 @@ def _read_one(
         module = f"{places[name][0].component}.{places[name][0].module}"
         group = groups.setdefault(name, {})
         if part in group or changed.setdefault(module, name) != name:
-            raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key})")
+            raise LoraError(f"{path}: {module} is changed twice, under two spellings of one key (the second is {key}). "
+                            f"{AGAIN}")  # fmt: skip
         group[part] = tensor
     if not groups or (unmatched and not allow_partial):
         raise LoraError(
@@ -288,7 +292,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise LoraError(_broken(path, error)) from error
     if not tensors:
-        raise LoraError(f"{path}: holds no tensors")
+        raise LoraError(f"{path}: holds no tensors. {AGAIN}")
     # Not an alpha: that of a LoKr with whole factors means nothing, and the trainer saves it as infinity in float16.
     weights = {key: tensor for key, tensor in tensors.items() if not key.endswith("alpha")}
     broken = next((key for key, tensor in weights.items() if not tensor.float().isfinite().all()), None)
@@ -412,22 +416,23 @@ def _change(
     except (RuntimeError, IndexError) as error:  # factors that do not multiply, or not to the weight's size
         sizes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items())
         raise LoraError(f"{path}: {name} has parts of sizes {sizes}, but {target.module} has {shape}: "
-                        "a LoRA for a model of another size") from error  # fmt: skip
+                        f"{OTHER_SIZE}") from error  # fmt: skip
     if found != shape:
         raise LoraError(f"{path}: {name} changes a weight of shape {found}, but {target.module} has {shape}: "
-                        "a LoRA for a model of another size")  # fmt: skip
+                        f"{OTHER_SIZE}")  # fmt: skip
     return made({part: tensor.float() for part, tensor in parts.items()})
 
 
 def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Target, usual: float) -> LowRank:
     if "down" not in parts or "up" not in parts:
-        raise LoraError(f"{path}: {name} has only {' and '.join(parts)}; the other half of the pair is missing")
+        raise LoraError(f"{path}: {name} has only {' and '.join(parts)}; the other half of the pair is missing. "
+                        f"{AGAIN}")  # fmt: skip
     rank = parts["down"].shape[0] if parts["down"].dim() > 1 else 0
     if rank == 0 or parts["up"].dim() < 2:
         raise LoraError(f"{path}: {name} has shapes {tuple(parts['down'].shape)} and {tuple(parts['up'].shape)}: "
-                        "not a LoRA pair, or a LoRA for a model of another size")  # fmt: skip
+                        f"not a LoRA pair, or {OTHER_SIZE}")  # fmt: skip
     if parts["up"].shape[1] != rank:
-        raise LoraError(f"{path}: {name} has rank {rank} in one half and {parts['up'].shape[1]} in the other")
+        raise LoraError(f"{path}: {name} has rank {rank} in one half and {parts['up'].shape[1]} in the other. {AGAIN}")
     magnitude = parts.get("magnitude")
     if magnitude is not None and target.rows is not None:
         magnitude = magnitude[target.rows]
@@ -438,7 +443,7 @@ def _low_rank(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: 
 def _alpha(path: Path, name: str, parts: Mapping[str, torch.Tensor]) -> float:
     numbers = parts["alpha"].flatten().tolist()
     if len(numbers) != 1:
-        raise LoraError(f"{path}: the alpha of {name} is {len(numbers)} numbers instead of one")
+        raise LoraError(f"{path}: the alpha of {name} is {len(numbers)} numbers instead of one. {AGAIN}")
     if not math.isfinite(numbers[0]):
         raise LoraError(_diverged(path, f"the alpha of {name}"))
     return float(numbers[0])
@@ -449,7 +454,7 @@ def _lokr(path: Path, name: str, parts: Mapping[str, torch.Tensor], target: Targ
         if which in parts:
             return parts[which]
         if f"{which}_a" not in parts or f"{which}_b" not in parts:
-            raise LoraError(f"{path}: {name} lacks lokr_{which}; it has {', '.join(parts)}")
+            raise LoraError(f"{path}: {name} lacks lokr_{which}; it has {', '.join(parts)}. {AGAIN}")
         return parts[f"{which}_a"] @ parts[f"{which}_b"]
 
     w1, w2 = factor("w1"), factor("w2")

@@ -197,8 +197,11 @@ def written(header: dict[str, Any], path: Path) -> Path:
 
 
 def assert_told(error: LoraError, file: Path, header: dict[str, Any]) -> None:
-    """It names the file, what of the file is meant, and a remedy that `sample` has, if any."""
+    """It names the file, what of the file is meant, and what to do: an option that `sample` has, another file, or none
+    but to leave a format that is not read."""
     assert str(error).startswith(f"{file}: ") and error.remedy in ("", *REMEDIES)
+    to_do = ("Is it a LoRA for another model?", "not read", "not applied", lora.AGAIN, lora.OTHER_SIZE)
+    assert error.remedy or any(words in error.problem for words in to_do), error
     modules = {lora_formats.split(key, lora.PARTS).name for key in header} - {""}
     assert any(name in error.problem for name in {*header, *modules, "lora_adapter_metadata"}), error
 
