@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
+from packaging.version import Version
 
 from lora_drift.pipelines import MODELS, runtime, spec_of, text
 from lora_drift.pipelines import load as load_model
@@ -25,6 +26,7 @@ OF_OLD, OF_NEW = (
     json.loads((HERE / f"tokens-{version}.json").read_text(encoding="utf-8"))["encoders"] for version in ("4.57", "5.5")
 )
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+OF_T5 = {"flux 2", "hidream 3", "wan", *(name for name in record.ENCODERS if "T5" in name)}
 
 
 @pytest.fixture
@@ -48,6 +50,10 @@ def load(tmp_path: Path) -> Callable[..., Any]:
 def test_every_text_is_read_as_in_the_trainer(
     row: ModelSpec, made: dict[str, Any], name: str, load: Callable[..., Any]
 ) -> None:
+    if row is NEW and name in OF_T5 and Version(transformers.__version__) < Version("5.5"):
+        with pytest.raises(RequestError, match=r"reads prompts as transformers 5\.5 does"):
+            load(name, row)
+        return
     tokenizer, encoder = load(name, row), record.ENCODERS[name]
     ours = {about: record.short(record.ids(tokenizer, encoder, text)) for about, text in record.AWKWARD.items()}
     assert ours == made[name]["awkward"]
