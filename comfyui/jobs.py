@@ -86,6 +86,7 @@ def state(folder: str) -> str:
 
 
 def _rendered(place: Path, step: int | None, number: int, prompt: str) -> tuple[Any, ...]:
+    from lora_drift.harness.cli.sample import lora_files
     from lora_drift.harness.trainer.jobs import folder, plan, reader, sample_options
     from lora_drift.harness.trainer.jobs.job_file import Sampling
 
@@ -101,15 +102,13 @@ def _rendered(place: Path, step: int | None, number: int, prompt: str) -> tuple[
     settings = plan.settled(planned, wanted[number])
     loading = render.Loading(planned.spec.toolkit, planned.base, planned.dtype, planned.quantization)
     pipeline = render.held().pipeline(planned.model, loading)
-    files = dict(
-        text.split("=", 1) if text.startswith(("high=", "low=")) else ("path", text) for text in chosen["lora"]
-    )
+    files = lora_files(chosen["lora"])
     if files:
         multipliers = {settings.multiplier}
         for request in wanted:  # samples of several multipliers keep a LoRA out of the weights
             with suppress(RequestError):
                 multipliers.add(plan.settled(planned, request).multiplier)
-        pipeline = pipeline.with_lora(**files, mode=plan.lora_mode(planned, job, multipliers))
+        pipeline = pipeline.with_lora(**files, mode=plan.lora_mode(planned, job, multipliers))  # type: ignore[arg-type]
     names = {path: Path(path).name for path in (*settings.control, *settings.shown)}
     told = {"name": job.name, "not_honoured": [*planned.notes, *notes]}
     return render.rendered(pipeline, settings, names, job=told)

@@ -8,6 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
+from lora_drift.harness.comfy import AS_TRAINER
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.quantize import Quantization
 
@@ -16,7 +17,6 @@ from . import jobs, render
 LORA = io.Custom("LORA_DRIFT_LORA")
 LOADING = io.Custom("LORA_DRIFT_MODEL")
 CATEGORY = "lora-drift"
-AS_TRAINER = "as the trainer"
 BY_PATH = "(by path)"
 
 
