@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lora_drift.harness.check.divergence import CONTROL, NEGATIVE, NOISE, POSITIVE
-from lora_drift.harness.deviations.library.base import Subject, called_with, hooked, patched, variation, wrapped
+from lora_drift.harness.deviations.library.base import Subject, called_with, patched, variation, wrapped
 from lora_drift.pipelines import images
 
 EDIT = ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511")
@@ -423,13 +423,13 @@ def negative_prompt_sees_the_same_picture(s: Subject) -> Iterator[Subject]:
     "control",
     shows=POSITIVE,
     source="transformers 5 with Diffusers to 0.42: picture tokens are not marked, so they get the positions of words",
-    applies=lambda s: _sees(s) and "mm_token_type_ids" in inspect.signature(s.pipe.text_encoder.forward).parameters,
+    applies=lambda s: (
+        _sees(s)
+        and s.spec.own["seen_in_place"]
+        and "mm_token_type_ids" in inspect.signature(s.pipe.text_encoder.forward).parameters
+    ),
 )
 def picture_tokens_not_marked(s: Subject) -> Iterator[Subject]:
     """The text encoder counts picture tokens like words."""
-
-    def change(inputs: dict[str, Any]) -> dict[str, Any]:
-        return {**inputs, "mm_token_type_ids": torch.zeros_like(inputs["input_ids"])}
-
-    with hooked(s.pipe.text_encoder, change):
+    with patched(s.pipe.text_encoder, "pictures_in_place", False):
         yield s

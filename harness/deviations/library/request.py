@@ -142,18 +142,20 @@ def size_rounded_up(s: Subject) -> Iterator[Subject]:
     yield s.but(width=width, height=height)
 
 
+def _other_frames(s: Subject) -> int:
+    """Frames by the rule that the trainer has not for this model."""
+    return resolve(replace(s.spec, frames_floored=not s.spec.frames_floored), s.request).num_frames
+
+
 @variation(
     "request",
     shows=SIZE,
     source="families/wan.py: 8 frames become 5 or 9; newer Diffusers rounds LTX-2's otherwise than the trainer",
-    applies=lambda s: (
-        s.request.num_frames is not None and s.spec.frame_step > 1 and s.request.num_frames % s.spec.frame_step != 1
-    ),
+    applies=lambda s: _other_frames(s) != s.settings.num_frames,
 )
 def frame_count_of_another_stack(s: Subject) -> Iterator[Subject]:
     """A frame count between two legal ones goes to the other of them."""
-    spec = replace(s.spec, frames_floored=not s.spec.frames_floored)
-    yield s.but(num_frames=resolve(spec, s.request).num_frames)
+    yield s.but(num_frames=_other_frames(s))
 
 
 @variation(
