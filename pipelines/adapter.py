@@ -6,7 +6,7 @@ merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines.lora import Delta, LoKr, Lora, LowRank, on_device
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 Modules = set[Any]
+RENDERS_IN = 8 * 2**30
+"""Bytes that are left free for renders where original weights stay on the device: a picture of 1024x1024 takes 2.6 GB
+beside the weights, a video of 41 frames 6 GB (docs/performance.md). What takes more sends them away (`make_room`)."""
 
 
 class Adapter:
     """The LoRA state of the parts of a model that LoRAs change: its denoisers, perhaps its text encoders.
 
     Merging keeps the original weights aside, so that taking out restores their exact bits (the trainer subtracts,
-    which leaves rounding behind in its own base weights). The next LoRA merges into those that are kept, so that they
-    leave the device once only, which takes longer than all the rest.
+    which leaves rounding behind in its own base weights), and the next LoRA merges into those. They stay where they are
+    if a render still fits beside them, for moving them takes longer than all the rest; else they lie in main memory.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], changed: Callable[[], None] = lambda: None) -> None:
@@ -33,6 +36,7 @@ class Adapter:
         self.parts, self._changed = parts, changed
         self._state: tuple[Any, ...] | None = ()  # that of no LoRA, nor of the base: the first call prepares it
         self._originals: dict[Any, torch.Tensor] = {}
+        self._stay = False
         self._hooks: list[Any] = []
 
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
@@ -48,6 +52,8 @@ class Adapter:
         merged = Modules()
         try:
             if lora is not None:
+                changed = {self._module(delta) for delta in lora.deltas} if mode == "merged" else Modules()
+                self._stay = fit(module.weight for module in changed - self._originals.keys())
                 for delta in lora.deltas:
                     self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
             self._restore(self._originals.keys() - merged)
@@ -59,7 +65,7 @@ class Adapter:
         self._state = state
 
     def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: Modules) -> None:
-        module: Any = self.parts[delta.component].get_submodule(delta.module)
+        module = self._module(delta)
         packed = isinstance(module, Packed)
         change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
         if isinstance(change, LowRank) and change.magnitude is not None:
@@ -68,13 +74,22 @@ class Adapter:
             assert not packed, "a quantised weight takes no change"
             weight = module.weight.data
             if module not in self._originals:
-                self._originals[module] = weight.to("cpu", copy=True)
+                self._originals[module] = weight if self._stay else in_main_memory(weight)
             elif module not in merged:
                 weight = self._originals[module].to(weight.device)
             merged.add(module)
             module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)
         elif multiplier != 0:
             self._hooks.append(module.register_forward_hook(live(change, module, multiplier)))
+
+    def make_room(self) -> bool:
+        """Send the originals that stayed on a device to main memory; False: there were none."""
+        there = {module: weight for module, weight in self._originals.items() if weight.device.type != "cpu"}
+        self._originals |= {module: in_main_memory(weight) for module, weight in there.items()}
+        return bool(there)
+
+    def _module(self, delta: Delta) -> Any:
+        return self.parts[delta.component].get_submodule(delta.module)
 
     def _unhook(self) -> None:
         for hook in self._hooks:
@@ -84,6 +99,30 @@ class Adapter:
     def _restore(self, modules: Modules) -> None:
         for module in modules:
             module.weight.data = self._originals.pop(module).to(module.weight.device)
+
+
+def fit(weights: Iterable[torch.Tensor]) -> bool:
+    """Do these weights fit on their device once more, and a render beside them? Of the CPU's that is not asked."""
+    import torch
+
+    needed: dict[torch.device, int] = {}
+    for weight in weights:
+        needed[weight.device] = needed.get(weight.device, 0) + weight.nbytes
+    for device, size in needed.items():
+        if device.type not in ("cpu", "cuda"):
+            return False
+        if device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            if torch.cuda.mem_get_info(device)[0] + unused < size + RENDERS_IN:
+                return False
+    return True
+
+
+def in_main_memory(weight: torch.Tensor) -> torch.Tensor:
+    """A copy; of a CUDA device's in pinned memory, which moves several times as fast."""
+    import torch
+
+    return torch.empty_like(weight, device="cpu", pin_memory=weight.device.type == "cuda").copy_(weight)
 
 
 def scaled(change: LowRank | LoKr, multiplier: float) -> torch.Tensor:

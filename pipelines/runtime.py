@@ -190,7 +190,22 @@ class Pipeline:
         return self.render(resolve(self.spec, request), on_step=on_step)
 
     def render(self, settings: Settings, *, on_step: StepCallback | None = None, watch: Watch = nullcontext) -> Output:
-        """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it)."""
+        """Render resolved settings. `watch(pipe)` is entered around the Diffusers call (the harness traces with it).
+
+        Where the device's memory is too small for it and for the original weights below a LoRA, these leave, and it
+        begins again.
+        """
+        import torch
+
+        try:
+            return self._render(settings, on_step, watch)
+        except torch.OutOfMemoryError:
+            if not self.base.adapter.make_room():
+                raise
+        torch.cuda.empty_cache()
+        return self._render(settings, on_step, watch)
+
+    def _render(self, settings: Settings, on_step: StepCallback | None, watch: Watch) -> Output:
         import numpy as np
         import torch
 

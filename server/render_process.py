@@ -188,15 +188,12 @@ class Renderer:
         Raises:
             RequestError, Cancelled, Changed, and whatever else goes wrong.
         """
-        try:
-            return self._render(job, pipe)
-        except Exception as error:
-            others = [key for key in self._bases if key != job.base]
-            if not self.is_out_of_memory(error) or not others:
-                raise
-        for key in others:
-            self._drop(key)
-        return self._render(job, pipe)
+        while True:
+            try:
+                return self._render(job, pipe)
+            except Exception as error:
+                if not self.is_out_of_memory(error) or not self._make_room(job.base):
+                    raise
 
     def _render(self, job: Job, pipe: Connection) -> dict[str, Any]:
         started = time.perf_counter()
@@ -268,6 +265,19 @@ class Renderer:
             self._bases[key], self._sizes[key] = base, sum(tensors.values())
         self._bases.move_to_end(key)
         self._trim(self._budget, keep=1)
+
+    def _make_room(self, wanted: str) -> bool:
+        """Send the original weights below LoRAs to main memory, and next time the base models but the wanted one away;
+        False: nothing is left to send."""
+        import torch
+
+        others = [key for key in self._bases if key != wanted]
+        if [key for key, pipeline in self._bases.items() if pipeline.base.adapter.make_room()]:
+            torch.cuda.empty_cache()
+            return True
+        for key in others:
+            self._drop(key)
+        return bool(others)
 
     def _trim(self, budget: float, *, keep: int) -> None:
         while len(self._bases) > keep and sum(self._sizes[key] for key in self._bases) > budget:

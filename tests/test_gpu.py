@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lora_drift.harness.check import results
+from lora_drift.harness.check import cases, results, runner
 from lora_drift.harness.paths import ROOT
+from lora_drift.pipelines import adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -32,6 +34,29 @@ def broken(pipeline, settings):
 
 runner.Bench.render = staticmethod(broken)
 """
+
+
+@pytest.mark.parametrize("stay", [True, False], ids=["on the device", "in main memory"])
+def test_original_weights_come_back_to_the_bit_wherever_they_lay(stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner.use_minihub()
+    monkeypatch.setattr(adapter, "fit", lambda _weights: stay)
+    bench = runner.Bench("cuda", "bfloat16")
+    case = cases.load(cases.CASES / "flux" / "lora.yaml")
+    pipeline = bench.pipeline(case, bench.golden(case))
+    loras = pipeline.base.adapter
+    parts = [parameter for part in loras.parts.values() for parameter in part.parameters()]
+    before = [parameter.detach().clone() for parameter in parts]
+    for lora in (pipeline.lora, replace(pipeline.lora, sha256=("another",)), None):
+        loras.set(lora, 0.8)
+        assert loras.make_room() is (stay and lora is not None), "what lay on the device lies there no more"
+    assert all(map(torch.equal, before, parts)) and {p.device.type for p in parts} == {"cuda"}
+
+
+def test_a_lora_leaves_room_for_a_render() -> None:
+    some = [torch.empty(2**20, device="cuda")]
+    assert adapter.fit(some)
+    free, _ = torch.cuda.mem_get_info()
+    assert not adapter.fit([torch.empty(free // 4 * 3, dtype=torch.uint8, device="cuda")])
 
 
 @pytest.mark.parametrize("fault", FAULTS)

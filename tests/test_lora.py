@@ -151,6 +151,38 @@ def test_the_base_is_whole_after_a_merge_that_failed_half_way(
         base.base.adapter.set(None)  # whatever was found here, the tests that follow need a whole base
 
 
+def test_originals_stay_where_they_are(pipeline_of: PipelineOf, lora_of: LoraOf) -> None:
+    """Moving or copying them takes longer than all the rest of putting in a LoRA."""
+    base = pipeline_of("sd15")
+    pixels(base)
+    weights = [p.data_ptr() for part in base.base.adapter.parts.values() for p in part.parameters()]
+    pixels(base.with_lora(lora_of("sd15/lora"), mode="merged"))
+    pixels(base)
+    assert weights == [p.data_ptr() for part in base.base.adapter.parts.values() for p in part.parameters()]
+
+
+def test_a_render_that_finds_too_little_memory_begins_again_once_originals_left(
+    pipeline_of: PipelineOf, lora_of: LoraOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("sd15").with_lora(lora_of("sd15/lora"), mode="merged")
+    expected = pixels(pipeline)
+    render, tries = Pipeline._render, []
+
+    def first_full(*args: Any) -> Any:
+        tries.append(args)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return render(*args)
+
+    monkeypatch.setattr(Pipeline, "_render", first_full)
+    monkeypatch.setattr(Adapter, "make_room", lambda _: True)
+    assert pixels(pipeline) == expected
+    tries.clear()
+    monkeypatch.setattr(Adapter, "make_room", lambda _: False)
+    with pytest.raises(torch.OutOfMemoryError):
+        pixels(pipeline)
+
+
 # ------------------------------------------------------------------------------------------------------- other state
 
 
