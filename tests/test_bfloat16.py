@@ -11,15 +11,14 @@ from lora_drift.harness.check import cases, goldens, runner, tolerances
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.harness.check.runner import Bench
-from lora_drift.harness.environment import facts
 
 MODELS = sorted({case.model for case in cases.load_all()})
 
 
-def check(model: str, out: Path, *, controls: bool) -> tuple[Result, Golden]:
+def check(model: str, out: Path, *, controls: bool, capability: str = "") -> tuple[Result, Golden]:
     runner.use_minihub()
     torch.set_num_threads(1)
-    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=controls)
+    bench = Bench("cpu", "bfloat16", tag=tags.newest(), controls=controls, capability=capability)
     case = cases.load(cases.CASES / model / "lora.yaml")
     return runner.check(bench, case, out), bench.golden(case)
 
@@ -32,17 +31,12 @@ def test_a_lora_in_bfloat16_is_the_trainers(model: str, tmp_path: Path) -> None:
     assert ("not equal" in (result.message or "")) is elsewhere  # at home, the tolerance is 0
 
 
-@pytest.fixture
-def foreign_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This processor says that it is a GPU without goldens of its own."""
-    gpu = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}
-    monkeypatch.setattr(runner, "facts", lambda _device, dtype: facts("cpu", dtype) | gpu)
-    monkeypatch.setattr(runner, "_need", lambda _device: None)
+FOREIGN = "8.0"
+"""The compute capability of a GPU without goldens of its own, an A100."""
 
 
-@pytest.mark.usefixtures("foreign_gpu")
 def test_a_gpu_without_goldens_is_held_to_those_of_the_nearest_and_says_what_that_proves(tmp_path: Path) -> None:
-    result, golden = check("flux", tmp_path, controls=True)
+    result, golden = check("flux", tmp_path, controls=True, capability=FOREIGN)
     assert (result.verdict, golden.environment["gpu"]) == ("match", "NVIDIA H100 80GB HBM3"), result.message
     assert "recorded on sm90" in result.message and "not equal" in result.message
     assert all(control.caught for control in result.controls) and len(result.controls) >= 5
@@ -50,12 +44,11 @@ def test_a_gpu_without_goldens_is_held_to_those_of_the_nearest_and_says_what_tha
     assert judged >= {"latents_rel_l2", "pixel_max", "pixel_mean", "ssim", "flip"}
 
 
-@pytest.mark.usefixtures("foreign_gpu")
 def test_a_mistake_in_half_precision_is_no_difference_between_architectures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Golden, "noise_stream", "torch-2.13")
-    result, _ = check("flux", tmp_path, controls=False)
+    result, _ = check("flux", tmp_path, controls=False, capability=FOREIGN)
     assert result.verdict == "drift" and "ssim" in result.message, result.message
 
 

@@ -127,6 +127,7 @@ FAST = {
         "saved as jpeg": PICTURE,
     },
     "flux/quantized": {"base not quantised": POSITIVE},
+    "qwen_image_edit_plus/ctrl-img": {"picture tokens not marked": POSITIVE},
     "flux2_klein_4b/reference": {
         "mu of stock diffusers": SCHEDULE,
         "references at the size of the picture": CONTROL,
@@ -179,6 +180,20 @@ def test_a_variation_that_cannot_be_rendered_is_not_counted_as_caught(monkeypatc
     assert not mutation_report.passing([outcome])
 
 
+def test_half_precision_on_a_gpu_without_goldens_is_judged_by_the_nearest_set() -> None:
+    runner.use_minihub()
+    where, wanted = mutation.Where("cpu", "bfloat16", "8.0"), ("lora off", "levels truncated")
+    found = mutation.outcomes("flux", [], runner.newest_tag(), lambda _model, name: name in wanted, where)
+    verdicts = {outcome.variation: (outcome.verdict, outcome.case.partition("/")[0]) for outcome in found}
+    # Half a level is less than what two architectures differ by; without its LoRA it is another picture.
+    assert verdicts == {"lora off": ("caught", "flux"), "levels truncated": ("survived", "flux")}
+
+
+def test_a_compute_capability_is_a_number() -> None:
+    done = CliRunner().invoke(app, ["mutate", "--capability", "sm80"])
+    assert (done.exit_code, "--capability sm80" in done.stderr) == (2, True)
+
+
 def test_an_unknown_model_is_named_before_anything_renders() -> None:
     done = CliRunner().invoke(app, ["mutate", "--model", "sd16"])
     assert done.exit_code == 2
@@ -206,7 +221,7 @@ def test_the_report_lists_survivors_arguments_and_misnamed_boundaries(tmp_path: 
     found = [outcome(), outcome(variation="karras sigmas", verdict="survived", distance=1e-7),
              outcome(variation="live for merged", verdict="equivalent", note="the same sum in another order"),
              outcome(variation="one step more", named=NOISE, boundary="step0/noise", truth=SCHEDULE)]  # fmt: skip
-    text = mutation_report.write(found, "v1", tmp_path / "mutation").read_text()
+    text = mutation_report.write(found, "v1", out=tmp_path / "mutation").read_text()
     assert "2 of 3 caught, 1 equivalent" in text
     assert "flux: karras sigmas (largest on flux/lora" in text and "SURVIVED" in text
     assert "the same sum in another order" in text

@@ -83,12 +83,15 @@ class Bench:
         controls: bool = True,
         floor: bool = False,
         profile: str = "reference",
+        capability: str = "",
         goldens: Path = goldens.GOLDENS,
         known: Path = known.KNOWN,
     ) -> None:
         """`dtype`: None is float32 on the CPU and bfloat16 elsewhere, as the trainer has it. `floor`: measure the noise
-        floor of every case, too. `goldens`: folder; `known`: file of known drifts."""
+        floor of every case, too. `capability`: judge as on a GPU of this compute capability ("8.0"). `goldens`: folder;
+        `known`: file of known drifts."""
         self.device, self.controls, self.floor, self.profile = device, controls, floor, profile
+        self.capability = capability
         self.goldens, self.known = Path(goldens), Path(known)
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         self.tag = tag or newest_tag()
@@ -104,7 +107,13 @@ class Bench:
     @property
     def environment(self) -> dict[str, Any]:
         profile = {} if self.profile == "reference" else {"profile": self.profile}
-        return {**facts(self.device, self.dtype), **profile}
+        return {**facts(self.device, self.dtype), **profile, **self._supposed()}
+
+    def _supposed(self) -> dict[str, str]:
+        if not self.capability:
+            return {}
+        name = f"a GPU of compute capability {self.capability}, supposed"
+        return {"device": "cuda", "gpu": name, "compute_capability": self.capability}
 
     def golden(self, case: Case, environment: Mapping[str, Any] | None = None) -> Golden:
         """The golden of `case` for this device and dtype, or for another environment, checked (`goldens.load`)."""

@@ -1,5 +1,6 @@
 """Every variation on every model (`mutate`), and every model on every library release (`matrix`)."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,25 +22,40 @@ def mutate(
         Path | None, typer.Option("--json", help="write a line of JSON for each variation to this file")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the file of --json")] = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    capability: Annotated[
+        str,
+        typer.Option(
+            metavar="MAJOR.MINOR",
+            help="judge as on a GPU of this compute capability, e.g. 8.0: one without goldens is held to the nearest "
+            "set, within what architectures differ by",
+        ),
+    ] = "",
 ) -> None:
     """Render every known mistake (variation) on every model: would its cases notice it, and name the right stage?
 
-    A run of all models writes reports/mutation.json and .md. Exits with 1 when a variation survives.
+    A run of all models writes reports/mutation.json and .md; in half precision the names say which goldens judged, as
+    in mutation-sm90-bfloat16.md. Exits with 1 when a variation survives.
     """
     with user_errors(needs="check"):
-        from lora_drift.harness.check import runner
+        from lora_drift.harness.check import goldens, runner
         from lora_drift.harness.deviations import mutation, mutation_report
         from lora_drift.pipelines import MODELS
 
-        tag = runner.newest_tag()
+        if capability and not re.fullmatch(r"\d+\.\d", capability):
+            fail(f"--capability {capability}: a number like 8.0 or 12.1")
+        tag, where = runner.newest_tag(), mutation.Where(device, dtype, capability)
         file = results or Path("build") / "mutation.jsonl"
         with progress("mutating", len(model or MODELS), quiet=False) as advance:
             found = mutation.run(
-                model or [], case or [], tag=tag, workers=workers, file=file.resolve(), resume=resume, progress=advance
-            )
+                model or [], case or [], tag=tag, where=where, workers=workers, file=file.resolve(), resume=resume,
+                progress=advance,
+            )  # fmt: skip
         mutation_report.show(found)
         if not model and not case:
-            typer.echo(f"report: {mutation_report.write(found, tag)}")
+            variant = goldens.variant(where.bench(tag).environment)
+            typer.echo(f"report: {mutation_report.write(found, tag, variant)}")
         raise typer.Exit(0 if mutation_report.passing(found) else 1)
 
 

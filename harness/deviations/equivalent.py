@@ -10,3 +10,4 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     "the connectors read masked places as zeros: the words come out as without padding, but for rounding.",
 }
 """(variation, model; "" for all) -> the argument. Only a survivor is excused by it; what is caught counts as caught."""
+ROUNDED_ALREADY = "In half precision it changes no bit of the latents: what it would round has been rounded already."

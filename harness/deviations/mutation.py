@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from lora_drift.harness.check import cases, divergence, metrics, runner, tolerances
+from lora_drift.harness.check import cases, divergence, goldens, metrics, runner, tolerances
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import Metric
 from lora_drift.harness.check.runner import Bench, encodings_kept
 from lora_drift.harness.check.trace import Rendered, Trace
-from lora_drift.harness.deviations.equivalent import EQUIVALENT
+from lora_drift.harness.deviations.equivalent import EQUIVALENT, ROUNDED_ALREADY
 from lora_drift.harness.deviations.library import LIBRARY, Subject, Variation
 from lora_drift.pipelines.files import lines_of
 
@@ -68,20 +68,39 @@ class Prepared:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Where:
+    """On what the variations are rendered, and how they are judged."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    """None: float32 on the CPU, bfloat16 elsewhere."""
+    capability: str = ""
+    """Judge as on a GPU of this compute capability: one without goldens is held to the nearest set, within what
+    architectures differ by."""
+
+    def bench(self, tag: str) -> Bench:
+        return Bench(self.device, self.dtype, tag=tag, capability=self.capability)
+
+
 class NotMatching(RuntimeError):
     """A case does not match without any variation, so it cannot judge one."""
 
 
 def outcomes(
-    model: str, only_cases: list[str], tag: str, wanted: Callable[[str, str], bool], device: str = "cpu"
+    model: str, only_cases: list[str], tag: str, wanted: Callable[[str, str], bool], where: Where | None = None
 ) -> Iterator[Outcome]:
-    """Every variation that applies to a case of `model` and is `wanted(model, variation)`.
+    """Every variation that applies to a case of `model` and is `wanted(model, variation)`. In half precision the cases
+    are those that the set of goldens has.
 
     Raises:
         NotMatching: a case is red already.
+        Missing: in float32, a case without a golden.
     """
-    bench = Bench(device, tag=tag)
+    bench = (where or Where()).bench(tag)
     chosen = cases.choose(cases.load_all(), [model], only_cases, tag=tag)
+    if bench.dtype != "float32":
+        chosen = [case for case in chosen if _recorded(bench, case)]
     prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
     prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
@@ -92,6 +111,14 @@ def outcomes(
             applying = [p for p in prepared if variation.applies(p.subject)]
             if applying and wanted(model, variation.name):
                 yield _outcome(bench, variation, applying)
+
+
+def _recorded(bench: Bench, case: Case) -> bool:
+    try:
+        bench.golden(case)
+    except goldens.Missing:
+        return False
+    return True
 
 
 def _prepare(bench: Bench, case: Case) -> Prepared:
@@ -123,6 +150,8 @@ def _outcome(bench: Bench, variation: Variation, applying: list[Prepared]) -> Ou
         if outcome.verdict != "survived":
             break
     reason = EQUIVALENT.get((variation.name, model)) or EQUIVALENT.get((variation.name, ""))
+    if bench.dtype != "float32":
+        reason = ROUNDED_ALREADY if best.distance == 0 and variation.kind in ("precision", "noise") else None
     if best.verdict == "survived" and reason:
         best = best.model_copy(update={"verdict": "equivalent", "note": reason})
     return best.model_copy(update={"seconds": round(time.perf_counter() - started, 2)})
@@ -175,7 +204,8 @@ def _measured(prepared: Prepared, ours: Rendered, bench: Bench) -> list[Metric]:
     latents = prepared.golden.latents()
     if latents.shape != ours.latents.shape:
         return [Metric(name="latents_rel_l2", value=None, gate=limits["latents_rel_l2"].limit)]
-    measured = [*metrics.latents(latents, ours.latents), *metrics.pixel_levels(prepared.reference, ours.frames)]
+    seen = metrics.pixels if "ssim" in limits else metrics.pixel_levels  # which takes longer
+    measured = [*metrics.latents(latents, ours.latents), *seen(prepared.reference, ours.frames)]
     if "audio" in prepared.golden.artefacts:
         golden = prepared.golden.audio()
         same = ours.audio is not None and golden.shape == np.asarray(ours.audio).shape
@@ -191,17 +221,18 @@ def read(path: Path) -> list[Outcome]:
     return [Outcome.model_validate(json.loads(line)) for line in whole]
 
 
-def of_model(task: tuple[str, list[str], str, list[str], Path]) -> str:
-    """Append the outcomes of one model to a file, as they come: (model, cases, tag, variations to leave out, file).
+def of_model(task: tuple[str, list[str], str, Where, list[str], Path]) -> str:
+    """Append the outcomes of one model to a file, as they come: (model, cases, tag, where, variations to leave out,
+    file).
 
     A worker of its own: it sets up the mini hub and loads the model. Returns the model's id.
     """
-    model, only_cases, tag, done, file = task
+    model, only_cases, tag, where, done, file = task
     from lora_drift.harness.hf_logging import quiet
 
     runner.use_minihub()  # before any Hugging Face library is imported, which `quiet` does
     quiet()
-    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done):
+    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done, where):
         with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
             stream.write(outcome.model_dump_json() + "\n")
     return model
@@ -212,6 +243,7 @@ def run(
     only_cases: list[str],
     *,
     tag: str,
+    where: Where,
     workers: int,
     file: Path,
     resume: bool,
@@ -232,7 +264,7 @@ def run(
     before: dict[str, list[str]] = {}
     for outcome in read(file):
         before.setdefault(outcome.model, []).append(outcome.variation)
-    tasks = [(m, only_cases, tag, before.get(m, []), file) for m in models]
+    tasks = [(m, only_cases, tag, where, before.get(m, []), file) for m in models]
     # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
     with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):

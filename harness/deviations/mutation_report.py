@@ -78,12 +78,14 @@ def _line(o: Outcome) -> str:
     return f"{o.model}: {o.variation} (largest on {o.case}{distance})" + (f": {o.note}" if o.note else "")
 
 
-def write(outcomes: list[Outcome], tag: str, out: Path = REPORT) -> Path:
-    """The committed result of a whole run; returns the path of the Markdown."""
+def write(outcomes: list[Outcome], tag: str, variant: str = "", out: Path = REPORT) -> Path:
+    """The committed result of a whole run, judged by a `variant` of a tag's goldens ("sm90-bfloat16"); returns the path
+    of the Markdown."""
     outcomes = sorted(outcomes, key=lambda o: (o.model, list(LIBRARY).index(o.variation)))
-    out.with_suffix(".json").write_text(_json(outcomes, tag), encoding="utf-8")
-    out.with_suffix(".md").write_text(_markdown(outcomes, tag), encoding="utf-8")
-    return out.with_suffix(".md")
+    text, data = (out.parent / f"{out.name}{variant and f'-{variant}'}{kind}" for kind in (".md", ".json"))
+    data.write_text(_json(outcomes, tag), encoding="utf-8")
+    text.write_text(_markdown(outcomes, f"{tag}{variant and f', {variant}'}"), encoding="utf-8")
+    return text
 
 
 def _json(outcomes: list[Outcome], tag: str) -> str:
@@ -97,14 +99,14 @@ def _json(outcomes: list[Outcome], tag: str) -> str:
     return f'{{"tag": {json.dumps(tag)}, "models": {{\n' + ",\n".join(lines) + "\n}}\n"
 
 
-def _markdown(outcomes: list[Outcome], tag: str) -> str:
+def _markdown(outcomes: list[Outcome], title: str) -> str:
     rows = ["| model | variations | caught | equivalent | survived | error | stage named |", "|---|" + "---:|" * 6]
     for model, n in per_model(outcomes).items():
         numbers = " | ".join(str(n[k]) for k in ("tried", "caught", "equivalent", "survived", "error"))
         rows.append(f"| {model} | {numbers} | {n['located']}/{n['caught']} |")
-    parts = [f"# Mutation score, {tag}", _summary(outcomes) + ".", *_equivalents(outcomes), "\n".join(rows)]
-    parts += [f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines)
-              for title, lines in _lists(outcomes) if title != "Equivalent"]  # fmt: skip
+    parts = [f"# Mutation score, {title}", _summary(outcomes) + ".", *_equivalents(outcomes), "\n".join(rows)]
+    parts += [f"## {heading}\n\n" + "\n".join(f"- {line}" for line in lines)
+              for heading, lines in _lists(outcomes) if heading != "Equivalent"]  # fmt: skip
     return "\n\n".join([*parts, "## Which case catches what", _matrix(outcomes)]) + "\n"
 
 

@@ -104,7 +104,7 @@ def autocast_to_bfloat16(s: Subject) -> Iterator[Subject]:
     """Everything runs under autocast."""
 
     def render(original: Any, pipe: Any, settings: Any, call: dict[str, Any]) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.device(s.pipeline.base.device).type, dtype=torch.bfloat16):
             return original(pipe, settings, **call)
 
     yield s.around_render(render)
