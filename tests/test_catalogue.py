@@ -98,7 +98,7 @@ def test_the_mutation_score_is_shown_once_it_was_measured(reports: Path) -> None
         Outcome(model="flux", variation="live for merged", **{**caught, "verdict": "equivalent"}),
         Outcome(model="sd15", variation="shift dropped", **caught),
     ]
-    mutation_report.write(found, "v1", reports / "mutation")
+    mutation_report.write(found, "v1", out=reports / "mutation")
     pages = catalogue.pages(Catalogue(reports))
     assert "the cases notice 1 (`lora-drift mutate`); not alpha ignored. If your picture" in pages["flux.md"]
     assert "the cases notice 1 (`lora-drift mutate`). If your picture" in pages["sd15.md"]
