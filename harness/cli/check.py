@@ -1,6 +1,7 @@
 """Cases against goldens: `check`, `report`, `known`, and `tolerances`, which measures their limits."""
 
 import json
+import re
 import webbrowser
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,10 @@ def check(
     ] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
-    workers: Annotated[int, typer.Option("--jobs", "-j", help="worker processes")] = 1,
+    workers: Annotated[
+        str,
+        typer.Option("--jobs", "-j", metavar="N", help="worker processes, or auto: one a GPU (without: one a core)"),
+    ] = "1",
     results: Annotated[
         Path | None, typer.Option("--json", help="write a line of JSON for each case to this file")
     ] = None,
@@ -46,6 +50,8 @@ def check(
 
     Exits with 0 only when every verdict is `match`, or `known` and not expired.
     """
+    if workers != "auto" and not re.fullmatch(r"[1-9]\d*", workers):
+        fail(f"--jobs {workers}: a number from 1, or auto")
     with user_errors(needs="check"):
         from lora_drift.harness.cli import session
         from lora_drift.harness.paths import ROOT

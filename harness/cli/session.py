@@ -28,7 +28,7 @@ def run(
     tag: str | None,
     device: str,
     dtype: str | None = None,
-    workers: int,
+    workers: str,
     json_file: Path | None,
     report: bool,
     verbose: bool,
@@ -53,7 +53,7 @@ def run(
         command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-cases", str(cases_folder),
                    "--drift-goldens", str(goldens_folder), "--drift-tag", tag, "--drift-device", device,
                    "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
-        command += ["-n", str(workers)] if workers > 1 else []
+        command += ["-n", workers] if workers != "1" else []
         command += ["--drift-dtype", dtype] if dtype else []
         command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
         code = _outlived(subprocess.Popen(command, cwd=ROOT))
@@ -131,7 +131,7 @@ def measured(case: str, files: list[Path] | None, tag: str | None, device: str) 
         return found
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "results.jsonl"
-        run([], [case], tag=tag, device=device, workers=1, json_file=file, report=False, verbose=False)
+        run([], [case], tag=tag, device=device, workers="1", json_file=file, report=False, verbose=False)
         return results.read(file) if file.is_file() else []
 
 
