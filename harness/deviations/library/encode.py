@@ -389,7 +389,7 @@ def padding_token_hidden(s: Subject) -> Iterator[Subject]:
     """The denoiser reads the words and no token of padding."""
 
     def change(mask: torch.Tensor) -> torch.Tensor:
-        return mask & (torch.arange(mask.shape[1]) < int(mask.sum()) - 1)
+        return mask & (torch.arange(mask.shape[1], device=mask.device) < int(mask.sum()) - 1)
 
     with _chroma_mask(change):
         yield s
@@ -439,7 +439,7 @@ def padded_before_the_text_encoder(s: Subject) -> Iterator[Subject]:
             padding="max_length",
             truncation=True,
             return_tensors="pt",
-        )
+        ).to(pipe.text_encoder.device)
         output = pipe.text_encoder(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
         )

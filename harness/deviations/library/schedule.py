@@ -396,7 +396,7 @@ def unipc_instead_of_euler(s: Subject) -> Iterator[Subject]:
     "schedule",
     shows=SCHEDULE,
     source="trainer 0.9.3 samples Wan with flow-matching Euler, older ones with UniPC; so do ComfyUI's Wan workflows",
-    applies=_unipc,
+    applies=lambda s: _unipc(s) and s.spec.id != "hidream",  # whose render sets UniPC's own second shift
 )
 def euler_instead_of_unipc(s: Subject) -> Iterator[Subject]:
     """UniPC is replaced by Euler with the same shift."""
