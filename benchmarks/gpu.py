@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from lora_drift.harness.minihub import full  # noqa: E402
 from lora_drift.harness.studies.speed import table  # noqa: E402
+from lora_drift.harness.studies.speed.accelerators import RECIPES  # noqa: E402
 from lora_drift.harness.studies.speed.plan import Plan  # noqa: E402
 from lora_drift.pipelines.files import lines_of  # noqa: E402
 from lora_drift.pipelines.profiles import PROFILES  # noqa: E402
@@ -39,6 +40,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="timed pictures of each (%(default)s)")
     parser.add_argument("--profile", action="append", default=[], choices=PROFILES[1:], help="measure it, too; "
                         "repeatable")  # fmt: skip
+    parser.add_argument("--beside", action="append", default=[], choices=RECIPES, metavar="RECIPE", help="measure "
+                        f"stock Diffusers with a recipe of others, too: {', '.join(RECIPES)} (repeatable)")  # fmt: skip
     parser.add_argument("--without", action="append", default=[], metavar="STAGE", help="leave out: timing, floor, "
                         "deterministic, lora, offload_model, offload_group or plain_alone (repeatable)")  # fmt: skip
     parser.add_argument("--limit-s", type=float, default=3600, help="begin nothing after so many seconds; 30 later, "
@@ -64,6 +67,7 @@ def command(model: str, args: argparse.Namespace) -> str:
     given = f"--home DIR --model {model} --steps {args.steps} --repeats {args.repeats} --json FILE"
     trainer = " --trainer ai-toolkit" if args.trainer else ""
     profile = "".join(f" --profile {name}" for name in args.profile)
+    profile += "".join(f" --beside {name}" for name in args.beside)
     without = "".join(f" --without {stage}" for stage in args.without)
     device = "" if args.device == "cuda" else f" --device {args.device}"
     return f"python benchmarks/gpu.py {given}{trainer}{profile}{without}{device}"
@@ -127,7 +131,7 @@ def measure(model: str, args: argparse.Namespace, folder: Path, until: float) ->
         "settings": settings.as_dict(),
         "rank": plan.case.lora.network.linear if plan.case.lora else 0,
     }
-    for part in (*(["trainer"] if args.trainer is not None else []), "ours", *args.profile):
+    for part in (*(["trainer"] if args.trainer is not None else []), "ours", *args.profile, *args.beside):
         if time.time() < until:
             line[part] = run(part, plan, args)
         else:

@@ -4,9 +4,10 @@ import gc
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 
+from lora_drift import pipelines
 from lora_drift.harness.check import metrics, trace
 from lora_drift.harness.check.noise_floor import deterministic_kernels
 from lora_drift.harness.check.runner import LORA_FILES
@@ -21,11 +23,19 @@ from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.environment import facts
 from lora_drift.harness.studies import stock_diffusers
 from lora_drift.harness.studies.speed import loras, stopwatch
+from lora_drift.harness.studies.speed.accelerators import RECIPES
 from lora_drift.harness.studies.speed.plan import Notes, Plan
 from lora_drift.harness.studies.speed.stopwatch import GB, Stopwatch
 from lora_drift.pipelines.spec import noise_stream_of, resize_order_of
 
 Array = np.ndarray
+ORIGINALS: Mapping[str, Mapping[str, Any]] = {
+    "in_pageable_memory": {"fit": lambda _: False, "in_main_memory": lambda weight: weight.to("cpu", copy=True)},
+    "in_pinned_memory": {"fit": lambda _: False},
+    "on_device": {},
+}
+"""Where the original weights lie below a LoRA -> what makes the adapter put them there: first as it did until 0.1, then
+as it does where there is no room, and where there is."""
 SIDE = {"cuda": 8192, "cpu": 1024}
 """Of the matrices whose product gives the device's rate."""
 
@@ -52,8 +62,6 @@ class Runner:
 def load_ours(plan: Plan, watch: Stopwatch, **options: Any) -> tuple[Any, Runner]:
     """(pipeline with the LoRA, how to run it)"""
     import torch
-
-    from lora_drift import pipelines
 
     # The trainer runs on this torch and Pillow, too.
     drawn, resized = noise_stream_of(torch.__version__), resize_order_of(version("pillow"))
@@ -310,12 +318,24 @@ class Part:
         without = sorted({str(w.message).split(" ")[0] for w in warned if "deterministic" in str(w.message)})
         return {**difference(self.frames, frames), "total": seconds["total"], "operations_without": without}
 
-    def switch(self) -> dict[str, float]:
-        """Seconds to read another LoRA and to put it in the place of this one."""
+    def switch(self) -> dict[str, Any]:
+        """Seconds to read another LoRA, and to put in a first and then another, wherever the original weights lie."""
         others: dict[str, Any] = {**loras.negated(self.lora, self.plan.out)}
         other, read = self.watch.timed(lambda: self.pipeline.with_lora(**others))
-        _, switched = self.watch.timed(lambda: other.base.adapter.set(other.lora, 1.0, other.mode))
-        return {"read": read, "switch": switched}
+        adapter = self.pipeline.base.adapter
+        found: dict[str, Any] = {"read": read}
+        for place, patches in ORIGINALS.items():
+            adapter.set(None)
+            self.forget()
+            with ExitStack() as patched:
+                for name, how in patches.items():
+                    patched.enter_context(mock.patch(f"lora_drift.pipelines.adapter.{name}", how))
+                first, another = (
+                    self.watch.timed(partial(adapter.set, view.lora, 1.0, view.mode))[1]
+                    for view in (self.pipeline, other)
+                )
+            found[place] = {"first": first, "another": another}
+        return found
 
     def offloaded(self, way: str) -> dict[str, float]:
         """A render of the base with weights in main memory but while they are used.
@@ -365,12 +385,32 @@ def profiled(profile: str, plan: Plan) -> None:
     notes.add(load=runner.load_seconds, runs=runs, seconds=stopwatch.median(runs))
 
 
+def accelerated(recipe: str, plan: Plan) -> None:
+    """The part of what people use in our stead: stock Diffusers with a recipe, and how far from the reference."""
+    notes, watch = Notes(plan, recipe), Stopwatch(plan.device)
+    pipeline = pipelines.load(plan.model, device=plan.device, dtype="bfloat16")
+    runner, noted = load_plain(plan, watch, next(iter(lora_files(plan, pipeline).values())))
+    notes.add(load=runner.load_seconds, **noted)
+
+    def first() -> dict[str, Any]:
+        _, prepared = watch.timed(lambda: RECIPES[recipe](runner.pipe))
+        frames, seconds = watch.timed(runner.render)
+        return {"total": prepared + seconds, "drift": difference(np.load(plan.out / "ours.npz")["frames"], frames)}
+
+    if notes.stage("first", first) is None:
+        return
+    runs = [runner.timed(watch, plan.settings.steps)[1] for _ in range(plan.repeats)]
+    notes.add(runs=runs, seconds=stopwatch.median(runs))
+
+
 def main(part: str, plan: Plan) -> None:
     from lora_drift.harness.hf_logging import quiet
 
     quiet()
     if part == "ours":
         Part(plan).run()
+    elif part in RECIPES:
+        accelerated(part, plan)
     else:
         profiled(part, plan)
 

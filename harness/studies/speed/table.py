@@ -3,10 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lora_drift.harness.studies.speed.accelerators import RECIPES
 from lora_drift.pipelines.profiles import PROFILES
 
 Line = Mapping[str, Any]
 Row = Callable[[Line], Sequence[str]]
+STOCK = "stock Diffusers"
+FASTER = (*PROFILES[1:], *RECIPES)
+PLACES = {
+    "in_pageable_memory": "ours, originals in pageable memory (until 0.1)",
+    "in_pinned_memory": "ours, originals in pinned memory (no room on the device)",
+    "on_device": "ours, originals on the device",
+}
 CARDS = (24, 48, 80)
 """Gigabytes of usual graphics cards; what a render takes besides tensors is about one more."""
 
@@ -20,7 +28,14 @@ def render(lines: Sequence[Line]) -> str:
         ("## Seconds", table(SECONDS, [(line, stack) for line in latest for stack in ("trainer", "ours", "plain")])),
         ("## Floor", table(FLOOR, latest)),
         ("## Memory", table(MEMORY, latest)),
-        ("## Profiles", table(PROFILED, [(line, name) for line in latest for name in PROFILES[1:] if name in line])),
+        (
+            "## Profiles and recipes",
+            table(PROFILED, [(line, n) for line in latest for n in FASTER if n in line]),
+        ),
+        (
+            "## Putting in a LoRA",
+            table(LORAS, [(line, place) for line in latest for place in (*PLACES, STOCK)]),
+        ),
         ("## Not measured", [text for line in latest for text in failures(line)]),
     ]
     return "\n".join("\n".join([*([title, ""] if title else []), *body, ""]) for title, body in parts if body)
@@ -114,7 +129,7 @@ def seconds(stack: str) -> dict[str, tuple[str, ...]]:
         return {n: ("trainer", "seconds", n) for n in ("load", "lora", "encode", "step", "decode", "total")}
     timed = {n: ("ours", f"{stack}_seconds", n) for n in ("encode", "step", "decode", "total")}
     if stack == "ours":
-        return {"load": ("ours", "load"), "lora": ("ours", "lora", "switch"), **timed}
+        return {"load": ("ours", "load"), "lora": ("ours", "lora", "on_device", "another"), **timed}
     return {"load": ("ours", "plain", "load"), "lora": ("ours", "plain", "lora"), **timed}
 
 
@@ -136,7 +151,7 @@ def ratio(row: tuple[Line, str]) -> str:
 
 SECONDS: dict[str, Callable[[tuple[Line, str]], str]] = {
     "model": lambda row: model(row[0]),
-    "stack": lambda row: "stock Diffusers" if row[1] == "plain" else row[1],
+    "stack": lambda row: STOCK if row[1] == "plain" else row[1],
     **{name: stage(name) for name in ("load", "lora", "encode", "step", "decode", "total")},
     "ours / this: step / total": ratio,
 }
@@ -206,9 +221,37 @@ PROFILED: dict[str, Callable[[tuple[Line, str]], str]] = {
 }
 
 
+def seconds_of_lora(row: tuple[Line, str], *, first: bool) -> float | None:
+    """Of stock Diffusers reading and fusing, in one; the first and any other are the same there."""
+    line, place = row
+    if place == STOCK:
+        return get(line, "ours", "plain", "lora")
+    put, read = get(line, "ours", "lora", place, "first" if first else "another"), get(line, "ours", "lora", "read")
+    return None if put is None else put + read
+
+
+def lora_cell(*, first: bool, of_load: bool = False) -> Callable[[tuple[Line, str]], str]:
+    def cell(row: tuple[Line, str]) -> str:
+        value, load = seconds_of_lora(row, first=first), get(row[0], "ours", "load")
+        if value is None or (of_load and not load):
+            return ""
+        return f"{value / load:.0%}" if of_load else f"{value:.3g}"
+
+    return cell
+
+
+LORAS: dict[str, Callable[[tuple[Line, str]], str]] = {
+    "model": lambda row: model(row[0]),
+    "stack": lambda row: PLACES.get(row[1], row[1]),
+    "the first, s (read and put in)": lora_cell(first=True),
+    "another, s": lora_cell(first=False),
+    "another / loading our base": lora_cell(first=False, of_load=True),
+}
+
+
 def failures(line: Line) -> list[str]:
     found = []
-    for part in ("trainer", "ours", *PROFILES[1:]):
+    for part in ("trainer", "ours", *FASTER):
         notes = line.get(part, {})
         errors = {**notes.get("errors", {}), **({"": notes["ended"]} if "ended" in notes else {})}
         if "lora_error" in notes.get("plain", {}):

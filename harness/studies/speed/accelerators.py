@@ -1,0 +1,67 @@
+"""What people make FLUX.1 fast with: recipes for a loaded stock pipeline whose LoRA is fused, measured beside ours.
+
+They change the pipeline in place, and torch's compiler for the process. Without FlashAttention 3, which no package
+registry has: attention is cuDNN's, as in our profiles.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def flux_fast(pipe: Any) -> None:
+    """github.com/huggingface/flux-fast (README, utils/pipeline_utils.py): q, k and v in one, the decoder channels last,
+    float8 weights and inputs by torchao, torch.compile with its flags. Compiled block by block, as Diffusers advises,
+    since all of it at once takes tens of minutes."""
+    from torch._inductor import config
+
+    config.coordinate_descent_tuning = True
+    config.coordinate_descent_check_all_directions = True
+    flux_fast_untuned(pipe)
+
+
+def flux_fast_untuned(pipe: Any) -> None:
+    """The same without coordinate descent, which tries tile sizes for minutes."""
+    import torch
+    from torch._inductor import config
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
+
+    config.conv_1x1_as_mm = True
+    config.epilogue_fusion = False
+    pipe.transformer.fuse_qkv_projections()
+    pipe.vae.to(memory_format=torch.channels_last)
+    quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig())
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, mode="max-autotune-no-cudagraphs")
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune-no-cudagraphs", fullgraph=True)
+    _attend_by_cudnn(pipe.transformer)
+
+
+def torchao_float8(pipe: Any) -> None:
+    """torchao's float8 weights and inputs in compiled blocks, and nothing else."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
+
+    quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig())
+    pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    _attend_by_cudnn(pipe.transformer)
+
+
+def _attend_by_cudnn(transformer: Any) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    forward = transformer.forward
+
+    @wraps(forward)
+    def attending(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return forward(*args, **kwargs)
+
+    transformer.forward = attending
+
+
+RECIPES: dict[str, Callable[[Any], None]] = {
+    "torchao-float8": torchao_float8,
+    "flux-fast-untuned": flux_fast_untuned,
+    "flux-fast": flux_fast,
+}
+"""Name -> what it does to a pipeline. Recipes that skip steps by how little the last ones changed (cache-dit,
+Diffusers' first-block cache) are not here: with random weights that says nothing."""
