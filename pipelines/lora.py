@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from hashlib import sha256
@@ -177,14 +178,18 @@ def read(
     deltas: list[Delta] = []
     unmatched: list[str] = []
     total = 0
-    for expert, path in files.items():
-        if expert not in spec.denoisers and not (expert == "" and len(files) == 1):
-            wanted = " and ".join(f"{name}=FILE" for name in spec.denoisers) if len(spec.denoisers) > 1 else "one file"
-            raise LoraError(f"{path}: {spec.id} has no expert {expert!r}; give {wanted}")
-        found, left, count = _read_one(path, spec, shapes, targets, spec.denoisers.get(expert), allow_partial)
-        deltas += found
-        unmatched += left
-        total += count
+    with ThreadPoolExecutor() as beside:
+        digests = beside.map(_digest, files.values())  # which takes as long as reading
+        for expert, path in files.items():
+            if expert not in spec.denoisers and not (expert == "" and len(files) == 1):
+                wanted = (
+                    " and ".join(f"{name}=FILE" for name in spec.denoisers) if len(spec.denoisers) > 1 else "one file"
+                )
+                raise LoraError(f"{path}: {spec.id} has no expert {expert!r}; give {wanted}")
+            found, left, count = _read_one(path, spec, shapes, targets, spec.denoisers.get(expert), allow_partial)
+            deltas += found
+            unmatched += left
+            total += count
     coverage = Coverage(
         keys=total,
         applied=total - len(unmatched),
@@ -194,9 +199,11 @@ def read(
         scales=tuple(sorted({d.change.scale for d in deltas})),
         unmatched=tuple(unmatched),
     )
-    paths = tuple(files.values())
-    digests = tuple(sha256(p.read_bytes()).hexdigest() for p in paths)
-    return Lora(paths, digests, tuple(deltas), coverage, experts=tuple(files))
+    return Lora(tuple(files.values()), tuple(digests), tuple(deltas), coverage, experts=tuple(files))
+
+
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
 
 
 def _kind(change: LowRank | LoKr) -> str:
@@ -295,10 +302,15 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise LoraError(f"{path}: holds no tensors. {AGAIN}")
     # Not an alpha: that of a LoKr with whole factors means nothing, and the trainer saves it as infinity in float16.
     weights = {key: tensor for key, tensor in tensors.items() if not key.endswith("alpha")}
-    broken = next((key for key, tensor in weights.items() if not tensor.float().isfinite().all()), None)
+    broken = next((key for key, tensor in weights.items() if not _finite(tensor)), None)
     if broken is not None:
         raise LoraError(_diverged(path, broken))
     return tensors
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """In one pass: a NaN becomes the least and the largest."""
+    return not tensor.numel() or all(bool(value.isfinite()) for value in tensor.float().aminmax())
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -12,16 +12,24 @@ from typing import Any
 def flux_fast(pipe: Any) -> None:
     """github.com/huggingface/flux-fast (README, utils/pipeline_utils.py): q, k and v in one, the decoder channels last,
     float8 weights and inputs by torchao, torch.compile with its flags. Compiled block by block, as Diffusers advises,
-    since all of it at once takes tens of minutes."""
+    since all of it at once takes tens of minutes; so it tries tile sizes for over four minutes (an H200)."""
     from torch._inductor import config
 
     config.coordinate_descent_tuning = True
     config.coordinate_descent_check_all_directions = True
-    flux_fast_untuned(pipe)
+    _flux_fast(pipe)
 
 
 def flux_fast_untuned(pipe: Any) -> None:
-    """The same without coordinate descent, which tries tile sizes for minutes."""
+    """The same without trying: products are cuBLAS's, which won all comparisons that the tuning made in those minutes
+    (Triton's took 1.5 to 1.8 times as long), and other kernels are the compiler's first choice."""
+    from torch._inductor import config
+
+    config.max_autotune_gemm_backends = config.max_autotune_conv_backends = "ATEN"
+    _flux_fast(pipe)
+
+
+def _flux_fast(pipe: Any) -> None:
     import torch
     from torch._inductor import config
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
