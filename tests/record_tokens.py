@@ -1,5 +1,5 @@
-"""The token ids that the environment of a trainer makes of texts: prints tokens-4.57.json, or tokens-5.5.json for a tag
-of 0.9.1 or later.
+"""The token ids that the environment of a trainer makes of texts: prints what `xz -9e` packs as tokens-4.57.json.xz, or
+for a tag of 0.9.1 or later as tokens-5.5.json.xz.
 
 Run it with the Python of the trainer's environment: `PYTHONPATH=. python tests/record_tokens.py --tag TAG --trainer DIR
 --diffusers DIR`, which proves the pins as the recorder does. Tests read the texts and the tokenizers from here, too.

@@ -1,7 +1,8 @@
-"""Texts become the token ids that the trainer's environment gave (tokens-*.json), on every transformers; those of
+"""Texts become the token ids that the trainer's environment gave (tokens-*.json.xz), on every transformers; those of
 trainers with transformers 5 on transformers 5 only."""
 
 import json
+import lzma
 import runpy
 import sys
 from collections.abc import Callable
@@ -23,7 +24,8 @@ HERE = Path(__file__).parent
 record = SimpleNamespace(**runpy.run_path(str(HERE / "record_tokens.py")))
 OLD, NEW = MODELS["flux"].at("0.9.0"), spec_of("flux", NEWEST)
 OF_OLD, OF_NEW = (
-    json.loads((HERE / f"tokens-{version}.json").read_text(encoding="utf-8"))["encoders"] for version in ("4.57", "5.5")
+    json.loads(lzma.decompress((HERE / f"tokens-{version}.json.xz").read_bytes()))["encoders"]
+    for version in ("4.57", "5.5")
 )
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 OF_T5 = {"flux 2", "hidream 3", "wan", *(name for name in record.ENCODERS if "T5" in name)}

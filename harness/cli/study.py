@@ -35,8 +35,8 @@ def mutate(
 ) -> None:
     """Render every known mistake (variation) on every model: would its cases notice it, and name the right stage?
 
-    A run of all models writes reports/mutation.json and .md; in half precision the names say which goldens judged, as
-    in mutation-sm90-bfloat16.md. Exits with 1 when a variation survives.
+    A run of all models writes reports/mutation.json and .md; in half precision mutation-sm90-bfloat16.md, or what the
+    set of goldens is called that judged. Exits with 1 when a variation survives.
     """
     with user_errors(needs="check"):
         from lora_drift.harness.check import goldens, runner

@@ -80,10 +80,11 @@ def _line(o: Outcome) -> str:
 
 def write(outcomes: list[Outcome], tag: str, variant: str = "", out: Path = REPORT) -> Path:
     """The committed result of a whole run, judged by a `variant` of a tag's goldens ("sm90-bfloat16"); returns the path
-    of the Markdown."""
+    of the Markdown. What float32 judged, the pages of the models read, from JSON."""
     outcomes = sorted(outcomes, key=lambda o: (o.model, list(LIBRARY).index(o.variation)))
-    text, data = (out.parent / f"{out.name}{variant and f'-{variant}'}{kind}" for kind in (".md", ".json"))
-    data.write_text(_json(outcomes, tag), encoding="utf-8")
+    text = out.parent / f"{out.name}{variant and f'-{variant}'}.md"
+    if not variant:
+        text.with_suffix(".json").write_text(_json(outcomes, tag), encoding="utf-8")
     text.write_text(_markdown(outcomes, f"{tag}{variant and f', {variant}'}"), encoding="utf-8")
     return text
 
