@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 import shutil
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from lora_drift.harness.check import golden_store, wav
 from lora_drift.harness.check.results import Control, Diagnosis, Divergence, Excuse, Metric, Result, Suspect
 from lora_drift.harness.report.render import INLINE_CASES, render
 
@@ -37,6 +40,17 @@ def result(case: str, verdict: str, **more: Any) -> Result:
     return Result.model_validate({**fixed, "case": case, "verdict": verdict, **more})
 
 
+RATE, SAMPLES = 24000, 12000
+"""Half a second."""
+
+
+def golden_sound(folder: Path, audio: Any) -> str:
+    data = safetensors.numpy.save({"audio": audio})
+    file = f"objects/wan/{sha256(data).hexdigest()[:16]}.safetensors"
+    golden_store.save(folder, file, data, [])
+    return str(golden_store.stored(folder, file))
+
+
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     """A drifted video, a still that matches but for a pixel, one of another size, and a hostile error."""
@@ -51,6 +65,9 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     ours, nearly = strip + 5, strip.copy()
     nearly[2, 3, 1] += 1
     golden = save("golden.png", strip)
+    audio = np.sin(np.arange(2 * SAMPLES, dtype=np.float32) / 40).reshape(2, SAMPLES) * np.float32(0.3)
+    recorded = golden_sound(folder, audio)
+    (folder / "ours.wav").write_bytes(wav.encoded(audio / 2, RATE))
     video = result(
         "wan/lora", "drift", golden_picture=golden, output_picture=save("ours.png", ours), frames=3, fps=8,
         message="outside its tolerance", lora="lokr", seconds=2.5,
@@ -59,6 +76,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         metrics=[Metric(name="pixel_max", value=5, gate=1, floor=1, unit="/255")],
         controls=[Control(name="seed + 1", pixel_max=200, latents_rel_l2=1, caught=True)],
         settings={"steps": 3}, golden_settings={"num_inference_steps": 3}, provenance={"commit": "abc"},
+        golden_sound=recorded, output_sound=str(folder / "ours.wav"),
+        schedule={"timesteps": ([1000.0, 750.5, None], [1000.0, 800.25])},
     )  # fmt: skip
     still = result("flux/base", "match", golden_picture=golden, output_picture=save("nearly.png", nearly),
                    metrics=[Metric(name="pixel_max", value=1, gate=1, unit="/255")])  # fmt: skip
@@ -131,6 +150,43 @@ def test_side_by_side_shows_golden_output_and_their_difference(reader: Reader, r
     assert [b - a for a, b in zip(golden, output, strict=True)] == [5, 5, 5]
     assert difference == [255, 255, 255], "5 of 255, amplified 51 times"
     expect(page.locator(".pane figcaption").last).to_contain_text("×51 · largest 5/255 · 100.0% of pixels")
+
+
+def heard(page: Page, player: Locator) -> tuple[float, float]:
+    """(seconds, loudest level of 1) of what a player plays, as the browser decodes it."""
+    decode = """async (audio) => {
+      const known = (done, fail) => { audio.onloadedmetadata = done; audio.onerror = fail; };
+      if (audio.readyState < 1) await new Promise(known);
+      const binary = atob(audio.src.split(",")[1]);
+      const bytes = Uint8Array.from(binary, (c) => c.charCodeAt(0));
+      const sound = await new OfflineAudioContext(2, 1, 24000).decodeAudioData(bytes.buffer);
+      return [audio.duration, Math.max(...sound.getChannelData(0).map(Math.abs))];
+    }"""
+    seconds, loudest = player.evaluate(decode)
+    return seconds, loudest
+
+
+def test_the_goldens_sound_is_played_beside_the_outputs(reader: Reader, report: Path) -> None:
+    page = reader.open(report, "#case-wan-lora")
+    players = case_of(page).locator(".sounds audio")
+    expect(players).to_have_count(2)
+    expect(case_of(page).locator(".sounds figcaption")).to_have_text(["sound: golden", "sound: output"])
+    (seconds, loud), (same, half) = heard(page, players.nth(0)), heard(page, players.nth(1))
+    assert seconds == same == SAMPLES / RATE
+    assert abs(loud - 0.3) < 1e-3 and abs(half - 0.15) < 1e-3, "each plays its own"
+    players.nth(0).evaluate("(audio) => { audio.loop = true; return audio.play(); }")
+    players.nth(1).evaluate("(audio) => audio.play()")
+    page.wait_for_function("document.querySelector('.sounds audio').paused")
+    silent = reader.open(report, "#case-flux-base")
+    expect(silent.locator(".pane").first).to_be_visible()
+    expect(silent.locator(".sounds")).to_have_count(0)
+
+
+def test_both_schedules_are_listed_where_they_differ(reader: Reader, report: Path) -> None:
+    table = case_of(reader.open(report, "#case-wan-lora")).locator("details.beside", has_text="Schedule")
+    expect(table).to_have_attribute("open", "")
+    expect(table.locator("tbody tr.differs")).to_have_text(["timesteps 1750.5800.25 (differs)",
+                                                            "timesteps 2not told by the trace– (differs)"])  # fmt: skip
 
 
 def test_a_passing_output_is_put_together_again_to_the_bit(reader: Reader, report: Path) -> None:
@@ -356,7 +412,7 @@ def test_a_case_shows_its_numbers_trace_and_commands(reader: Reader, report: Pat
     columns = case.locator(".errors i").evaluate_all("all => all.map((i) => i.className)")
     assert columns == ["", "first", "after"]
     expect(case.locator(".controls")).to_contain_text("seed + 1")
-    expect(case.locator(".beside").first).to_contain_text("1 rows, none differs")
+    expect(case.locator(".beside", has_text="Settings")).to_contain_text("1 rows, none differs")
     case.locator(".beside summary", has_text="Provenance").click()
     expect(case.locator(".facts")).to_contain_text("abc")
     commands = case.locator(".commands code").all_text_contents()

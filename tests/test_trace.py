@@ -54,6 +54,14 @@ def test_a_single_changed_value_shows(size: int, seed: int, where: int) -> None:
     assert estimate == pytest.approx(1, rel=0.35)
 
 
+@pytest.mark.parametrize(("count", "unknown"), [(1, []), (5, []), (25, [3, 5, 6, 8, 24])])
+def test_a_short_list_of_numbers_is_read_out_of_its_sketch(count: int, unknown: list[int]) -> None:
+    schedule = np.linspace(1000, 20.5, count).astype(np.float32)
+    told = trace_of(schedule__timesteps=schedule).numbers("schedule/timesteps")
+    assert told == [None if i in unknown else value for i, value in enumerate(schedule)]
+    assert trace_of().numbers("schedule/timesteps") == []
+
+
 @given(SIZES, SEEDS, st.floats(-100, 100))
 def test_a_sketch_is_linear(size: int, seed: int, factor: float) -> None:
     a, b = normal(size, seed), normal(size, seed + 1)

@@ -44,6 +44,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return verified(ROOT / "jobs" / "wan22_14b_t2v", folder)
 
 
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job whose samples have sound."""
+    folder = tmp_path_factory.mktemp("loud")
+    return verified(ROOT / "jobs" / "ltx2", folder)
+
+
 def test_the_title_says_first_what_is_wrong(reader: Reader, wrong: Path, video: Path) -> None:
     page = reader.open(wrong)
     expect(page.locator("h1")).to_have_text("flux: 2 differ; 0 of 2 samples are reproduced; 1 without their LoRA")
@@ -79,6 +86,22 @@ def test_the_frames_of_a_video_are_gone_through(reader: Reader, video: Path) -> 
     page.get_by_role("button", name="Compare").first.click()
     page.get_by_label("Frame", exact=True).press("ArrowRight")
     expect(page.locator(".viewer")).to_have_attribute("data-frame", "1")
+
+
+def test_the_sound_of_a_sample_is_played_beside_ours(reader: Reader, loud: Path, video: Path) -> None:
+    page = reader.open(loud)
+    first = page.locator("article").first
+    expect(first.locator(".sounds figcaption")).to_have_text(["sound: sample", "sound: ours"])
+    known = """(audio) => audio.readyState ? audio.duration
+      : new Promise((done) => { audio.onloadedmetadata = () => done(audio.duration); })"""
+    sample, ours = (first.locator("audio").nth(i).evaluate(known) for i in range(2))
+    assert ours == pytest.approx(8 / 24, abs=0.05), "9 frames of 24 a second, of which the first stands for itself"
+    assert sample == pytest.approx(ours, abs=1024 * 2 / 24000), "AAC ends at a block of 1024"
+    found = Axe().run(page).response["violations"]
+    assert {f["id"] for f in found if f["impact"] in ("serious", "critical")} == set()
+    page.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    expect(reader.open(video).locator("audio")).to_have_count(0)
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", LARGE), ("dark", LARGE), ("light", PHONE), ("dark", PHONE)])

@@ -151,6 +151,8 @@ class Result(BaseModel):
     diagnosis: Diagnosis | None = None
     trace: dict[str, float | None] = {}
     """Stage -> relative error, in the order of the run; None as in `Divergence`."""
+    schedule: dict[str, tuple[list[float | None], list[float | None]]] = {}
+    """Of a schedule that differs: "timesteps", "sigmas" -> the golden's and ours; None where the trace cannot tell."""
     settings: dict[str, Any] = {}
     """Resolved settings of this run (size after snapping, steps, guidance, ...)."""
     golden_settings: dict[str, Any] = {}
@@ -167,18 +169,22 @@ class Result(BaseModel):
     repository."""
     output_picture: str | None = None
     """PNG of this run in the same form; a path relative to `root`."""
+    golden_sound: str | None = None
+    """safetensors (maybe a difference, as the picture may be); a path relative to the repository."""
+    output_sound: str | None = None
+    """WAV of this run (`wav.py`), from which the golden's rate is known, too; a path relative to `root`."""
     root: str = ""
     """The checkout (or folder) in which this ran, by its name on that machine."""
 
-    def picture_file(self, *others: Path) -> Path:
-        """`output_picture` where this ran, else below the first of `others` that has it; there or not.
+    def output_file(self, name: str, *others: Path) -> Path:
+        """`name` (`output_picture`, `output_sound`) where this ran, else below the first of `others` that has it; there
+        or not.
 
         A picture of another run, which lies at the same place of another checkout, is not this run's: `others` are
         folders to which the pictures of the results came along.
         """
-        assert self.output_picture is not None
         folders = [*([Path(self.root)] if self.root else []), *others]
-        paths = [folder / self.output_picture for folder in folders]
+        paths = [folder / name for folder in folders]
         return next((path for path in paths if path.is_file()), paths[0])
 
 

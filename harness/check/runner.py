@@ -27,6 +27,7 @@ from lora_drift.harness.check import (
     tolerances,
     trusted,
     user_cache,
+    wav,
 )
 from lora_drift.harness.check import (
     negative_controls as controls,
@@ -327,6 +328,8 @@ def _describe(result: Result, golden: Golden) -> None:
     }
     result.frames, result.fps = int(golden.output["frames"]), int(golden.output["fps"])
     result.golden_picture = os.path.relpath(golden.stored("picture"), ROOT)
+    if "audio" in golden.artefacts:
+        result.golden_sound = os.path.relpath(golden.stored("audio"), ROOT)
 
 
 def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path) -> None:
@@ -352,6 +355,10 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     strips.write(path, ours.frames)
     result.output_picture, result.root = os.path.relpath(path, ROOT), str(ROOT)
+    if ours.audio is not None:
+        heard = path.with_name(f"{path.name}.wav")
+        heard.write_bytes(wav.encoded(ours.audio, ours.sample_rate))
+        result.output_sound = os.path.relpath(heard, ROOT)
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:
@@ -475,6 +482,8 @@ def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None
     reference = Trace.load(golden.path("trace"))
     found = divergence.distances(reference, ours.trace)
     result.trace = {name: error if math.isfinite(error) else None for name, error in found.items()}
+    for name in (name for name, error in found.items() if name.startswith("schedule/") and not error <= limit):
+        result.schedule[name.removeprefix("schedule/")] = reference.numbers(name), ours.trace.numbers(name)
     facts = {**result.settings, "golden_lora_mode": golden.settings.get("lora_mode")}
     first = divergence.first(found, limit) or finished(result.metrics)
     if first is not None:

@@ -21,6 +21,7 @@ their sketches alone.
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,18 @@ class Trace:
         lora = name.startswith("lora/")
         self.sketches[name] = sketch(value.ravel()[:LORA_ELEMENTS], LORA_BUCKETS) if lora else sketch(value)
         self.shapes[name] = list(value.shape)
+
+    def numbers(self, name: str) -> list[float | None]:
+        """What passed a stage, as far as its sketch tells; nothing where there is no such stage.
+
+        None for numbers that share a bucket, which only their sum fills: none of a schedule of five, five of 25.
+        """
+        if name not in self.sketches:
+            return []
+        kept = self.sketches[name]
+        index, signs = _hashes(math.prod(self.shapes[name]), len(kept))
+        alone = np.bincount(index, minlength=len(kept)) == 1
+        return [float(kept[i] * sign) if alone[i] else None for i, sign in zip(index, signs, strict=True)]
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save_file

@@ -143,7 +143,9 @@ def _explain_results(file: Path, device: str | None, budget: float | None, top: 
     benches: dict[tuple[str, str, str], Bench] = {}
     code = 0
     drifts = [result for result in found if result.verdict in ("drift", "known") and result.output_picture is not None]
-    theirs = [r.picture_file(*file.resolve().parents, *([] if r.root else [ROOT])) for r in drifts]
+    theirs = [
+        r.output_file(str(r.output_picture), *file.resolve().parents, *([] if r.root else [ROOT])) for r in drifts
+    ]
     for result, picture in zip(drifts, theirs, strict=True):  # all, before the first weights load
         if not picture.is_file():
             fail(

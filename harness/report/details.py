@@ -4,13 +4,14 @@ Everything is plain JSON; numbers that are shown come as text, rounded here, so 
 """
 
 import json
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def index_line(view: View, file: str, golden: str) -> list[Any]:
     result, why = view.result, view.blame
     metrics = {m.name: m for m in result.metrics}
     listed = [metrics.get(name) for name in ("pixel_max", "latents_rel_l2", "ssim", "flip")]
-    values = [m.value if m is not None and m.value is not None and isfinite(m.value) else None for m in listed]
+    values = [m.value if m is not None and m.value is not None and math.isfinite(m.value) else None for m in listed]
     return [
         view.anchor,
         result.case,
@@ -129,6 +130,7 @@ def details(view: View, pictures: dict[str, Any]) -> dict[str, Any]:
         "controls": [[c.name, c.pixel_max, c.latents_rel_l2, c.caught] for c in result.controls],
         "trace": result.trace,
         "traceGate": first.gate if first else None,
+        "schedule": _schedule(result),
         "settings": side_by_side(golden_settings(result), result.settings),
         "environment": side_by_side(result.golden_environment, result.environment),
         "provenance": {key: text(value) for key, value in flatten(result.provenance).items()},
@@ -166,6 +168,22 @@ def side_by_side(golden: Mapping[str, Any], ours: Mapping[str, Any]) -> list[Row
     return [Row(key, text(left.get(key)), text(right.get(key)), key in differing) for key in keys]
 
 
+def _schedule(result: Result) -> list[Row]:
+    """Both lists of timesteps (and of sigmas) where they differ, one row a step."""
+    rows = []
+    for name, lists in result.schedule.items():
+        for i, (golden, ours) in enumerate(zip_longest(*lists, fillvalue=math.nan)):
+            rows.append(Row(f"{name} {i}", _number(golden), _number(ours), golden != ours))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    """Of a list of numbers of which a trace tells some; NaN where the list has ended."""
+    if value is None:
+        return "not told by the trace"
+    return "–" if math.isnan(value) else f"{value:.6g}"
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; everything that is not a mapping is a leaf."""
     flat: dict[str, Any] = {}
@@ -197,7 +215,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _where(view: View) -> tuple[str, str]:

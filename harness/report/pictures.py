@@ -1,10 +1,11 @@
-"""Golden and output pictures for the page: each file once, as it is, by a name taken from its bytes.
+"""Golden and output pictures and sounds for the page: each file once, as it is, by a name taken from its bytes.
 
 The page's script computes the difference, the heat map and the pixel read-out from the two pictures. A passing output
 is nearly its golden, so the page carries only the (tiny, lossless) change from one to the other.
 """
 
 import io
+import wave
 from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +15,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load
 
-from lora_drift.harness.check import golden_store, metrics
+from lora_drift.harness.check import golden_store, metrics, wav
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 INLINE_BUDGET = 20_000_000
-"""Characters of pictures that the page itself may hold, worst cases first; further ones become files beside it."""
+"""Characters of pictures and sounds that the page itself may hold, worst cases first; others become files beside it."""
 
 THUMBNAIL = 160
 """Pixels of the longer side."""
@@ -30,10 +32,11 @@ KEPT = 400
 
 @dataclass(frozen=True)
 class Strip:
-    """One picture file, or why there is none."""
+    """One picture or sound file, or why there is none."""
 
     data: bytes = b""
     problem: str = ""
+    kind: str = "image/png"
 
     @cached_property
     def key(self) -> str:
@@ -41,7 +44,7 @@ class Strip:
 
     @property
     def uri(self) -> str:
-        return f"data:image/png;base64,{b64encode(self.data).decode()}"
+        return f"data:{self.kind};base64,{b64encode(self.data).decode()}"
 
     @cached_property
     def pixels(self) -> Array | None:
@@ -150,6 +153,38 @@ class Album:
             except OSError as error:
                 self.kept[path] = Strip(problem=f"file not found: {path.name} ({type(error).__name__})")
         return self.kept[path]
+
+
+def sounds(golden: Path | None, output: Path | None) -> dict[str, Strip]:
+    """Title -> WAV, of a case with sound; empty of any other.
+
+    A golden's file does not say its rate: it is played at the output's (`agreements.sound` has compared them).
+    """
+    found = {}
+    if output is not None:
+        found["output"] = _wav(output)
+    if golden is not None:
+        found["golden"] = _heard(golden, found.get("output", Strip()))
+    return dict(sorted(found.items()))
+
+
+def _wav(path: Path) -> Strip:
+    try:
+        data = path.read_bytes()
+        wav.rate(data)
+    except (OSError, EOFError, wave.Error) as error:
+        return Strip(problem=f"cannot be played: {path.name} ({type(error).__name__})")
+    return Strip(data, kind="audio/wav")
+
+
+def _heard(path: Path, output: Strip) -> Strip:
+    if not output.data:
+        return Strip(problem="cannot be played: only the output's file says how fast")
+    try:
+        audio = load(golden_store.read(path))["audio"]
+    except golden_store.Damaged as error:
+        return Strip(problem=f"{error.path.name} {error}")
+    return Strip(wav.encoded(audio, wav.rate(output.data)), kind="audio/wav")
 
 
 def thumbnail(image: Image.Image) -> str:

@@ -26,7 +26,7 @@ from lora_drift.harness.report.details import (
     text,
     views,
 )
-from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip, thumbnail
+from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip, sounds, thumbnail
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("query", "dom", "store", "list", "viewer", "case", "main")
@@ -67,6 +67,8 @@ class Static(NamedTuple):
     pictures: Comparison
     strips: dict[str, Strip]
     """Name -> picture that is stored here (and not with an earlier case, or in a file)."""
+    sounds: dict[str, Strip]
+    """The same of sounds."""
     data: Markup
 
 
@@ -86,7 +88,7 @@ def render(
         base: folder to which `output_picture` is relative.
         since: summary.json of the run to compare with, in place of the committed one.
         cases: folder of the case files; what it no longer has is gone.
-        budget: characters of pictures that the page may hold.
+        budget: characters of pictures and sounds that the page may hold.
 
     Raises:
         ValueError: a result is of another tag.
@@ -170,11 +172,15 @@ class _Page:
         golden, output = view.result.golden_picture, view.result.output_picture
         shown = Comparison(
             self.album.strip(ROOT / golden if golden else None),
-            self.album.strip(view.result.picture_file(self.base) if output else None),
+            self.album.strip(view.result.output_file(output, self.base) if output else None),
             view.result.frames,
         )
         self.goldens[view.anchor] = shown.golden.key
         return shown
+
+    def _sounds(self, view: View) -> dict[str, Strip]:
+        golden, output = view.result.golden_sound, view.result.output_sound
+        return sounds(ROOT / golden if golden else None, view.result.output_file(output, self.base) if output else None)
 
     def _card(self, cause: Cause) -> Card:
         shown = self._pictures(cause.views[0])
@@ -186,14 +192,15 @@ class _Page:
         )
 
     def _static(self, view: View) -> Static:
-        shown = self._pictures(view)
-        told = {**_told(view, shown), "output": shown.output.key}
+        shown, heard = self._pictures(view), self._sounds(view)
+        told = {**_told(view, shown, heard), "output": shown.output.key}
         strips = {"golden": shown.golden, "output": shown.output}
         if view.passing and shown.comparable:
             told |= {"output": shown.change.key, "change": True}
             strips["output"] = shown.change
         kept = {name: strip for name, strip in strips.items() if self._place(strip)}
-        return Static(view, shown, kept, Markup(as_script_data(self._details(view, told))))
+        kept_sounds = {name: sound for name, sound in heard.items() if self._place(sound)}
+        return Static(view, shown, kept, kept_sounds, Markup(as_script_data(self._details(view, told))))
 
     def _details(self, view: View, told: dict[str, Any]) -> dict[str, Any]:
         points = self.trends.get(trend.key(view.result), [])
@@ -224,10 +231,10 @@ class _Page:
         for start in range(0, len(self.views), CASES_A_FILE):
             told = {}
             for view in self.views[start : start + CASES_A_FILE]:
-                shown = self._pictures(view)
-                for strip in (shown.golden, shown.output):
+                shown, heard = self._pictures(view), self._sounds(view)
+                for strip in (shown.golden, shown.output, *heard.values()):
                     self._place(strip)
-                told[view.anchor] = self._details(view, {**_told(view, shown), "output": shown.output.key})
+                told[view.anchor] = self._details(view, {**_told(view, shown, heard), "output": shown.output.key})
             self._write(self._file(start), "cases", told)
 
     def _write(self, name: str, kind: str, values: dict[str, Any]) -> None:
@@ -263,13 +270,14 @@ def code_spans(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _told(view: View, shown: Comparison) -> dict[str, Any]:
+def _told(view: View, shown: Comparison, heard: dict[str, Strip]) -> dict[str, Any]:
     return {
         "golden": shown.golden.key,
         "change": False,
         "frames": view.result.frames,
         "fps": view.result.fps,
         "problems": [shown.golden.problem, shown.output.problem],
+        "sounds": [[name, sound.key, sound.problem] for name, sound in heard.items()],
     }
 
 

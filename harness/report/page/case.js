@@ -24,7 +24,9 @@ async function caseView(row, details) {
     view.append(make("p", { class: "none" }, `Golden: ${pictures.problems.golden}. Output: ${pictures.problems.output}.`));
   }
   view.append(
+    await players(d.pictures.sounds),
     make("div", { class: "columns" }, d.metrics.length && metricTable(d.metrics), make("div", {}, diagnosis(d), trend(d.trend), traceStrip(d), d.controls.length && controlTable(d.controls))),
+    d.schedule.length ? beside("Schedule", d.schedule, true) : "",
     beside("Settings", d.settings, d.verdict === "drift"),
     beside("Environment", d.environment, false),
     provenance(d.provenance),
@@ -39,6 +41,21 @@ function asked({ words, images }) {
   const lines = Object.entries(words).map(([title, text]) => make("div", {}, make("dt", {}, title), make("dd", {}, text)));
   const figures = images.map(([name, uri]) => make("figure", {}, make("img", { src: uri, alt: `control image ${name}` }), make("figcaption", {}, name)));
   return make("div", { class: "asked" }, make("dl", {}, ...lines), make("div", { class: "thumbs" }, ...figures));
+}
+
+/** A player of the golden's sound beside one of the output's. */
+async function players(sounds) {
+  if (!sounds.length) return "";
+  const figures = sounds.map(async ([name, key, problem]) => {
+    const caption = make("figcaption", {}, `sound: ${name}`);
+    if (!key) return make("figure", {}, caption, make("p", { class: "none" }, problem));
+    try {
+      return make("figure", {}, caption, make("audio", { controls: true, preload: "metadata", src: await source(key), "aria-label": `Sound: ${name}` }));
+    } catch (error) {
+      return make("figure", {}, caption, make("p", { class: "none" }, error.message));
+    }
+  });
+  return make("section", { class: "sounds", "aria-label": "Sound" }, ...(await Promise.all(figures)));
 }
 
 /** The error of the latents in earlier runs: a line on a log scale, and the same as words. */

@@ -24,3 +24,10 @@ function short(number) {
   const rounded = Number(number.toPrecision(3));
   return rounded !== 0 && Math.abs(rounded) < 1e-3 ? rounded.toExponential() : String(rounded);
 }
+
+/** Starting a sound stops the others, so that they can be told apart. */
+function oneAtATime() {
+  document.addEventListener("play", (event) => {
+    for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+  }, { capture: true }); // it does not bubble
+}

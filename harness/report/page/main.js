@@ -119,7 +119,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" || event.key === "Enter") list.move(1);
     return;
   }
-  if (event.key === " " && target.matches("button, summary, a, input")) return;
+  if (event.key === " " && target.matches("button, summary, a, input, audio")) return;
   const act = KEYS[event.key];
   if (!act) return;
   event.preventDefault();
@@ -138,5 +138,6 @@ document.getElementById("grid").addEventListener("click", (event) => {
   const pressed = document.querySelector("table.list").classList.toggle("grid");
   event.currentTarget.setAttribute("aria-pressed", String(pressed));
 });
+oneAtATime();
 addEventListener("hashchange", route);
 route().then(() => { document.documentElement.dataset.ready = ""; });

@@ -1,4 +1,4 @@
-// Where a case's details and pictures come from: the page itself, or files beside it that are loaded when needed. Those
+// Where a case's details, pictures and sounds come from: the page itself, or files beside it that are loaded when needed. Those
 // are scripts, because a page opened from a disk may read nothing else.
 
 const loaded = { cases: {}, pictures: {} };
@@ -26,12 +26,17 @@ async function caseDetails(row) {
   return loaded.cases[row.id];
 }
 
+/** The data URI of the picture or sound named `key`. */
+async function source(key) {
+  const inline = document.querySelector(`:is(img, audio)[data-key="${key}"]`);
+  if (!inline) await loadFile(key);
+  return inline ? inline.src : loaded.pictures[key];
+}
+
 /** A canvas that holds the picture named `key`. */
 async function picture(key) {
-  const inline = document.querySelector(`img[data-key="${key}"]`);
-  if (!inline) await loadFile(key);
   const image = new Image();
-  image.src = inline ? inline.src : loaded.pictures[key];
+  image.src = await source(key);
   try {
     await image.decode();
   } catch {

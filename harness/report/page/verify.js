@@ -32,4 +32,5 @@ for (const cell of document.querySelectorAll("article[data-frames]")) {
   button.addEventListener("click", () => open(cell, button));
   cell.querySelector(".pictures").after(button);
 }
+oneAtATime();
 document.documentElement.dataset.ready = "";

@@ -1,6 +1,8 @@
 """Sample files: read, and our pictures put through the same encoding, so that only what else differs is left."""
 
 import math
+import subprocess
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,29 @@ def read(path: Path) -> Picture:
     if sample.again is None:
         raise JobError(f"{path}: {sample.codec}; the trainer does not save samples so: take the file that it wrote")
     return sample
+
+
+def sound(path: Path) -> bytes:
+    """The sound of a sample as a WAV of 16-bit numbers; empty where it has none.
+
+    Raises:
+        JobError: what is there cannot be decoded.
+    """
+    import imageio_ffmpeg
+
+    if path.suffix.lower() not in pictures.MOVIES:
+        return b""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "sound.wav")
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-vn", "-c:a", "pcm_s16le"]
+        # Without the tags that ffmpeg adds, a WAV is as long as its sound.
+        done = subprocess.run([*command, "-map_metadata", "-1", "-fflags", "+bitexact", str(file)],
+                              capture_output=True, text=True, errors="replace")  # fmt: skip
+        if "does not contain any stream" in done.stderr:
+            return b""
+        if done.returncode:
+            raise JobError(f"{path}: its sound cannot be decoded ({done.stderr.strip().splitlines()[-1]})")
+        return file.read_bytes()
 
 
 def encoded(frames: Array, sample: Picture) -> Array:

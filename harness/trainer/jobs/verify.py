@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
 
-from lora_drift.harness.check import metrics, tolerances
+from lora_drift.harness.check import metrics, tolerances, wav
 from lora_drift.harness.check.goldens import CPU
 from lora_drift.harness.check.metrics import Array, mean_difference
 from lora_drift.harness.check.results import Metric
@@ -24,6 +24,7 @@ from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.harness.trainer.jobs.rounding import WORN, effects, worn
 from lora_drift.pipelines import LoraError, RequestError
+from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.settings import LoraMode, Request, Settings
 from lora_drift.pipelines.spec import NOISE_STREAMS, RESIZE_ORDERS, NoiseStream, ResizeOrder
@@ -84,6 +85,15 @@ class Result(BaseModel):
         return next((m.value for m in self.metrics if m.name == name), None)
 
 
+class Pair(NamedTuple):
+    """A sample and ours after the same encoding, uint8 [frames, height, width, 3]."""
+
+    sample: Array
+    ours: Array
+    sound: bytes
+    """Ours as a WAV, as it was made; empty of a model without."""
+
+
 @dataclass
 class Verified:
     """All samples of a job, and the pictures for the report."""
@@ -92,8 +102,8 @@ class Verified:
     plan: Plan
     folder: Folder
     results: list[Result] = field(default_factory=list)
-    pictures: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    """File -> (the sample, ours after the same encoding), uint8 [frames, height, width, 3]"""
+    pictures: dict[str, Pair] = field(default_factory=dict)
+    """By file."""
     complete: bool = False
     """False: it is not at its end, or was interrupted."""
 
@@ -266,13 +276,22 @@ class Renderer:
         base.noise_stream = result.noise or base.noise_stream
         base.resize_order = result.resize_order or base.resize_order
 
-    def frames(self, one: Asked, files: dict[str, Path] | None = None, after: Iterable[Checkpoint] = ()) -> Array:
-        """The picture; with other LoRA `files` than the step's, or a base in which others were merged `after`."""
+    def media(self, one: Asked, files: dict[str, Path] | None = None, after: Iterable[Checkpoint] = ()) -> Media:
+        """The picture, with its sound; with other LoRA `files` than the step's, or a base in which others were merged
+        `after`."""
         assert one.settings is not None
         before = [self.pipeline.with_lora(**checkpoint.files).lora for checkpoint in after]  # type: ignore[arg-type]
         with worn(self.pipeline, [lora for lora in before if lora], one.settings.multiplier):
-            output = self.with_lora(one, files).render(one.settings)
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in output.frames])
+            media: Media = self.with_lora(one, files).render(one.settings).media
+        return media
+
+    def frames(self, one: Asked, files: dict[str, Path] | None = None, after: Iterable[Checkpoint] = ()) -> Array:
+        """uint8 [frames, height, width, 3] of `media`."""
+        return _frames(self.media(one, files, after))
+
+
+def _frames(media: Media) -> Array:
+    return np.stack([np.asarray(frame.convert("RGB")) for frame in media.frames])
 
 
 def run(verified: Verified, asked: list[Asked], options: Options, progress: Callable[[int, str], object]) -> None:
@@ -378,8 +397,8 @@ def _fill(result: Result, other: Result) -> None:
         setattr(result, name, getattr(other, name))
 
 
-def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -> tuple[Array, Array]:
-    """Fill in the verdict with the noise stream of `result`; returns (the sample, ours as it would be saved)."""
+def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -> Pair:
+    """Fill in the verdict with the noise stream of `result`."""
     pair = _measured(result, one, renderer, sample)
     if result.verdict == "match" or not result.metrics:
         return pair
@@ -392,7 +411,7 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -
             after.message = "; ".join(filter(None, (f"{WORN} (of the steps {steps})", after.message)))
             _fill(result, after)
             return other
-    result.effects = effects(one, renderer, pair[1], lambda frames: codec.encoded(frames, sample))
+    result.effects = effects(one, renderer, pair.ours, lambda frames: codec.encoded(frames, sample))
     cause = max(result.effects, key=result.effects.__getitem__, default="")
     if cause and (result.metric("pixel_mean") or 0.0) <= ROUNDING_FACTOR * result.effects[cause]:
         result.verdict = "rounding"
@@ -402,14 +421,16 @@ def _compared(result: Result, one: Asked, renderer: Renderer, sample: Picture) -
 
 def _measured(
     result: Result, one: Asked, renderer: Renderer, sample: Picture, after: Iterable[Checkpoint] = ()
-) -> tuple[Array, Array]:
+) -> Pair:
     """Fill in the distances, and whether they are a match."""
-    rendered = renderer.frames(one, after=after)
+    media = renderer.media(one, after=after)
+    rendered = _frames(media)
+    sound = b"" if media.audio is None else wav.encoded(media.audio, media.sample_rate)
     ours = codec.encoded(rendered, sample)
     result.verdict = "differs"
     if sample.frames.shape != ours.shape:
         result.message = f"the sample is {_size(sample.frames)}, ours is {_size(ours)}"
-        return sample.frames, ours
+        return Pair(sample.frames, ours, sound)
     share = tolerances.load("mini", CPU | {"cpu": "ours"}, {"cpu": "the trainer's, unknown"})["pixel_mean"].spread
     largest, mean = codec.floor(rendered, sample, share)
     result.codec = Codec(name=sample.codec, lost=mean_difference(rendered, ours), floor_max=largest, floor_mean=mean)
@@ -420,7 +441,7 @@ def _measured(
     elif off_max <= largest and off_mean <= mean:
         result.verdict = "match"
         result.message = "at the codec floor: the encoder makes as much of values that are one level off"
-    return sample.frames, ours
+    return Pair(sample.frames, ours, sound)
 
 
 def _size(frames: Array) -> str:

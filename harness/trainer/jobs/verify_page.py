@@ -14,7 +14,7 @@ from lora_drift.harness.check.metrics import Array
 from lora_drift.harness.report.pictures import Strip, png
 from lora_drift.harness.report.render import environment, scripts, style
 from lora_drift.harness.trainer.jobs import sample_codec
-from lora_drift.harness.trainer.jobs.verify import Result, Verified
+from lora_drift.harness.trainer.jobs.verify import Pair, Result, Verified
 from lora_drift.pipelines import RequestError
 
 NAME = "index.html"
@@ -39,6 +39,8 @@ class Cell(NamedTuple):
     """Title -> data URI."""
     strips: dict[str, str]
     """The same title -> data URI of the frames of a video, one below the other, for the viewer."""
+    sounds: dict[str, str]
+    """The same title -> data URI of what is to be heard."""
     frames: int
     compared: bool
     """Whether there are both, for the viewer."""
@@ -131,13 +133,15 @@ def _points(values: list[tuple[int, float]], highest: float) -> str:
                     for step, value in values)  # fmt: skip
 
 
-def _cell(result: Result, verified: Verified, first: tuple[Array, Array] | None) -> Cell:
+def _cell(result: Result, verified: Verified, first: Pair | None) -> Cell:
     pair, pictures, strips, moved = verified.pictures.get(result.file), {}, {}, None
     frames = 1
+    file = next(sample.path for sample in verified.folder.samples if sample.path.name == result.file)
+    sounds = _sounds(file, pair)
     if pair is None:
-        pictures = _alone(next(sample.path for sample in verified.folder.samples if sample.path.name == result.file))
+        pictures = _alone(file)
     else:
-        sample, ours = pair
+        sample, ours = pair.sample, pair.ours
         frames = min(len(sample), len(ours))
         pictures = {"sample": _uri(sample), "ours": _uri(ours)}
         if frames > 1:
@@ -145,9 +149,18 @@ def _cell(result: Result, verified: Verified, first: tuple[Array, Array] | None)
         if sample.shape == ours.shape:
             amplified = np.minimum(metrics.difference(sample, ours) * GAIN, 255)
             pictures["difference"] = _uri(amplified.astype(np.uint8))
-        if first is not None and first[0].shape == sample.shape:
-            moved = metrics.mean_difference(first[0], sample)
-    return Cell(result, CHIPS[result.verdict], pictures, strips, frames, pair is not None, moved)
+        if first is not None and first.sample.shape == sample.shape:
+            moved = metrics.mean_difference(first.sample, sample)
+    return Cell(result, CHIPS[result.verdict], pictures, strips, sounds, frames, pair is not None, moved)
+
+
+def _sounds(sample: Path, pair: Pair | None) -> dict[str, str]:
+    try:
+        found = {"sample": sample_codec.sound(sample)}
+    except RequestError:
+        found = {}  # a file that cannot be read has its message
+    found |= {"ours": pair.sound} if pair else {}
+    return {title: Strip(data, kind="audio/wav").uri for title, data in found.items() if data}
 
 
 def _alone(sample: Path) -> dict[str, str]:
