@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from lora_drift.harness.paths import ROOT
 
@@ -37,6 +39,25 @@ def test_every_action_is_pinned_by_hash() -> None:
         if "uses:" in line
     ]
     assert uses and [line for line in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", line)] == []
+
+
+DEBIAN = "3.11.2"
+"""Python of Debian 12: README's "Python 3.11"."""
+
+
+def test_what_the_constraints_pin_can_be_installed_on_debians_python() -> None:
+    """Of a pin that cannot, pip does not say so: it tries every release of all that wants the package, for hours."""
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = {}
+    for name, version in pins:
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if installed.version == version:
+            wanted[name] = installed.metadata["Requires-Python"] or ""
+    assert len(wanted) > 100, "make installs what is pinned"
+    assert {name: python for name, python in wanted.items() if DEBIAN not in SpecifierSet(python)} == {}
 
 
 def test_changelog_fragments_are_named_as_towncrier_reads_them() -> None:
