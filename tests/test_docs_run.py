@@ -40,9 +40,12 @@ GPU = "needs a GPU, or the real weights"
 CHANGES = "changes the checkout"
 NOT_RUN = {
     "README.md": {
+        "git clone *": NETWORK,
         "make *": "runs all tests, these too",
+        "python3 -m venv *": NETWORK,
         "pip install *": NETWORK,
         "lora-drift serve --loras lora_weights": "docs/tutorials/serve.md has the one that is run",
+        "curl *": "docs/tutorials/serve.md has the one that is run",
         "lora-drift check *": LONG,
         "pytest cases/ *": LONG,
         "lora-drift report results.jsonl *": "makes a page of what was not run",
@@ -94,6 +97,10 @@ NOT_RUN = {
         "lora-drift doctor": "says what this machine has",
         "lora-drift * --device cuda *": GPU,
         "lora-drift matrix *": NETWORK,
+    },
+    "docs/server.md": {
+        "pip wheel *": NETWORK,
+        "podman *": "needs podman and the network; tests/test_container.py reads the recipe",
     },
     "docs/verify.md": {"python -m lora_drift.harness.trainer.recorder.folders *": TRAINER},
 }
@@ -171,6 +178,7 @@ def why_not_run(page: str, command: Command) -> str | None:
 def prepare_readme(folder: Path, lora_of: Callable[[str], Path]) -> None:
     shutil.copyfile(ROOT / "jobs" / "flux" / "flux.safetensors", folder / "my.safetensors")
     shutil.copytree(ROOT / "jobs" / "sd15", folder / "output" / "my_lora")
+    (folder / "jobs").symlink_to(ROOT / "jobs")
 
 
 def prepare_clone(folder: Path, lora_of: Callable[[str], Path]) -> None:
@@ -207,6 +215,7 @@ LEFT = {
 }
 """Page -> some of what they leave there."""
 PRINTED = {
+    "README.md": ["6 samples: 6 match"],
     "docs/tutorials/serve.md": ['"status":"succeeded"'],
     "docs/verify.md": ["6 samples: 6 match", "the pixels are the same, bit for bit"],
 }
@@ -316,10 +325,22 @@ def refused(words: list[str], pytestconfig: pytest.Config) -> str:
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         return ", ".join(set(args) - set(targets))
+    if program == "podman":
+        return refused_by_container(args)
     if program == "pip":
         extras = metadata("lora-drift").get_all("Provides-Extra") or ()
         return ", ".join({extra for word in args for extra in re.findall(r"\[(\w+)\]", word)} - set(extras))
     return "" if Path(sys.executable).with_name(program).exists() or shutil.which(program) else f"no {program} here"
+
+
+def refused_by_container(args: list[str]) -> str:
+    """What the recipe or our program in the image does not know; the engine need not be here."""
+    if args[0] == "build":
+        known = re.findall(r"^ARG (\w+)", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+        return ", ".join({word.partition("=")[0] for word in args if "=" in word} - set(known))
+    ours = [place for place, word in enumerate(args) if re.fullmatch(r"lora-drift(:cpu)?", word)]
+    told = args[max(ours) + 1 :]
+    return refused_by_lora_drift(told) if told else ""
 
 
 def refused_by_lora_drift(args: list[str]) -> str:

@@ -17,7 +17,7 @@ from lora_drift.harness.check import cases, runner, wav
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.report.pictures import sounds
+from lora_drift.harness.report.pictures import Album
 from lora_drift.harness.trainer.jobs import JobError, sample_codec
 from lora_drift.pipelines.output import Media, Output, save
 from lora_drift.pipelines.registry import spec_of
@@ -83,7 +83,7 @@ def test_a_check_keeps_its_sound_for_the_report_which_plays_it_beside_the_golden
     result = runner.check(Bench(controls=False), case, tmp_path)
     assert result.golden_sound is not None and result.output_sound is not None
     output = result.output_file(result.output_sound)
-    found = sounds(ROOT / result.golden_sound, output)
+    found = Album().sounds(ROOT / result.golden_sound, output)
     assert list(found) == ["golden", "output"]
     golden = golden_of("ltx2/short").audio()
     for strip in found.values():
@@ -94,6 +94,7 @@ def test_a_check_keeps_its_sound_for_the_report_which_plays_it_beside_the_golden
 
 def test_a_sound_that_cannot_be_played_says_why(golden_of: Callable[[str], Golden], tmp_path: Path) -> None:
     golden, output = golden_of("ltx2/short").stored("audio"), tmp_path / "ours.wav"
+    sounds = Album().sounds
     assert sounds(None, None) == {}
     gone = sounds(golden, output)
     assert gone["output"].problem == "cannot be played: ours.wav (FileNotFoundError)"

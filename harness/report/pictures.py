@@ -126,6 +126,7 @@ class Album:
     """Reads picture files; the last few hundred stay, because goldens are shared by devices and releases."""
 
     kept: dict[Path, Strip] = field(default_factory=dict)
+    heard: dict[tuple[Path, int], Strip] = field(default_factory=dict)
     controls: dict[Path, str] = field(default_factory=dict)
 
     def control(self, path: Path) -> str:
@@ -137,6 +138,23 @@ class Album:
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, for broken files
                 self.controls[path] = ""
         return self.controls[path]
+
+    def sounds(self, golden: Path | None, output: Path | None) -> dict[str, Strip]:
+        """Title -> WAV, of a case with sound; empty of any other.
+
+        A golden's file does not say its rate: it is played at the output's (`agreements.sound` has compared them).
+        """
+        found, ours = {}, Strip() if output is None else _wav(output)
+        if golden is not None and not ours.data:
+            found["golden"] = Strip(problem="cannot be played: only the output's file says how fast")
+        elif golden is not None:
+            key = golden, wav.rate(ours.data)
+            if key not in self.heard:
+                if len(self.heard) >= KEPT:
+                    del self.heard[next(iter(self.heard))]
+                self.heard[key] = _golden_wav(*key)
+            found["golden"] = self.heard[key]
+        return found if output is None else {**found, "output": ours}
 
     def strip(self, path: Path | None) -> Strip:
         """The file at `path`, put together if it is stored as a difference; one that is absent becomes a message."""
@@ -155,19 +173,6 @@ class Album:
         return self.kept[path]
 
 
-def sounds(golden: Path | None, output: Path | None) -> dict[str, Strip]:
-    """Title -> WAV, of a case with sound; empty of any other.
-
-    A golden's file does not say its rate: it is played at the output's (`agreements.sound` has compared them).
-    """
-    found = {}
-    if output is not None:
-        found["output"] = _wav(output)
-    if golden is not None:
-        found["golden"] = _heard(golden, found.get("output", Strip()))
-    return dict(sorted(found.items()))
-
-
 def _wav(path: Path) -> Strip:
     try:
         data = path.read_bytes()
@@ -177,14 +182,11 @@ def _wav(path: Path) -> Strip:
     return Strip(data, kind="audio/wav")
 
 
-def _heard(path: Path, output: Strip) -> Strip:
-    if not output.data:
-        return Strip(problem="cannot be played: only the output's file says how fast")
+def _golden_wav(path: Path, rate: int) -> Strip:
     try:
-        audio = load(golden_store.read(path))["audio"]
+        return Strip(wav.encoded(load(golden_store.read(path))["audio"], rate), kind="audio/wav")
     except golden_store.Damaged as error:
         return Strip(problem=f"{error.path.name} {error}")
-    return Strip(wav.encoded(audio, wav.rate(output.data)), kind="audio/wav")
 
 
 def thumbnail(image: Image.Image) -> str:

@@ -26,7 +26,7 @@ from lora_drift.harness.report.details import (
     text,
     views,
 )
-from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip, sounds, thumbnail
+from lora_drift.harness.report.pictures import INLINE_BUDGET, Album, Comparison, Strip, thumbnail
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("query", "dom", "store", "list", "viewer", "case", "main")
@@ -180,7 +180,9 @@ class _Page:
 
     def _sounds(self, view: View) -> dict[str, Strip]:
         golden, output = view.result.golden_sound, view.result.output_sound
-        return sounds(ROOT / golden if golden else None, view.result.output_file(output, self.base) if output else None)
+        return self.album.sounds(
+            ROOT / golden if golden else None, view.result.output_file(output, self.base) if output else None
+        )
 
     def _card(self, cause: Cause) -> Card:
         shown = self._pictures(cause.views[0])
