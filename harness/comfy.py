@@ -136,7 +136,7 @@ def _saved(graph: Graph, node: str, inputs: dict[str, Any], spec: ModelSpec, fra
         kind, save = "SaveVideo", {**save, "video": ["render", 1], "format": "auto", "codec": "auto"}
     else:
         kind, save = "SaveImage", {**save, "images": ["render", 0]}
-    return _numbered({
+    return numbered({
         **graph,
         "render": {"class_type": node, "inputs": inputs},
         "save": {"class_type": kind, "inputs": save},
@@ -144,7 +144,7 @@ def _saved(graph: Graph, node: str, inputs: dict[str, Any], spec: ModelSpec, fra
     })  # fmt: skip
 
 
-def _numbered(graph: Graph) -> Graph:
+def numbered(graph: Graph) -> Graph:
     """With numbers for names, as ComfyUI has them."""
     ids = {name: str(i) for i, name in enumerate(graph, 1)}
 

@@ -164,6 +164,11 @@ io = SimpleNamespace(
     Image=Custom("IMAGE"),
     Video=Custom("VIDEO"),
     Audio=Custom("AUDIO"),
+    Model=Custom("MODEL"),
+    Clip=Custom("CLIP"),
+    Conditioning=Custom("CONDITIONING"),
+    Sampler=Custom("SAMPLER"),
+    Sigmas=Custom("SIGMAS"),
     String=SimpleNamespace(Input=_String, Output=Custom("STRING").Output),
     Combo=SimpleNamespace(Input=_Combo),
     DynamicCombo=SimpleNamespace(Input=_DynamicCombo, Option=Option),
@@ -203,6 +208,7 @@ class Comfy:
         )
         return {
             "comfy": _module("comfy"),
+            "comfy.samplers": _module("comfy.samplers", Sampler=object),
             "comfy.utils": _module("comfy.utils", ProgressBar=bar),
             "comfy.model_management": _module(
                 "comfy.model_management",

@@ -1,22 +1,19 @@
 """The pack in a real ComfyUI, which CI cannot get: `pytest -m comfyui --comfyui=DIR` (docs/comfyui.md).
 
 It starts the checkout on the CPU and the mini hub, with a folder of its own for models, inputs and outputs, and posts
-graphs as the browser does. What comes back must equal our own output to the byte.
+graphs as the browser does. What comes back from the pack's Sample node must equal our own output to the byte; from
+ComfyUI's own nodes, what the record of the model says.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +28,10 @@ from PIL import Image
 from lora_drift import pipelines
 from lora_drift.harness import comfy, replay
 from lora_drift.harness.check import cases
+from lora_drift.harness.native import graphs, records
 from lora_drift.harness.paths import ROOT
+from lora_drift.harness.studies.comfyui import checkpoints, record, server
+from lora_drift.harness.studies.comfyui.server import PATIENCE
 from lora_drift.pipelines import MODELS, Output, Pipeline
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.comfyui
 
 contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
 SECRET = "hf_thisIsATokenOfSomebody"
-PATIENCE = 300.0
+FIXTURE = Path(record.__file__).with_name("fixture.py")
 CONTROLS = {
     "flex2": ("control", "inpaint"),
     "flux2_klein_4b": ("reference", "references"),
@@ -71,90 +71,29 @@ async def held(request):
 """Says whether the pack holds a base model."""
 
 
-class ComfyUI:
-    """A server of one's own. Everything that it reads and writes lies in `folder`."""
-
-    def __init__(self, checkout: Path, python: str, folder: Path) -> None:
-        self.checkout, self.folder, self.log = checkout, folder, folder / "server.log"
-        for name in ("custom_nodes", "models/loras", "input", "output", "user"):
-            (folder / name).mkdir(parents=True)
-        (folder / "custom_nodes" / "lora-drift").symlink_to(contract.PACK)
-        (folder / "custom_nodes" / "probe.py").write_text(PROBE)
-        shutil.copy(checkout / "input" / comfy.EXAMPLE, folder / "input")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command: list[Any] = [python, checkout / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
-                   "--base-directory", folder, "--database-url", f"sqlite:///{folder}/user/comfyui.db",
-                   "--disable-api-nodes", "--disable-auto-launch"]  # fmt: skip
-        environment = {**os.environ, "HF_TOKEN": SECRET}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                self.call("/system_stats")
-                return
-            except OSError:
-                time.sleep(0.5)
-        pytest.fail(f"ComfyUI did not start:\n{self.log.read_text()[-3000:]}")
-
-    def call(self, path: str, content: Any = None) -> Any:
-        """What the server answers; of a refusal, too."""
-        body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "text/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                said = answer.read()
-        except urllib.error.HTTPError as error:
-            said = error.read()
-        except http.client.HTTPException as error:
-            raise OSError(error) from error
-        return json.loads(said) if said else None
-
-    def post(self, graph: dict[str, Any]) -> str:
-        answer = self.call("/prompt", {"prompt": graph})
-        assert "prompt_id" in answer, answer
-        return str(answer["prompt_id"])
-
-    def result(self, prompt: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            found: dict[str, Any] = self.call(f"/history/{prompt}")
-            if found:
-                return found[prompt]
-            time.sleep(0.05)
-        pytest.fail(f"no result:\n{self.log.read_text()[-3000:]}")
-
-    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
-        """The outputs of a graph that succeeds: node -> what it saved or shows."""
-        result = self.result(self.post(graph))
-        assert result["status"]["status_str"] == "success", result["status"]
-        outputs: dict[str, Any] = result["outputs"]
-        return outputs
-
+class ComfyUI(server.ComfyUI):
     def error(self, graph: dict[str, Any]) -> str:
         """What the user reads of a graph that fails."""
         status = self.result(self.post(graph))["status"]
         (said,) = [data["exception_message"] for kind, data in status["messages"] if kind == "execution_error"]
         return str(said).strip()
 
-    def file(self, saved: dict[str, str]) -> Path:
-        return self.folder / saved["type"] / saved["subfolder"] / saved["filename"]
-
 
 @pytest.fixture(scope="module")
 def comfyui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     checkout: Path = request.config.getoption("comfyui").resolve()
-    server = ComfyUI(checkout, request.config.getoption("comfyui_python"), tmp_path_factory.mktemp("comfyui"))
+    folder = tmp_path_factory.mktemp("comfyui")
+    probe = folder / "probe.py"
+    probe.write_text(PROBE)
+    nodes = {"lora-drift": contract.PACK, "probe.py": probe, "fixture.py": FIXTURE}
+    python = request.config.getoption("comfyui_python")
+    comfyui = ComfyUI(checkout, python, folder / "home", nodes, record.OPTIONS, {"HF_TOKEN": SECRET})
+    shutil.copy(checkout / "input" / comfy.EXAMPLE, comfyui.folder / "input")
     try:
-        server.wait()
-        yield server
+        comfyui.wait()
+        yield comfyui
     finally:
-        server.process.terminate()
-        server.process.wait(30)
+        comfyui.close()
 
 
 def pixels(comfyui: ComfyUI, saved: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -186,6 +125,17 @@ def ours_and_workflow(
     assert len(needs) == len(files) + len(case.sample.control)
     (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
     return ours, graph, rendering
+
+
+@pytest.mark.parametrize("model", graphs.RECIPES)
+def test_a_native_graph_renders_as_it_is_recorded(model: str, comfyui: ComfyUI) -> None:
+    checkpoints.write(model, comfyui.folder / "models")
+    kept = records.load(model)
+    assert kept is not None
+    for name in records.CASES:
+        rendered, nodes = record.measured(comfyui, model, name)
+        assert rendered.workflow == kept.cases[name].workflow and set(nodes) <= set(kept.nodes)
+        assert rendered.pixel_max <= max(records.NEAR, kept.cases[name].pixel_max)
 
 
 @pytest.mark.parametrize("name", CASES)

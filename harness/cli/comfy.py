@@ -19,6 +19,7 @@ def comfy(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="of a model")] = None,
     lora: options.LoraFiles = None,
     step: Annotated[int | None, typer.Option(help="of a job: which of its LoRAs (default: the last)")] = None,
+    native: Annotated[bool, typer.Option("--native", help="of a model: ComfyUI's own nodes, and its files")] = False,
 ) -> None:
     """Write a workflow for ComfyUI, with the nodes that render as the trainer samples (docs/comfyui.md).
 
@@ -28,6 +29,9 @@ def comfy(
         lora-drift comfy flux --lora my.safetensors -o flux.json
         lora-drift comfy output/my_lora -o job.json
         lora-drift comfy out.png -o again.json
+
+    With --native, the graph is one of ComfyUI's own nodes that was compared with the trainer's samples; where no core
+    node does what the trainer does, it has a node of the pack.
     """
     with user_errors():
         from lora_drift.harness import comfy as workflows
@@ -41,6 +45,8 @@ def comfy(
         is_job = what not in MODELS and place.is_dir()
         if what not in MODELS and (lora or prompt):
             fail(f"{'--lora' if lora else '--prompt'} belongs to a model; a job and a receipt have their own")
+        if native and what not in MODELS:
+            fail("--native belongs to a model; of a job and a receipt there are graphs of the pack's nodes only")
         if step is not None and not is_job:
             fail(f"--step {step}: chooses one of a job's LoRAs; give the job's folder")
         if is_job:
@@ -49,13 +55,33 @@ def comfy(
             graph, needs = workflows.of_receipt(replay.read(place))
         else:
             files = {"" if name == "path" else name: path.name for name, path in lora_files(lora or []).items()}
-            graph = workflows.of_model(spec_of(what), prompt or "a photo of [trigger]", files)
             needs = [f"the LoRA {name} in models/loras" for name in files.values()]
+            prompt = prompt or "a photo of [trigger]"
+            if native:
+                graph, more = _native(what, prompt, files)
+                needs += more
+            else:
+                graph = workflows.of_model(spec_of(what), prompt, files)
         try:
             output.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             fail(f"--output {output}: {error.strerror}; name a place that can be written")
     typer.echo(f"{output}: drop it on ComfyUI" + "".join(f"; it needs {thing}" for thing in needs))
+    if native and not any(node["class_type"].startswith("LoraDrift") for node in graph.values()):
+        typer.echo("All its nodes are ComfyUI's own.")
+
+
+def _native(model: str, prompt: str, loras: dict[str, str]) -> tuple[Any, list[str]]:
+    """The graph, and what it needs."""
+    from lora_drift.harness.native import graphs
+    from lora_drift.pipelines import MODELS
+    from lora_drift.pipelines.settings import Request, resolve
+
+    spec = MODELS[model]
+    graph = graphs.build(spec, resolve(spec, Request(prompt=prompt)), loras=loras)
+    pack = graphs.nodes_of_pack(graph)
+    needs = [f"{name} in models/{folder}" for name, folder in graphs.files_of(graph).items()]
+    return graph, [*needs, *(f"the pack's node {node}" for node in pack)]
 
 
 def _of_job(place: Path, step: int | None) -> Any:

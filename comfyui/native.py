@@ -1,0 +1,187 @@
+"""Nodes for graphs of ComfyUI's own: what the trainer does and no core node can (docs/comfyui.md).
+
+The arithmetic is `lora_drift.harness.native`'s; here it meets ComfyUI's models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy import model_management
+from comfy.samplers import Sampler
+from comfy_api.latest import io
+
+from lora_drift.harness.native import graphs, sampling, schedule
+from lora_drift.pipelines import MODELS, ModelSpec
+from lora_drift.pipelines.families.chroma import Chroma
+from lora_drift.pipelines.families.wan import Wan
+
+CATEGORY = "lora-drift/native"
+
+
+def _model(ids: Any, tooltip: str) -> Any:
+    return io.Combo.Input("like", options=list(ids), tooltip=tooltip)
+
+
+class Sampling(Sampler):
+    """ComfyUI's guider predicts, the trainer's scheduler steps."""
+
+    def __init__(self, spec: ModelSpec, scheduler: Callable[[], Any]) -> None:
+        self.spec, self.scheduler = spec, scheduler
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Any,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Any,
+        latent_image: Any = None,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> Any:
+        inner = model_wrap.inner_model.model_sampling
+        denoised = noise
+
+        def predict(latents: Any, timestep: float) -> Any:
+            """Models of velocities are asked at the timestep as the scheduler rounded it."""
+            nonlocal denoised
+            model_management.throw_exception_if_processing_interrupted()
+            if self.spec.family == "sd":
+                sigma = inner.sigmas[int(timestep)].to(latents)
+                scaled = latents * (1 + sigma**2) ** 0.5
+            else:
+                sigma = latents.new_tensor(timestep / 1000)
+                scaled = latents
+            denoised = model_wrap(scaled, sigma.expand(len(latents)), **extra_args)
+            return (scaled - denoised) / sigma
+
+        def on_step(done: int, latents: Any) -> None:
+            if callback is not None:
+                callback(done - 1, denoised, latents, len(sigmas) - 1)
+
+        return sampling.sample(self.scheduler(), noise, predict, extra_args["seed"], on_step)
+
+
+class TrainerSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftSampler",
+            display_name="Sampler (like the trainer)",
+            category=CATEGORY,
+            description="The trainer's scheduler, for SamplerCustomAdvanced with empty latents.",
+            inputs=[
+                _model(graphs.SAMPLED, "Whose scheduler."),
+                io.Int.Input("steps", default=30, min=1, max=1000),
+                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the picture: some shift."),
+                io.Int.Input("height", default=1024, min=16, max=16384, step=8),
+            ],
+            outputs=[io.Sampler.Output("sampler"), io.Sigmas.Output("sigmas")],
+        )
+
+    @classmethod
+    def execute(cls, like: str, steps: int, width: int, height: int) -> io.NodeOutput:
+        import torch
+
+        spec = MODELS[like]
+
+        def scheduler() -> Any:
+            return schedule.scheduler(spec, steps, width, height)
+
+        # The sampler goes by its scheduler; what ComfyUI reads from the sigmas is how many there are, and the first.
+        return io.NodeOutput(Sampling(spec, scheduler), torch.linspace(1, 0, len(scheduler().timesteps) + 1))
+
+
+class Guidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftGuidance",
+            display_name="Guidance (like the trainer)",
+            category=CATEGORY,
+            description="Guides as the trainer's pipelines do, for CFGGuider.",
+            inputs=[
+                io.Model.Input("model"),
+                _model(graphs.GUIDED, "Whose guidance."),
+                io.Float.Input(
+                    "rescale", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="guidance_rescale of SDXL."
+                ),
+            ],
+            outputs=[io.Model.Output("model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, like: str, rescale: float) -> io.NodeOutput:
+        family, guiding = MODELS[like].family, model.clone()
+
+        def guide(args: dict[str, Any]) -> Any:
+            return sampling.guided(family, args["cond"], args["uncond"], args["cond_scale"], rescale)
+
+        guiding.set_model_sampler_cfg_function(guide)
+        return io.NodeOutput(guiding)
+
+
+class Text(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftText",
+            display_name="Text (like the trainer)",
+            category=CATEGORY,
+            description="T5 reads its padding up to the trainer's length. Parentheses are text, not weights.",
+            inputs=[
+                io.Clip.Input("clip"),
+                _model(graphs.READ, "Whose text."),
+                io.String.Input("text", default="", multiline=True),
+            ],
+            outputs=[io.Conditioning.Output("conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, like: str, text: str) -> io.NodeOutput:
+        spec = MODELS[like]
+        assert isinstance(spec, Chroma) and spec.max_sequence_length is not None
+        tokens = clip.tokenize(graphs.escaped(text))
+        (words,) = tokens["t5xxl"]
+        end = words[-1]
+        words = words if len(words) <= spec.max_sequence_length else [*words[: spec.max_sequence_length - 1], end]
+        padding = [(0, 1.0)] * (spec.max_sequence_length - len(words))
+        conditioning = clip.encode_from_tokens_scheduled({**tokens, "t5xxl": [[*words, *padding]]})
+        read = len(words) + spec.padding_read
+        return io.NodeOutput([[read_by[:, :read], more] for read_by, more in conditioning])
+
+
+class Experts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftExperts",
+            display_name="Two experts (like the trainer)",
+            category=CATEGORY,
+            description="Both experts as one model, so that one sampler's run sees them.",
+            inputs=[
+                io.Model.Input("high"),
+                io.Model.Input("low"),
+                _model(graphs.EXPERTS, "At whose timestep the second takes over."),
+            ],
+            outputs=[io.Model.Output("model")],
+        )
+
+    @classmethod
+    def execute(cls, high: Any, low: Any, like: str) -> io.NodeOutput:
+        spec, both, second = MODELS[like], high.clone(), low.clone()
+        assert isinstance(spec, Wan) and spec.boundary_ratio is not None
+        boundary = spec.boundary_ratio
+        both.set_additional_models("lora-drift low", [second])
+
+        def apply(model: Callable[..., Any], args: dict[str, Any]) -> Any:
+            early = float(args["timestep"].max()) >= boundary
+            return (model if early else second.model.apply_model)(args["input"], args["timestep"], **args["c"])
+
+        both.set_model_unet_function_wrapper(apply)
+        return io.NodeOutput(both)
+
+
+NODES: list[type[io.ComfyNode]] = [TrainerSampler, Guidance, Text, Experts]

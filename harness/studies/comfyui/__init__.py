@@ -1,0 +1,1 @@
+"""Drives a ComfyUI checkout: its own graphs on the miniatures, compared with what the trainer rendered."""
