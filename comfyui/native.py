@@ -12,7 +12,7 @@ from comfy import model_management
 from comfy.samplers import Sampler
 from comfy_api.latest import io
 
-from lora_drift.harness.native import graphs, sampling, schedule
+from lora_drift.harness.native import graphs, resize, sampling, schedule
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.pipelines.families.chroma import Chroma
 from lora_drift.pipelines.families.wan import Wan
@@ -184,4 +184,120 @@ class Experts(io.ComfyNode):
         return io.NodeOutput(both)
 
 
-NODES: list[type[io.ComfyNode]] = [TrainerSampler, Guidance, Text, Experts]
+class Blank(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftBlank",
+            display_name="No control image (like the trainer)",
+            category=CATEGORY,
+            description="Leaves the further channels of Flex.2 blank: nothing to control, everything to be painted.",
+            inputs=[io.Model.Input("model"), _model(graphs.BLANK, "Whose channels.")],
+            outputs=[io.Model.Output("model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, like: str) -> io.NodeOutput:
+        import torch
+
+        blank = model.clone()
+
+        def apply(model: Callable[..., Any], args: dict[str, Any]) -> Any:
+            latents = args["input"]
+            mask = torch.ones_like(latents[:, :1])
+            channels = torch.cat([torch.zeros_like(latents), mask, torch.zeros_like(latents)], dim=1)
+            return model(latents, args["timestep"], **{**args["c"], "c_concat": channels})
+
+        blank.set_model_unet_function_wrapper(apply)
+        return io.NodeOutput(blank)
+
+
+class Resize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftResize",
+            display_name="Resize (like the trainer)",
+            category=CATEGORY,
+            description="A control image in the size of the picture: stretched by Pillow, as the trainer has it.",
+            inputs=[
+                io.Image.Input("image"),
+                _model(graphs.RESIZED, "Whose filter."),
+                io.Int.Input("width", default=1024, min=16, max=16384, step=8),
+                io.Int.Input("height", default=1024, min=16, max=16384, step=8),
+            ],
+            outputs=[
+                io.Image.Output("image"),
+                io.Image.Output("seen", tooltip="As CLIP Vision sees it; its crop is none. Of Wan 2.1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, like: str, width: int, height: int) -> io.NodeOutput:
+        return io.NodeOutput(
+            *(_tensor(picture) for picture in resize.resized(MODELS[like], _picture(image), width, height))
+        )
+
+
+class FirstFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftFirstFrame",
+            display_name="First frame (like the trainer)",
+            category=CATEGORY,
+            description="For Wan 2.2 I2V: its latents are a sample of the VAE's posterior, drawn after the noise.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                io.Image.Input("start_image", tooltip="In the video's size: of a Resize node."),
+                io.Int.Input("noise_seed", default=42, min=0, max=2**64 - 1, tooltip="That of the noise."),
+                io.Int.Input("length", default=41, min=1, max=10_000, step=4),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive"),
+                io.Conditioning.Output("negative"),
+                io.Latent.Output("latent"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive: Any, negative: Any, vae: Any, start_image: Any, noise_seed: int, length: int
+    ) -> io.NodeOutput:
+        import torch
+
+        frames = start_image.new_full((length, *start_image.shape[1:3], 3), 0.5)
+        frames[:1] = start_image[:1, ..., :3]
+        posterior = []
+        # ComfyUI's encoder keeps the posterior's mean only.
+        hook = vae.first_stage_model.conv1.register_forward_hook(lambda _module, _inputs, made: posterior.append(made))
+        try:
+            mean = vae.encode(frames)
+        finally:
+            hook.remove()
+        spread = posterior[-1].chunk(2, dim=1)[1].to(mean)
+        encoded = sampling.posterior_sample(mean, spread, noise_seed)
+        mask = torch.ones_like(encoded[:, :1])
+        mask[:, :, 0] = 0
+        shown = {"concat_latent_image": encoded, "concat_mask": mask}
+        both = [[[text, {**more, **shown}] for text, more in conditioning] for conditioning in (positive, negative)]
+        return io.NodeOutput(*both, {"samples": torch.zeros_like(encoded)})
+
+
+def _picture(image: Any) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray((image[0, ..., :3].cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _tensor(picture: Any) -> Any:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
+
+
+NODES: list[type[io.ComfyNode]] = [TrainerSampler, Guidance, Text, Experts, Blank, Resize, FirstFrame]

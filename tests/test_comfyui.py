@@ -105,7 +105,10 @@ def test_ids_are_ours_and_every_input_is_taken(pack: ModuleType) -> None:
     nodes = asyncio.run(_nodes(pack))
     assert [node.define_schema().node_id for node in nodes] == [
         f"LoraDrift{name}"
-        for name in ("Model", "Lora", "Sample", "Job", "Verify", "Sampler", "Guidance", "Text", "Experts")
+        for name in (
+            *("Model", "Lora", "Sample", "Job", "Verify"),
+            *("Sampler", "Guidance", "Text", "Experts", "Blank", "Resize", "FirstFrame"),
+        )
     ]
     for node in nodes:
         asked = {one.id for one in node.define_schema().inputs}

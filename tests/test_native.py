@@ -4,18 +4,19 @@ them (harness/native/records), which only tests/test_in_comfyui.py can render ag
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from lora_drift.harness.check import metrics, runner
 from lora_drift.harness.cli.main import app
-from lora_drift.harness.native import graphs, records, sampling, schedule
+from lora_drift.harness.native import graphs, records, resize, sampling, schedule
 from lora_drift.pipelines import MODELS, RequestError, load
 from lora_drift.pipelines.settings import Request, Settings, resolve
 
@@ -94,7 +95,12 @@ def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("model", ONE_A_FAMILY)
 def test_steps_are_those_of_the_pipeline(model: str, laid_out: list[Any]) -> None:
-    asked: dict[str, Any] = {"width": 96, "height": 64, "steps": 4, **({"num_frames": 5} if MODELS[model].kind == "video" else {})}
+    asked: dict[str, Any] = {
+        "width": 96,
+        "height": 64,
+        "steps": 4,
+        **({"num_frames": 5} if MODELS[model].kind == "video" else {}),
+    }
     pipeline = load(model)
     pipeline.sample("a fox", **asked)
     theirs = laid_out[-1]
@@ -165,6 +171,49 @@ def test_guidance_of_qwen_keeps_the_length_of_each_token(frames: tuple[int, ...]
     assert torch.allclose(QwenImagePipeline._pack_latents(ours.reshape(1, 16, 8, 6), 1, 16, 8, 6), theirs, atol=1e-5)
 
 
+def test_a_posteriors_sample_is_drawn_right_after_the_noise() -> None:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    mean, spread = torch.randn(2, 1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(7)
+    torch.randn(mean.shape, generator=generator)
+    theirs = DiagonalGaussianDistribution(torch.cat([mean, spread], dim=1)).sample(generator)
+    assert torch.allclose(sampling.posterior_sample(mean, spread, 7), theirs)
+
+
+# ---------------------------------------------------------------------------------------------------- control images
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([rows, columns, rows * columns], axis=-1).astype(np.uint8))
+
+
+def test_kontext_sees_its_control_image_resized_twice() -> None:
+    """To what was asked, and to what the model's rule makes of it."""
+    picture = gradient(150, 90)
+    found, _ = resize.resized(MODELS["flux_kontext"], picture, 120, 64)
+    once = picture.resize((120, 64), Image.Resampling.BILINEAR)
+    assert found.size == (112, 64) and found.tobytes() == once.resize((112, 64), Image.Resampling.LANCZOS).tobytes()
+
+
+@pytest.mark.parametrize("size", [(64, 80), (80, 64), (96, 96)])
+def test_clip_sees_the_first_frame_as_transformers_prepares_it(size: tuple[int, int]) -> None:
+    import transformers
+
+    picture = gradient(150, 90)
+    frame, seen = resize.resized(MODELS["wan21_i2v_14b"], picture, *size)
+    assert frame.tobytes() == picture.resize(size, Image.Resampling.LANCZOS).tobytes()
+    name = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"
+    theirs = getattr(transformers, name)(do_normalize=False, do_rescale=False)(frame, return_tensors="np")
+    assert np.array_equal(theirs["pixel_values"][0].transpose(1, 2, 0), np.asarray(seen))
+
+
+def test_a_model_that_is_not_shown_a_picture_like_this_is_refused() -> None:
+    with pytest.raises(ValueError, match="flux: its control images"):
+        resize.resized(MODELS["flux"], gradient(64, 64), 64, 64)
+
+
 # ------------------------------------------------------------------------------------------------------------ graphs
 
 
@@ -231,66 +280,21 @@ def test_the_command_line_writes_the_graph_and_says_what_it_needs(tmp_path: Path
     assert "the pack's node LoraDriftSampler" in pack.output and "ComfyUI's own" not in pack.output
 
 
+def test_a_graph_with_a_control_image_begins_with_one_that_comfyui_has(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    written = run("wan21_i2v_14b", "--native", "-o", str(out))
+    assert written.exit_code == 0, written.output
+    assert node(json.loads(out.read_text()), "LoadImage")["image"] == "example.png"
+    assert "clip_vision_h.safetensors in models/clip_vision" in written.output
+
+
+def test_flex2_with_a_control_image_is_refused() -> None:
+    with pytest.raises(RequestError, match="flex2: with a control image"):
+        graphs.build(MODELS["flex2"], replace(settings_of("flex2"), control=("a.png",)))
+
+
 def test_the_command_line_refuses_where_nothing_matches(tmp_path: Path) -> None:
     unknown = run("ltx2", "--native", "-o", str(tmp_path / "out.json"))
     assert unknown.exit_code == 2 and "ltx2: no graph of ComfyUI's nodes is known" in unknown.output
     job = run(str(tmp_path), "--native", "-o", str(tmp_path / "out.json"))
     assert job.exit_code == 2 and "--native belongs to a model" in job.output
-
-
-# ------------------------------------------------------------------------------------------ the pack's nodes, stood in
-
-
-def test_the_sampler_asks_velocity_models_at_the_rounded_timestep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model whose velocity is its timestep: what comes out tells which it was asked at."""
-    import runpy
-
-    contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
-    with contract.loaded(contract.Comfy(tmp_path), monkeypatch.setitem) as pack:
-        native = pack.nodes.native
-        sampler, sigmas = contract.execute(
-            native.TrainerSampler, {"like": "wan21_1b", "steps": 3, "width": 64, "height": 64}
-        )
-        asked: list[float] = []
-
-        class Guider:
-            inner_model = SimpleNamespace(model_sampling=None)
-
-            def __call__(self, latents: Any, sigma: Any, **_options: Any) -> Any:
-                asked.append(float(sigma[0]))
-                return latents - sigma.reshape(-1, 1, 1, 1, 1)
-
-        steps: list[int] = []
-        noise = torch.randn(1, 16, 2, 8, 8)
-        sampler.sample(Guider(), sigmas, {"seed": 1}, lambda step, *_: steps.append(step), noise)
-    scheduler = schedule.scheduler(MODELS["wan21_1b"], 3, 64, 64)
-    assert np.allclose(asked, scheduler.timesteps.numpy() / 1000)
-    assert steps == [0, 1, 2] and len(sigmas) == 4
-
-
-def test_text_is_padded_to_the_trainers_length_and_cut_behind_the_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import runpy
-
-    contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
-
-    class Clip:
-        """Knows each letter, and ends with 1."""
-
-        def tokenize(self, text: str) -> dict[str, Any]:
-            return {"t5xxl": [[*((ord(letter), 1.0) for letter in text), (1, 1.0)]]}
-
-        def encode_from_tokens_scheduled(self, tokens: dict[str, Any]) -> list[Any]:
-            ((words,),) = tokens.values()
-            assert len(words) == 512
-            return [[torch.tensor([[[float(number)] for number, _ in words]]), {"pooled_output": None}]]
-
-    with contract.loaded(contract.Comfy(tmp_path), monkeypatch.setitem) as pack:
-        node = pack.nodes.native.Text
-        ((read, _),) = contract.execute(node, {"clip": Clip(), "like": "chroma", "text": "(f)"})[0]
-        assert read.flatten().tolist() == [*map(ord, r"\(f\)"), 1, 0], "words, their end, one of the padding"
-        ((read, _),) = contract.execute(node, {"clip": Clip(), "like": "chroma", "text": "f" * 600})[0]
-        assert read.flatten().tolist() == [ord("f")] * 511 + [1]

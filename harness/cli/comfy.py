@@ -1,6 +1,7 @@
 """`lora-drift comfy`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,13 +73,16 @@ def comfy(
 
 
 def _native(model: str, prompt: str, loras: dict[str, str]) -> tuple[Any, list[str]]:
-    """The graph, and what it needs."""
+    """The graph, and what it needs. A control image is one that every ComfyUI has."""
+    from lora_drift.harness import comfy as workflows
     from lora_drift.harness.native import graphs
     from lora_drift.pipelines import MODELS
     from lora_drift.pipelines.settings import Request, resolve
 
     spec = MODELS[model]
-    graph = graphs.build(spec, resolve(spec, Request(prompt=prompt)), loras=loras)
+    settings = resolve(replace(spec, controls=(0, 0)), Request(prompt=prompt))
+    settings = replace(settings, control=(workflows.EXAMPLE,) * spec.controls[0])
+    graph = graphs.build(spec, settings, loras=loras)
     pack = graphs.nodes_of_pack(graph)
     needs = [f"{name} in models/{folder}" for name, folder in graphs.files_of(graph).items()]
     return graph, [*needs, *(f"the pack's node {node}" for node in pack)]

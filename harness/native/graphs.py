@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_drift.harness.comfy import Graph, numbered
 from lora_drift.harness.native import schedule
+from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import ModelSpec
@@ -30,6 +32,8 @@ class Recipe:
     """Node of the empty latents."""
     files: Mapping[str, str]
     """Part -> name that its file has where ComfyUI offers it for download."""
+    template: str = "{}"
+    """What a prompt is put into, beyond what ComfyUI puts it into."""
     t5_length: int = 0
     """To which T5 pads at least; 0: as ComfyUI does."""
     text: str = "core"
@@ -86,9 +90,12 @@ def _wan(latent: str, vae: str, **denoisers: str) -> Recipe:
 
 
 WAN21 = ("EmptyHunyuanLatentVideo", "wan_2.1_vae.safetensors")
+FIRST_FRAME = ("WanImageToVideo", "wan_2.1_vae.safetensors")
 RECIPES: dict[str, Recipe] = {
     "flux": _flux("flux1-dev.safetensors"),
     "flex1": _flux("Flex.1-alpha.safetensors"),
+    "flux_kontext": _flux("flux1-dev-kontext.safetensors"),
+    "flex2": _flux("Flex.2-preview.safetensors"),
     "chroma": Recipe(
         encoders=("t5xxl",),
         kind="chroma",
@@ -103,20 +110,46 @@ RECIPES: dict[str, Recipe] = {
     "zimage_deturbo": _zimage("z_image_de_turbo_v1_bf16.safetensors"),
     "qwen_image": _qwen("qwen_image_bf16.safetensors"),
     "qwen_image_2512": _qwen("qwen_image_2512_bf16.safetensors"),
+    "omnigen2": Recipe(
+        encoders=("qwen",),
+        kind="omnigen2",
+        latent="EmptySD3LatentImage",
+        files={
+            "denoiser": "omnigen2_fp16.safetensors",
+            "qwen": "qwen_2.5_vl_fp16.safetensors",
+            "vae": "ae.safetensors",
+        },
+        template="<|im_start|>system\nYou are a helpful assistant that generates high-quality images based on user "
+        "instructions.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
+    ),
     "sd15": _sd(("clip_l",), "stable_diffusion", "sd15"),
     "sdxl": _sd(("clip_l", "clip_g"), "sdxl", "sdxl"),
     "wan21_1b": _wan(*WAN21, denoiser="wan2.1_t2v_1.3B_bf16.safetensors"),
     "wan21_14b": _wan(*WAN21, denoiser="wan2.1_t2v_14B_bf16.safetensors"),
+    "wan21_i2v_14b480p": _wan(
+        *FIRST_FRAME, denoiser="wan2.1_i2v_480p_14B_fp16.safetensors", clip_vision="clip_vision_h.safetensors"
+    ),
+    "wan21_i2v_14b": _wan(
+        *FIRST_FRAME, denoiser="wan2.1_i2v_720p_14B_fp16.safetensors", clip_vision="clip_vision_h.safetensors"
+    ),
     "wan22_14b_t2v": _wan(
         *WAN21,
         high="wan2.2_t2v_high_noise_14B_fp16.safetensors",
         low="wan2.2_t2v_low_noise_14B_fp16.safetensors",
+    ),
+    "wan22_14b_i2v": _wan(
+        "LoraDriftFirstFrame",
+        WAN21[1],
+        high="wan2.2_i2v_high_noise_14B_fp16.safetensors",
+        low="wan2.2_i2v_low_noise_14B_fp16.safetensors",
     ),
     "wan22_5b": _wan("Wan22ImageToVideoLatent", "wan2.2_vae.safetensors", denoiser="wan2.2_ti2v_5B_fp16.safetensors"),
 }
 SAMPLED = [model for model, recipe in RECIPES.items() if recipe.sampler == "pack"]
 GUIDED = [model for model, recipe in RECIPES.items() if recipe.guidance == "pack"]
 READ = [model for model, recipe in RECIPES.items() if recipe.text == "pack"]
+BLANK = ["flex2"]
+RESIZED = [model for model in RECIPES if MODELS[model].controls != (0, 0)]
 EXPERTS = [model for model, recipe in RECIPES.items() if "high" in recipe.files]
 """Models of the pack's nodes."""
 
@@ -147,18 +180,28 @@ def build(
     recipe = RECIPES.get(spec.id)
     if recipe is None:
         raise RequestError(f"{spec.id}: no graph of ComfyUI's nodes is known that matches the trainer")
+    if spec.id == "flex2" and settings.control:
+        raise RequestError("flex2: with a control image no graph of ComfyUI's nodes is known that matches the trainer")
     if not 0 <= settings.seed < 2**64:
         raise RequestError(f"seed {settings.seed}: ComfyUI takes 0 to 2^64 - 1")
     graph, files = Builder(), {**recipe.files, **(files or {})}
     model = _denoiser(graph, spec, settings, files, loras or {})
     vae = graph.add("vae", "VAELoader", vae_name=files["vae"])
-    guider = _guider(graph, recipe, spec, settings, files, model)
-    sampler, sigmas = _steps(graph, recipe, spec, settings)
-    size = {"width": settings.width, "height": settings.height, "batch_size": 1}
+    positive, negative = _texts(graph, recipe, spec, settings, files)
+    size: dict[str, Any] = {"width": settings.width, "height": settings.height, "batch_size": 1}
     if spec.kind == "video":
         size["length"] = settings.num_frames
     if recipe.latent == "Wan22ImageToVideoLatent":
-        size["vae"] = vae  # type: ignore[assignment]
+        size["vae"] = vae
+    if recipe.latent in ("WanImageToVideo", "LoraDriftFirstFrame"):
+        given = {"positive": positive, "negative": negative, "vae": vae}
+        positive, negative, latent = _first_frame(graph, recipe, spec, settings, files, given)
+    else:
+        if settings.control:
+            positive = _reference(graph, spec, settings, vae, positive)
+        latent = graph.add("latent", recipe.latent, **size)
+    guider = _guider(graph, recipe, spec, settings, model, positive, negative)
+    sampler, sigmas = _steps(graph, recipe, spec, settings)
     sample = graph.add(
         "sample",
         "SamplerCustomAdvanced",
@@ -166,7 +209,7 @@ def build(
         guider=guider,
         sampler=sampler,
         sigmas=sigmas,
-        latent_image=graph.add("latent", recipe.latent, **size),
+        latent_image=latent,
     )
     picture = graph.add("decode", "VAEDecode", samples=sample, vae=vae)
     if spec.kind == "video":
@@ -188,7 +231,8 @@ def _denoiser(
         return graph.add(f"lora {expert}".strip(), "LoraLoaderModelOnly", model=model, **lora)
 
     if "high" not in files:
-        return loaded("denoiser", "")
+        model = loaded("denoiser", "")
+        return graph.add("blank", "LoraDriftBlank", model=model, like=spec.id) if spec.id in BLANK else model
     experts = {expert: loaded(expert, expert) for expert in ("high", "low")}
     return graph.add("experts", "LoraDriftExperts", **experts, like=spec.id)
 
@@ -205,9 +249,10 @@ def _steps(graph: Builder, recipe: Recipe, spec: ModelSpec, settings: Settings) 
     )
 
 
-def _guider(
-    graph: Builder, recipe: Recipe, spec: ModelSpec, settings: Settings, files: Mapping[str, str], model: Link
-) -> Link:
+def _texts(
+    graph: Builder, recipe: Recipe, spec: ModelSpec, settings: Settings, files: Mapping[str, str]
+) -> tuple[Link, Link]:
+    """Both prompts; of a model whose guidance is an input, the positive one twice, with its guidance."""
     one = len(recipe.encoders) == 1
     named = {f"clip_name{'' if one else i}": files[part] for i, part in enumerate(recipe.encoders, 1)}
     clip = graph.add("encoder", "CLIPLoader" if one else "DualCLIPLoader", **named, type=recipe.kind)
@@ -217,19 +262,58 @@ def _guider(
     def read(name: str, text: str) -> Link:
         if recipe.text == "pack":
             return graph.add(name, "LoraDriftText", text=text, clip=clip, like=spec.id)
-        return graph.add(name, "CLIPTextEncode", text=escaped(text), clip=clip)
+        return graph.add(name, "CLIPTextEncode", text=recipe.template.format(escaped(text)), clip=clip)
 
     positive = read("positive", settings.prompt)
     if spec.guidance == "embedded":
         guided = graph.add("guidance", "FluxGuidance", conditioning=positive, guidance=settings.guidance_scale)
-        return graph.add("guider", "BasicGuider", model=model, conditioning=guided)
-    negative = read("negative", settings.negative_prompt)
+        return guided, guided
+    return positive, read("negative", settings.negative_prompt)
+
+
+def _guider(
+    graph: Builder, recipe: Recipe, spec: ModelSpec, settings: Settings, model: Link, positive: Link, negative: Link
+) -> Link:
+    if spec.guidance == "embedded":
+        return graph.add("guider", "BasicGuider", model=model, conditioning=positive)
     guides = spec.guides(settings.guidance_scale)
     if recipe.guidance == "pack" and guides:
         rescale = settings.guidance_rescale
         model = graph.add("guidance", "LoraDriftGuidance", model=model, like=spec.id, rescale=rescale)
     cfg = settings.guidance_scale + recipe.cfg_offset if guides else 1.0
     return graph.add("guider", "CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg)
+
+
+def _resized(graph: Builder, spec: ModelSpec, settings: Settings) -> Link:
+    """The control image in the size in which the model sees it; and behind it, as CLIP does."""
+    image = graph.add("picture", "LoadImage", image=Path(settings.control[0]).name)
+    size = {"width": settings.asked_width, "height": settings.asked_height}
+    return graph.add("resized", "LoraDriftResize", image=image, like=spec.id, **size)
+
+
+def _reference(graph: Builder, spec: ModelSpec, settings: Settings, vae: Link, positive: Link) -> Link:
+    encoded = graph.add("reference", "VAEEncode", pixels=_resized(graph, spec, settings), vae=vae)
+    return graph.add("shown", "ReferenceLatent", conditioning=positive, latent=encoded)
+
+
+def _first_frame(
+    graph: Builder,
+    recipe: Recipe,
+    spec: ModelSpec,
+    settings: Settings,
+    files: Mapping[str, str],
+    given: Mapping[str, Link],
+) -> tuple[Link, Link, Link]:
+    """Both conditionings with the first frame, and the latents of the video. `given`: positive, negative, vae."""
+    more: dict[str, Any] = {**given, "start_image": _resized(graph, spec, settings), "length": settings.num_frames}
+    if recipe.latent == "WanImageToVideo":
+        vision = graph.add("vision", "CLIPVisionLoader", clip_name=files["clip_vision"])
+        seen = graph.add("seen", "CLIPVisionEncode", clip_vision=vision, image=["resized", 1], crop="none")
+        more |= {"clip_vision_output": seen, "width": settings.width, "height": settings.height, "batch_size": 1}
+    else:
+        more |= {"noise_seed": settings.seed}
+    graph.add("latent", recipe.latent, **more)
+    return ["latent", 0], ["latent", 1], ["latent", 2]
 
 
 def escaped(prompt: str) -> str:
@@ -246,5 +330,9 @@ def files_of(graph: Graph) -> dict[str, str]:
     """File of a model -> folder below models/ in which ComfyUI looks for it."""
     folders = {"unet_name": "diffusion_models", "clip_name": "text_encoders", "clip_name1": "text_encoders",
                "clip_name2": "text_encoders", "vae_name": "vae"}  # fmt: skip
-    inputs = [item for node in graph.values() for item in node["inputs"].items()]
-    return {value: folders[name] for name, value in inputs if name in folders}
+    found = {}
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if name in folders:
+                found[value] = "clip_vision" if node["class_type"] == "CLIPVisionLoader" else folders[name]
+    return found

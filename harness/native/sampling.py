@@ -40,6 +40,14 @@ def sample(
     return latents
 
 
+def posterior_sample(mean: torch.Tensor, log_variance: torch.Tensor, seed: int) -> torch.Tensor:
+    """A sample of an autoencoder's posterior, drawn from the stream of `seed` right after noise of the same shape."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    torch.randn(mean.shape, generator=generator)
+    drawn = torch.randn(mean.shape, generator=generator).to(mean)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * drawn
+
+
 def guided(family: str, positive: torch.Tensor, negative: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
     """The prediction that guidance makes of two (of the same factor; latents [1, channels, (frames,) height, width]).
 

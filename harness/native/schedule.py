@@ -14,6 +14,10 @@ PATCH = 16
 """Pixels a side of what a token of these families shows."""
 
 
+LATENT = 8
+"""Pixels a side of a latent."""
+
+
 def scheduler(spec: ModelSpec, steps: int, width: int, height: int) -> Any:
     """The model's scheduler with its steps laid out as for a sample of this size (pixels)."""
     import numpy as np
@@ -26,6 +30,8 @@ def scheduler(spec: ModelSpec, steps: int, width: int, height: int) -> Any:
 
         assert isinstance(spec, flux2.Flux2)
         made.set_timesteps(sigmas=flux2.schedule(spec, steps, tokens))
+    elif spec.family == "omnigen2":
+        made.set_timesteps(steps, num_tokens=(width // LATENT) * (height // LATENT))
     elif spec.family not in EVEN:
         made.set_timesteps(steps)
     elif made.config.use_dynamic_shifting:
@@ -45,6 +51,8 @@ def sigmas(spec: ModelSpec, steps: int, width: int, height: int) -> list[float]:
     """What a graph lists, from the first step's sigma to 0. A last step that changes nothing (Z-Image's) is left out:
     ComfyUI would divide by its sigma."""
     found = [float(sigma) for sigma in scheduler(spec, steps, width, height).sigmas]
+    if spec.family == "omnigen2":  # counts from noise to picture
+        found = [1 - time for time in found]
     while len(found) > 1 and math.isclose(found[-2], 0.0, abs_tol=1e-12):
         found.pop()
     return found

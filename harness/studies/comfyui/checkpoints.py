@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,28 @@ def qwen_vl(home: Home) -> Weights:
     return Weights(tensors, {"text": text})
 
 
+def qwen_3b(home: Home) -> Weights:
+    """OmniGen2's: no picture reaches it."""
+    tensors = {name: t for name, t in home.tensors("mllm").items() if name.startswith("model.")}
+    config = home.config("mllm")["text_config"]
+    tokens = _tokenizer(home.folder("processor"), "Qwen2Tokenizer", QWEN_TOKENS)
+    words = "model.embed_tokens.weight"
+    tensors[words] = _spread(tensors[words], tokens["numbers"], 151936)
+    text = {
+        "configs": {"qwen25_3b": {k: config[k] for k in LLAMA}},
+        "attributes": {"Qwen25_3BConfig": {"head_dim": config["hidden_size"] // config["num_attention_heads"]}},
+        "tokenizers": {"qwen25_3b": tokens},
+        "model": {"model.layers.0.self_attn.k_proj.bias": "QWEN25_3B"},
+    }
+    return Weights(tensors, {"text": text})
+
+
+def clip_vision(home: Home) -> Weights:
+    config, tensors = home.config("image_encoder"), home.tensors("image_encoder")
+    tensors["vision_model.encoder.layers.30.layer_norm1.weight"] = torch.zeros(1)  # by this, ComfyUI knows CLIP H
+    return Weights(tensors, {"vision": config})
+
+
 # ------------------------------------------------------------------------------------------------------- autoencoders
 
 
@@ -320,6 +342,12 @@ WAN_NAMES = (
     (r"ffn\.net\.0\.proj", "ffn.0"),
     (r"ffn\.net\.2", "ffn.2"),
     (r"\.norm2\.", ".norm3."),
+    (r"attn\.add_([kv])_proj", r"attn.\1_img"),
+    (r"attn\.norm_added_k", "attn.norm_k_img"),
+    (r"^condition_embedder\.image_embedder\.norm1", "img_emb.proj.0"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj", "img_emb.proj.1"),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2", "img_emb.proj.3"),
+    (r"^condition_embedder\.image_embedder\.norm3", "img_emb.proj.4"),
 )
 """Diffusers' names of Wan's tensors -> the original ones, one after the other."""
 
@@ -337,10 +365,18 @@ def wan(component: str) -> Make:
             "freq_dim": config["freq_dim"],
             "text_dim": config["text_dim"],
         }
-        cls = "WAN22_T2V" if config["out_channels"] == 48 else "WAN21_T2V"
-        return Weights(renamed, {"denoiser": {"class": cls, "config": size}})
+        cls = "WAN22_T2V" if config["out_channels"] == 48 else "WAN21_I2V" if config["image_dim"] else "WAN21_T2V"
+        return Weights(renamed, {"denoiser": {"class": cls, "config": size, "seen": config["image_dim"]}})
 
     return made
+
+
+def omnigen2(home: Home) -> Weights:
+    config = home.config("transformer")
+    size = {name: value for name, value in config.items() if not name.startswith("_")}
+    # The trainer reads them in bfloat16, whatever the job's dtype is.
+    tensors = {name: tensor.bfloat16() for name, tensor in home.tensors("transformer").items()}
+    return Weights(tensors, {"denoiser": {"class": "Omnigen2", "config": size}})
 
 
 @dataclass(frozen=True)
@@ -350,6 +386,7 @@ class Miniature:
     denoisers: Mapping[str, Make]
     encoders: Mapping[str, Make]
     vae: Make
+    vision: Mapping[str, Make] = field(default_factory=dict)
 
 
 def _flux_texts() -> dict[str, Make]:
@@ -366,7 +403,7 @@ def _qwen3(name: str, model: str) -> dict[str, Make]:
 
 
 MINIATURES: dict[str, Miniature] = {
-    **dict.fromkeys(("flux", "flex1", "flux_kontext"), Miniature({"denoiser": flux}, _flux_texts(), kl)),
+    **dict.fromkeys(("flux", "flex1", "flux_kontext", "flex2"), Miniature({"denoiser": flux}, _flux_texts(), kl)),
     "chroma": Miniature({"denoiser": chroma}, {"t5xxl": lambda home: t5(home, "text_encoder", "tokenizer")}, kl),
     "flux2_klein_4b": Miniature({"denoiser": klein}, _qwen3("qwen3_4b", "QWEN3_4B"), klein_vae),
     "flux2_klein_9b": Miniature({"denoiser": klein}, _qwen3("qwen3_8b", "QWEN3_8B"), klein_vae),
@@ -375,10 +412,15 @@ MINIATURES: dict[str, Miniature] = {
         Miniature({"denoiser": zimage}, _qwen3("qwen3_4b", "QWEN3_4B"), kl),
     ),
     **dict.fromkeys(("qwen_image", "qwen_image_2512"), Miniature({"denoiser": qwen_image}, {"qwen": qwen_vl}, wan_vae)),
+    "omnigen2": Miniature({"denoiser": omnigen2}, {"qwen": qwen_3b}, kl),
     "sd15": Miniature({"denoiser": unet}, {"clip_l": clip}, kl),
     "sdxl": Miniature({"denoiser": unet}, {"clip_l": clip, "clip_g": lambda home: clip(home, "_2")}, kl),
     **dict.fromkeys(("wan21_1b", "wan21_14b"), _wan(denoiser="transformer")),
-    "wan22_14b_t2v": _wan(high="transformer", low="transformer_2"),
+    **dict.fromkeys(
+        ("wan21_i2v_14b480p", "wan21_i2v_14b"),
+        replace(_wan(denoiser="transformer"), vision={"clip_vision": clip_vision}),
+    ),
+    **dict.fromkeys(("wan22_14b_t2v", "wan22_14b_i2v"), _wan(high="transformer", low="transformer_2")),
     "wan22_5b": _wan(denoiser="transformer"),
 }
 
@@ -386,7 +428,12 @@ MINIATURES: dict[str, Miniature] = {
 def write(model: str, folder: Path) -> None:
     """The files of a model, into ComfyUI's models folder."""
     home, mini, names = Home(MODELS[model]), MINIATURES[model], records.file_names(model)
-    kinds = {"diffusion_models": mini.denoisers, "text_encoders": mini.encoders, "vae": {"vae": mini.vae}}
+    kinds = {
+        "diffusion_models": mini.denoisers,
+        "text_encoders": mini.encoders,
+        "clip_vision": mini.vision,
+        "vae": {"vae": mini.vae},
+    }
     for kind, parts in kinds.items():
         for part, make in parts.items():
             make(home).save(folder / kind / names[part])

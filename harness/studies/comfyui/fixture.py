@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
 import comfy.ldm.chroma.model as chroma
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.model as kl
+import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import comfy.model_base
@@ -32,7 +34,7 @@ import torch
 import transformers
 from aiohttp import web
 
-SIZES: dict[str, dict[str, Any]] = {"denoiser": {}, "text": {}, "vae": {}}
+SIZES: dict[str, dict[str, Any]] = {"denoiser": {}, "text": {}, "vae": {}, "vision": {}}
 """Of the files that were read last."""
 
 
@@ -66,6 +68,9 @@ TABLES = {
     "unet": comfy.utils.unet_to_diffusers,
     "z_image": comfy.utils.z_image_to_diffusers,
 }
+
+
+comfy.clip_vision.load_torch_file = comfy.utils.load_torch_file  # it has a name of its own for it
 
 
 def rename(state_dict: Any, table: Any) -> Any:
@@ -115,6 +120,19 @@ def _(original: Any, self: Any, num_groups: Any, num_channels: Any, *args: Any, 
 def _(original: Any, hidden_size: Any, *args: Any, output_size: Any = None, **kwargs: Any) -> Any:
     hidden_size, output_size = SIZES["denoiser"].get("time_embedder", (hidden_size, output_size))
     return original(hidden_size, *args, output_size=output_size, **kwargs)
+
+
+@replaced(comfy.ldm.wan.model.MLPProj)
+def _(original: Any, self: Any, width: Any, *args: Any, **kwargs: Any) -> Any:
+    original(self, SIZES["denoiser"].get("seen") or width, *args, **kwargs)
+
+
+@replaced(comfy.clip_vision.ClipVisionModel)
+def _(original: Any, self: Any, config: Any) -> Any:
+    path = Path(folder_paths.get_temp_directory()) / "clip_vision.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**json.loads(Path(config).read_text()), **SIZES["vision"]}))
+    original(self, path)
 
 
 @replaced(comfy.model_base, "Timestep")

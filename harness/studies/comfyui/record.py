@@ -53,6 +53,8 @@ def measured(comfyui: ComfyUI, model: str, name: str) -> tuple[records.Rendered,
     case, golden = records.golden_of(model, name)
     for artefact, file in records.lora_names(case, golden).items():
         shutil.copy(golden.path(artefact), comfyui.folder / "models" / "loras" / file)
+    for picture in case.sample.control:
+        shutil.copy(picture, comfyui.folder / "input")
     graph = records.graph_of(case, golden)
     found = rendered(comfyui, graph)
     theirs, latents = golden.frames(), golden.latents()
