@@ -5,17 +5,22 @@ The arithmetic is `lora_drift.harness.native`'s; here it meets ComfyUI's models.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from comfy import model_management
 from comfy.samplers import Sampler
 from comfy_api.latest import io
 
-from lora_drift.harness.native import graphs, resize, sampling, schedule
+from lora_drift.harness.native import graphs, lora, resize, sampling, schedule
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.pipelines.families.chroma import Chroma
 from lora_drift.pipelines.families.wan import Wan
+from lora_drift.pipelines.spec import NOISE_STREAMS, NoiseStream
 
 CATEGORY = "lora-drift/native"
 
@@ -94,6 +99,49 @@ class TrainerSampler(io.ComfyNode):
         return io.NodeOutput(Sampling(spec, scheduler), torch.linspace(1, 0, len(scheduler().timesteps) + 1))
 
 
+@dataclass
+class Drawn:
+    """What ComfyUI asks for noise."""
+
+    seed: int
+    dtype: str
+    stream: NoiseStream
+
+    def generate_noise(self, latent: dict[str, Any]) -> Any:
+        import torch
+
+        from lora_drift.pipelines import noise
+
+        shape = tuple(latent["samples"].shape)
+        return noise.normal(shape, noise.seeded(self.seed, self.stream), getattr(torch, self.dtype)).float()
+
+
+class Noise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftNoise",
+            display_name="Noise (like the trainer)",
+            category=CATEGORY,
+            description="The trainer on a GPU draws in bfloat16, which gives other numbers of a seed than float32.",
+            inputs=[
+                io.Int.Input("noise_seed", default=42, min=0, max=2**64 - 1, control_after_generate=True),
+                io.Combo.Input("dtype", options=["bfloat16", "float16", "float32"], default="bfloat16"),
+                io.Combo.Input(
+                    "stream",
+                    options=list(NOISE_STREAMS),
+                    default=NOISE_STREAMS[0],
+                    tooltip="Of the torch that the trainer had: up to 2.11, or since.",
+                ),
+            ],
+            outputs=[io.Noise.Output("noise")],
+        )
+
+    @classmethod
+    def execute(cls, noise_seed: int, dtype: str, stream: NoiseStream) -> io.NodeOutput:
+        return io.NodeOutput(Drawn(noise_seed, dtype, stream))
+
+
 class Guidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -151,6 +199,40 @@ class Text(io.ComfyNode):
         conditioning = clip.encode_from_tokens_scheduled({**tokens, "t5xxl": [[*words, *padding]]})
         read = len(words) + spec.padding_read
         return io.NodeOutput([[read_by[:, :read], more] for read_by, more in conditioning])
+
+
+class Lora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoraDriftPatch",
+            display_name="LoRA in all formats (like the trainer)",
+            category=CATEGORY,
+            description="Loads what ComfyUI's own node leaves out in silence (a DoRA's magnitudes, all of a Lumina "
+            "LoRA), and refuses a file that does not fit the whole model.",
+            inputs=[
+                io.Model.Input("model"),
+                _model(graphs.PATCHED, "Which model it is."),
+                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras")),
+                io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.05),
+            ],
+            outputs=[
+                io.Model.Output("model"),
+                io.String.Output("coverage", tooltip="JSON: how much of it was applied."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, like: str, lora_name: str, strength: float) -> io.NodeOutput:
+        from comfy.lora import model_lora_keys_unet
+
+        patched, names = model.clone(), model_lora_keys_unet(model.model, {})
+        path = Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+        # Not its state_dict: there, a LoRA of the graph before may still be merged.
+        weights = {name: parts[0][0] for name, parts in model.get_key_patches("diffusion_model.").items()}
+        found, coverage = lora.patches(MODELS[like], path, names, weights, strength)
+        patched.add_patches({place: ("diff", (change,)) for place, change in found.items()})
+        return io.NodeOutput(patched, json.dumps(coverage.as_dict()))
 
 
 class Experts(io.ComfyNode):
@@ -300,4 +382,4 @@ def _tensor(picture: Any) -> Any:
     return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
 
 
-NODES: list[type[io.ComfyNode]] = [TrainerSampler, Guidance, Text, Experts, Blank, Resize, FirstFrame]
+NODES: list[type[io.ComfyNode]] = [TrainerSampler, Noise, Guidance, Text, Lora, Experts, Blank, Resize, FirstFrame]

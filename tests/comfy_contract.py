@@ -167,6 +167,7 @@ io = SimpleNamespace(
     Model=Custom("MODEL"),
     Clip=Custom("CLIP"),
     Vae=Custom("VAE"),
+    Noise=Custom("NOISE"),
     Latent=Custom("LATENT"),
     Conditioning=Custom("CONDITIONING"),
     Sampler=Custom("SAMPLER"),
@@ -210,6 +211,7 @@ class Comfy:
         )
         return {
             "comfy": _module("comfy"),
+            "comfy.lora": _module("comfy.lora", model_lora_keys_unet=lambda model, _found: model.names),
             "comfy.samplers": _module("comfy.samplers", Sampler=object),
             "comfy.utils": _module("comfy.utils", ProgressBar=bar),
             "comfy.model_management": _module(

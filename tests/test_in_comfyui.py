@@ -27,7 +27,7 @@ from PIL import Image
 
 from lora_drift import pipelines
 from lora_drift.harness import comfy, replay
-from lora_drift.harness.check import cases
+from lora_drift.harness.check import cases, metrics, runner
 from lora_drift.harness.native import graphs, records
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.studies.comfyui import checkpoints, record, server
@@ -136,6 +136,23 @@ def test_a_native_graph_renders_as_it_is_recorded(model: str, comfyui: ComfyUI) 
         rendered, nodes = record.measured(comfyui, model, name)
         assert rendered.workflow == kept.cases[name].workflow and set(nodes) <= set(kept.nodes)
         assert rendered.pixel_max <= max(records.NEAR, kept.cases[name].pixel_max)
+
+
+def test_a_dora_needs_the_node_of_the_pack(comfyui: ComfyUI) -> None:
+    """ComfyUI's own reads it without its magnitudes, and says so in its log only."""
+    checkpoints.write("flex1", comfyui.folder / "models")
+    case, golden = records.golden_of("flex1", "dora")
+    (file,) = records.lora_names(case, golden).values()
+    shutil.copy(golden.path("lora"), comfyui.folder / "models" / "loras" / file)
+    settings = runner.Bench(tag=golden.tag).settings(case)
+
+    def distance(dora: bool) -> float:
+        names = records.file_names("flex1")
+        graph = graphs.build(MODELS["flex1"], settings, names, {"": file}, dora=dora)
+        return metrics.pixel_max(golden.frames(), record.rendered(comfyui, graph)["pixels"])
+
+    assert distance(dora=False) > 50
+    assert distance(dora=True) <= records.NEAR
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -280,6 +280,18 @@ def test_the_command_line_writes_the_graph_and_says_what_it_needs(tmp_path: Path
     assert "the pack's node LoraDriftSampler" in pack.output and "ComfyUI's own" not in pack.output
 
 
+def test_a_dora_gets_the_node_that_reads_its_magnitudes(lora_of: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    plain = run("flex1", "--native", "--lora", str(lora_of("flex1/lora")), "-o", str(out))
+    assert plain.exit_code == 0 and "ComfyUI's own" in plain.output
+    dora = run("flex1", "--native", "--lora", str(lora_of("flex1/dora")), "-o", str(out))
+    assert dora.exit_code == 0 and node(json.loads(out.read_text()), "LoraDriftPatch")["like"] == "flex1"
+    with pytest.raises(RequestError, match="sd15: ComfyUI would read a DoRA without its magnitudes"):
+        graphs.build(MODELS["sd15"], settings_of("sd15"), loras={"": "a.safetensors"}, dora=True)
+    broken = run("flex1", "--native", "--lora", __file__, "-o", str(out))
+    assert broken.exit_code == 2 and "not a whole safetensors file" in broken.output
+
+
 def test_a_graph_with_a_control_image_begins_with_one_that_comfyui_has(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     written = run("wan21_i2v_14b", "--native", "-o", str(out))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_drift.harness.native import resize, sampling, schedule
-from lora_drift.pipelines import MODELS
+from lora_drift.harness.native import lora, resize, sampling, schedule
+from lora_drift.pipelines import MODELS, load, noise
+from lora_drift.pipelines.errors import LoraError
 
 contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
 
@@ -36,9 +39,20 @@ class Model:
         self.guides: Any = None
         self.applies: Any = None
         self.beside: list[Any] = []
+        self.patches: dict[Any, Any] = {}
+        self.model: Any = None
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def get_key_patches(self, prefix: str) -> dict[str, Any]:
+        """The weights that were loaded, each with how it is converted; and what patches them, from a node before."""
+        assert all(name.startswith(prefix) for name in self.weights)
+        return {name: [(weight, None), ("a patch",)] for name, weight in self.weights.items()}
 
     def clone(self) -> Model:
         return Model()
+
+    def add_patches(self, patches: dict[Any, Any]) -> None:
+        self.patches |= patches
 
     def set_model_sampler_cfg_function(self, function: Any) -> None:
         self.guides = function
@@ -102,11 +116,95 @@ def test_guidance_is_that_of_the_family(native: Any) -> None:
     assert not torch.allclose(sdxl.guides(args), qwen.guides(args))
 
 
+def test_noise_is_that_of_the_dtype_and_torch_of_the_trainer(native: Any) -> None:
+    latent = {"samples": torch.zeros(1, 16, 4, 4)}
+
+    def drawn(dtype: str, stream: Any) -> torch.Tensor:
+        (source,) = run(native.Noise, noise_seed=7, dtype=dtype, stream=stream)
+        assert source.seed == 7
+        return torch.as_tensor(source.generate_noise(latent))
+
+    plain = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(drawn("float32", "torch-2.11"), plain)
+    assert torch.equal(drawn("bfloat16", "torch-2.13"), plain.bfloat16().float())
+    theirs = noise.normal((1, 16, 4, 4), noise.seeded(7, "torch-2.11"), torch.bfloat16).float()
+    assert torch.equal(drawn("bfloat16", "torch-2.11"), theirs) and not torch.allclose(theirs, plain, atol=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------- LoRAs
+
+
+def in_comfyui(transformer: Any) -> dict[str, torch.Tensor]:
+    """Weights of Lumina 2 by ComfyUI's names, which has queries, keys and values in one."""
+    weights = {name: tensor for name, tensor in transformer.state_dict().items() if name.endswith(".weight")}
+    found = {}
+    for name, weight in weights.items():
+        if name.endswith("attn.to_q.weight"):
+            parts = [weights[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            found[f"diffusion_model.{name.replace('attn.to_q', 'attention.qkv')}"] = torch.cat(parts)
+        for ours, theirs in lora.LUMINA.items():
+            if name.endswith(f".{ours}.weight"):
+                found[f"diffusion_model.{name.replace(ours, theirs)}"] = weight
+    return found
+
+
+@pytest.fixture
+def lumina(lora_of: Any, tmp_path: Path) -> tuple[Any, Any]:
+    """Our pipeline with its LoRA, and the file as ComfyUI has it."""
+    shutil.copy(lora_of("lumina2/lora"), tmp_path / "lumina.safetensors")
+    return load("lumina2"), load("lumina2").with_lora(tmp_path / "lumina.safetensors")
+
+
+def test_all_of_a_lumina_lora_reaches_the_weights_that_comfyui_has(native: Any, lumina: Any) -> None:
+    base, adapted = lumina
+    before = in_comfyui(base.base.pipe.transformer)
+    adapted.base.adapter.set(adapted.lora, 0.8)
+    after = in_comfyui(adapted.base.pipe.transformer)
+    model = Model()
+    model.model, model.weights = SimpleNamespace(names={}), before
+    patched, coverage = run(native.Lora, model=model, like="lumina2", lora_name="lumina.safetensors", strength=0.8)
+    assert json.loads(coverage)["applied"] == 62 and not json.loads(coverage)["unmatched"]
+    ours = {name: weight.clone() for name, weight in before.items()}
+    for place, (kind, (change,)) in patched.patches.items():
+        assert kind == "diff"
+        name, part = (place, None) if isinstance(place, str) else place
+        rows = ours[name] if part is None else ours[name].narrow(*part)
+        rows += change
+    assert ours.keys() == after.keys() and all(torch.allclose(ours[name], after[name], atol=1e-6) for name in ours)
+    assert not all(torch.equal(ours[name], before[name]) for name in ours)
+
+
+def test_a_dora_is_merged_to_what_its_layer_gives_beside_it(golden_of: Any) -> None:
+    """Rows are stretched to their magnitudes; our own adapter does that live."""
+    dora, spec = golden_of("flex1/dora").path("lora"), MODELS["flex1"]
+    pipeline = load("flex1").with_lora(dora)
+    transformer = pipeline.base.pipe.transformer
+    weights = {name: w.clone() for name, w in transformer.state_dict().items() if name.endswith(".weight")}
+    names = {f"transformer.{name.removesuffix('.weight')}": name for name in weights}
+    changes, coverage = lora.patches(spec, dora, {**names, "transformer.gone": "gone.weight"}, weights, 0.8)
+    assert coverage.kinds == ("dora",)
+    pipeline.base.adapter.set(pipeline.lora, 0.8, "live")
+    for place, change in changes.items():
+        module = transformer.get_submodule(str(place).removesuffix(".weight"))
+        x = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            merged = torch.nn.functional.linear(x, weights[str(place)] + change, module.bias)
+            assert torch.allclose(module(x), merged, atol=1e-4), place
+
+
+def test_a_lora_of_another_model_is_refused(native: Any, lora_of: Any, tmp_path: Path) -> None:
+    shutil.copy(lora_of("flux/lora"), tmp_path / "flux.safetensors")
+    model = Model()
+    model.model, model.weights = SimpleNamespace(names={}), in_comfyui(load("lumina2").base.pipe.transformer)
+    with pytest.raises(LoraError):
+        run(native.Lora, model=model, like="lumina2", lora_name="flux.safetensors", strength=1.0)
+
+
 @pytest.mark.parametrize("sigma, expert", [(0.9, "high"), (0.875, "high"), (0.874, "low")])
 def test_the_second_expert_takes_over_at_the_boundary(sigma: float, expert: str, native: Any) -> None:
     low = Model()
     low.clone = lambda: low  # type: ignore[method-assign]
-    low.model = SimpleNamespace(apply_model=lambda latents, timestep, context: "low")  # type: ignore[attr-defined]
+    low.model = SimpleNamespace(apply_model=lambda latents, timestep, context: "low")
     (both,) = run(native.Experts, high=Model(), low=low, like="wan22_14b_t2v")
     assert both.beside == [low], "it is loaded beside the first"
     args = {"input": torch.zeros(1), "timestep": torch.tensor([sigma]), "c": {"context": None}}

@@ -55,11 +55,12 @@ def comfy(
         elif place.is_file() and what not in MODELS:
             graph, needs = workflows.of_receipt(replay.read(place))
         else:
-            files = {"" if name == "path" else name: path.name for name, path in lora_files(lora or []).items()}
+            paths = lora_files(lora or [])
+            files = {"" if name == "path" else name: path.name for name, path in paths.items()}
             needs = [f"the LoRA {name} in models/loras" for name in files.values()]
             prompt = prompt or "a photo of [trigger]"
             if native:
-                graph, more = _native(what, prompt, files)
+                graph, more = _native(what, prompt, files, any(map(_is_dora, paths.values())))
                 needs += more
             else:
                 graph = workflows.of_model(spec_of(what), prompt, files)
@@ -72,7 +73,7 @@ def comfy(
         typer.echo("All its nodes are ComfyUI's own.")
 
 
-def _native(model: str, prompt: str, loras: dict[str, str]) -> tuple[Any, list[str]]:
+def _native(model: str, prompt: str, loras: dict[str, str], dora: bool) -> tuple[Any, list[str]]:
     """The graph, and what it needs. A control image is one that every ComfyUI has."""
     from lora_drift.harness import comfy as workflows
     from lora_drift.harness.native import graphs
@@ -82,10 +83,19 @@ def _native(model: str, prompt: str, loras: dict[str, str]) -> tuple[Any, list[s
     spec = MODELS[model]
     settings = resolve(replace(spec, controls=(0, 0)), Request(prompt=prompt))
     settings = replace(settings, control=(workflows.EXAMPLE,) * spec.controls[0])
-    graph = graphs.build(spec, settings, loras=loras)
+    graph = graphs.build(spec, settings, loras=loras, dora=dora)
     pack = graphs.nodes_of_pack(graph)
     needs = [f"{name} in models/{folder}" for name, folder in graphs.files_of(graph).items()]
     return graph, [*needs, *(f"the pack's node {node}" for node in pack)]
+
+
+def _is_dora(path: Path) -> bool:
+    """Raises LoraError: no such file, or not a whole one."""
+    from lora_drift.pipelines import lora
+    from lora_drift.pipelines.files import tensor_shapes
+
+    lora.metadata(path)
+    return any(name.endswith("magnitude") for name in tensor_shapes(path))
 
 
 def _of_job(place: Path, step: int | None) -> Any:

@@ -110,6 +110,19 @@ RECIPES: dict[str, Recipe] = {
     "zimage_deturbo": _zimage("z_image_de_turbo_v1_bf16.safetensors"),
     "qwen_image": _qwen("qwen_image_bf16.safetensors"),
     "qwen_image_2512": _qwen("qwen_image_2512_bf16.safetensors"),
+    "lumina2": Recipe(
+        encoders=("gemma",),
+        kind="lumina2",
+        latent="EmptySD3LatentImage",
+        files={
+            "denoiser": "lumina_2_model_bf16.safetensors",
+            "gemma": "gemma_2_2b_fp16.safetensors",
+            "vae": "ae.safetensors",
+        },
+        template="You are an assistant designed to generate superior images with the superior degree of image-text "
+        "alignment based on textual prompts or user prompts. <Prompt Start> {}",
+        guidance="pack",
+    ),
     "omnigen2": Recipe(
         encoders=("qwen",),
         kind="omnigen2",
@@ -148,6 +161,7 @@ RECIPES: dict[str, Recipe] = {
 SAMPLED = [model for model, recipe in RECIPES.items() if recipe.sampler == "pack"]
 GUIDED = [model for model, recipe in RECIPES.items() if recipe.guidance == "pack"]
 READ = [model for model, recipe in RECIPES.items() if recipe.text == "pack"]
+PATCHED = [model for model in RECIPES if MODELS[model].family in ("flux", "qwen", "zimage", "lumina2")]
 BLANK = ["flex2"]
 RESIZED = [model for model in RECIPES if MODELS[model].controls != (0, 0)]
 EXPERTS = [model for model, recipe in RECIPES.items() if "high" in recipe.files]
@@ -166,13 +180,19 @@ class Builder:
 
 
 def build(
-    spec: ModelSpec, settings: Settings, files: Mapping[str, str] | None = None, loras: Mapping[str, str] | None = None
+    spec: ModelSpec,
+    settings: Settings,
+    files: Mapping[str, str] | None = None,
+    loras: Mapping[str, str] | None = None,
+    *,
+    dora: bool = False,
 ) -> Graph:
     """The graph that renders `settings`.
 
     Args:
         files: part of the model ("denoiser", "t5xxl", "vae", ...) -> file; what is left out has its usual name.
         loras: expert ("" for the whole model) -> name in models/loras.
+        dora: they have magnitudes, which no core node reads.
 
     Raises:
         RequestError: no graph is known that matches.
@@ -185,7 +205,11 @@ def build(
     if not 0 <= settings.seed < 2**64:
         raise RequestError(f"seed {settings.seed}: ComfyUI takes 0 to 2^64 - 1")
     graph, files = Builder(), {**recipe.files, **(files or {})}
-    model = _denoiser(graph, spec, settings, files, loras or {})
+    if dora and spec.id not in PATCHED:
+        raise RequestError(f"{spec.id}: ComfyUI would read a DoRA without its magnitudes; render it with the nodes "
+                           "that `lora-drift comfy` writes without --native")  # fmt: skip
+    patch = dora or spec.family == "lumina2"
+    model = _denoiser(graph, spec, settings, files, loras or {}, patch)
     vae = graph.add("vae", "VAELoader", vae_name=files["vae"])
     positive, negative = _texts(graph, recipe, spec, settings, files)
     size: dict[str, Any] = {"width": settings.width, "height": settings.height, "batch_size": 1}
@@ -221,12 +245,17 @@ def build(
 
 
 def _denoiser(
-    graph: Builder, spec: ModelSpec, settings: Settings, files: Mapping[str, str], loras: Mapping[str, str]
+    graph: Builder, spec: ModelSpec, settings: Settings, files: Mapping[str, str], loras: Mapping[str, str], patch: bool
 ) -> Link:
+    """`patch`: do LoRAs need the pack's node?"""
+
     def loaded(name: str, expert: str) -> Link:
         model = graph.add(name, "UNETLoader", unet_name=files[name], weight_dtype="default")
         if expert not in loras:
             return model
+        if patch:
+            lora = {"lora_name": loras[expert], "strength": settings.multiplier, "like": spec.id}
+            return graph.add("lora", "LoraDriftPatch", model=model, **lora)
         lora = {"lora_name": loras[expert], "strength_model": settings.multiplier}
         return graph.add(f"lora {expert}".strip(), "LoraLoaderModelOnly", model=model, **lora)
 

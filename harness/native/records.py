@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.comfy import Graph
 from lora_drift.harness.minihub import factory
-from lora_drift.harness.native import graphs, sampling, schedule
+from lora_drift.harness.native import graphs, lora, resize, sampling, schedule
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS
 
@@ -107,7 +107,10 @@ def pack_hash(model: str, nodes: Sequence[str]) -> str:
     """Of the code behind the pack's nodes, and the scheduler that they make; "" of a graph without any."""
     if not nodes:
         return ""
-    files = [ROOT / "comfyui" / "native.py", *(Path(str(module.__file__)) for module in (sampling, schedule))]
+    files = [
+        ROOT / "comfyui" / "native.py",
+        *(Path(str(module.__file__)) for module in (lora, resize, sampling, schedule)),
+    ]
     code = b"".join(file.read_bytes() for file in files)
     return sha256(code + repr(MODELS[model].scheduler).encode()).hexdigest()
 

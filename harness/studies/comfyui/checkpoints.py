@@ -185,6 +185,19 @@ def qwen_3b(home: Home) -> Weights:
     return Weights(tensors, {"text": text})
 
 
+def gemma2(home: Home) -> Weights:
+    config = home.config("text_encoder")
+    tensors = {f"model.{name}": tensor for name, tensor in home.tensors("text_encoder").items()}
+    tokens = _tokenizer(home.folder("tokenizer"), "GemmaTokenizerFast", {})
+    text = {
+        "configs": {"gemma2_2b": {k: config[k] for k in (*LLAMA, "vocab_size")}},
+        "attributes": {"Gemma2_2B_Config": {"head_dim": config["head_dim"]}},
+        "tokenizers": {"gemma2_2b": tokens},
+        "model": {"model.layers.0.post_feedforward_layernorm.weight": "GEMMA_2_2B"},
+    }
+    return Weights(tensors, {"text": text})
+
+
 def clip_vision(home: Home) -> Weights:
     config, tensors = home.config("image_encoder"), home.tensors("image_encoder")
     tensors["vision_model.encoder.layers.30.layer_norm1.weight"] = torch.zeros(1)  # by this, ComfyUI knows CLIP H
@@ -371,6 +384,44 @@ def wan(component: str) -> Make:
     return made
 
 
+LUMINA_NAMES = (
+    (r"^time_caption_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+    (r"^time_caption_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+    (r"^time_caption_embed\.caption_embedder", "cap_embedder"),
+    (r"^norm_out\.linear_1", "final_layer.adaLN_modulation.1"),
+    (r"^norm_out\.linear_2", "final_layer.linear"),
+    (r"attn\.to_out\.0", "attention.out"),
+    (r"attn\.norm_([qk])", r"attention.\1_norm"),
+    (r"norm1\.linear", "adaLN_modulation.1"),
+    (r"norm1\.norm", "attention_norm1"),
+    (r"\.norm([12])\.", r".attention_norm\1."),
+    (r"feed_forward\.linear_", "feed_forward.w"),
+)
+"""Diffusers' names of Lumina 2's tensors -> the original ones."""
+
+
+def lumina2(home: Home) -> Weights:
+    config, tensors = home.config("transformer"), home.tensors("transformer")
+    renamed: Tensors = {}
+    for name in list(tensors):
+        if re.search(r"attn\.to_[kv]\.", name):
+            continue
+        parts = [tensors[name]]
+        if "attn.to_q." in name:
+            parts += [tensors[name.replace("to_q", other)] for other in ("to_k", "to_v")]
+            name = name.replace("attn.to_q", "attention.qkv")
+        for pattern, replacement in LUMINA_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = torch.cat(parts)
+    size = {"dim": config["hidden_size"], "n_heads": config["num_attention_heads"],
+            "n_kv_heads": config["num_kv_heads"], "n_layers": config["num_layers"],
+            "n_refiner_layers": config["num_refiner_layers"], "axes_dims": config["axes_dim_rope"],
+            "axes_lens": config["axes_lens"], "rope_theta": 10000.0, "qk_norm": True,
+            "multiple_of": config["multiple_of"], "ffn_dim_multiplier": 4.0,
+            "cap_feat_dim": config["cap_feat_dim"], "image_model": "lumina2"}  # fmt: skip
+    return Weights(renamed, {"denoiser": {"class": "Lumina2", "config": size}})
+
+
 def omnigen2(home: Home) -> Weights:
     config = home.config("transformer")
     size = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -412,6 +463,7 @@ MINIATURES: dict[str, Miniature] = {
         Miniature({"denoiser": zimage}, _qwen3("qwen3_4b", "QWEN3_4B"), kl),
     ),
     **dict.fromkeys(("qwen_image", "qwen_image_2512"), Miniature({"denoiser": qwen_image}, {"qwen": qwen_vl}, wan_vae)),
+    "lumina2": Miniature({"denoiser": lumina2}, {"gemma": gemma2}, kl),
     "omnigen2": Miniature({"denoiser": omnigen2}, {"qwen": qwen_3b}, kl),
     "sd15": Miniature({"denoiser": unet}, {"clip_l": clip}, kl),
     "sdxl": Miniature({"denoiser": unet}, {"clip_l": clip, "clip_g": lambda home: clip(home, "_2")}, kl),
