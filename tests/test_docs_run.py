@@ -68,6 +68,7 @@ NOT_RUN = {
         "pip install *": NETWORK,
         "ln -s *": "needs ComfyUI, a checkout of which this repository does not have",
         "lora-drift comfy *": "tests/test_comfyui.py writes and renders such workflows",
+        "lora-drift comfy-check *": "needs a picture that ComfyUI saved; tests/test_native_check.py has one",
         "pytest -m comfyui *": "needs ComfyUI, a checkout of which this repository does not have",
     },
     "docs/diagnose.md": {

@@ -73,6 +73,30 @@ def comfy(
         typer.echo("All its nodes are ComfyUI's own.")
 
 
+@app.command()
+def comfy_check(
+    model: Annotated[str, typer.Argument(help="whose workflow it is")],
+    file: Annotated[Path, typer.Argument(help="a workflow saved with Export (API), or a PNG that ComfyUI saved")],
+) -> None:
+    """Say what a ComfyUI workflow does otherwise than the trainer, and what mends it (docs/comfyui.md).
+
+    Only what the workflow says is judged, in float32; weights are not read. Exit code 1: something is otherwise.
+
+        lora-drift comfy-check flux ComfyUI_00001_.png
+    """
+    with user_errors():
+        from lora_drift.harness.native import check
+        from lora_drift.pipelines.registry import spec_of
+
+        graph = check.read(file)
+        found = check.findings(graph, spec_of(model))
+    for finding in found:
+        typer.echo(f"{finding.node} {graph[finding.node]['class_type']}: {finding.said}\n    remedy: {finding.remedy}")
+    if found:
+        raise typer.Exit(1)
+    typer.echo(f"{file}: nothing that the trainer does otherwise for {model}")
+
+
 def _native(model: str, prompt: str, loras: dict[str, str], dora: bool) -> tuple[Any, list[str]]:
     """The graph, and what it needs. A control image is one that every ComfyUI has."""
     from lora_drift.harness import comfy as workflows

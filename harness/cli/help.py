@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 PANELS = {
     "Render": ("sample", "replay", "comfy", "models", "download", "doctor"),
-    "Verify": ("verify", "diagnose"),
+    "Verify": ("verify", "diagnose", "comfy-check"),
     "Serve / Check": ("serve", "check"),
     "Report": ("report", "known"),
     "Study / Maintain": ("matrix", "mutate", "fuzz", "coverage", "tolerances", "case", "minihub", "version"),
