@@ -28,7 +28,7 @@ from PIL import Image
 from lora_drift import pipelines
 from lora_drift.harness import comfy, replay
 from lora_drift.harness.check import cases, metrics, runner
-from lora_drift.harness.native import graphs, records
+from lora_drift.harness.native import check, graphs, records
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.studies.comfyui import checkpoints, record, server
 from lora_drift.harness.studies.comfyui.server import PATIENCE
@@ -57,6 +57,23 @@ CONTROLS = {
 }
 """Cases with control images of models that also render without, or take more. The others' base and lora have them."""
 CASES = [f"{model}/{name}" for model in MODELS for name in ("base", "lora", *CONTROLS.get(model, ()))]
+TEMPLATES = [
+    ("flux_dev_full_text_to_image", "flux", ["T5 is padded", "no shift by the size"]),
+    ("flux_kontext_dev_basic", "flux_kontext", ["T5 is padded", "no shift by the size", "FluxKontextImageScale"]),
+    ("image_chroma_text_to_image", "chroma", ["scheduler beta", "no shift by the size", "T5 reads no padding"]),
+    ("image_flux2_klein_text_to_image", "flux2_klein_4b", ["Flux2Scheduler"]),
+    ("image_flux2_text_to_image_9b", "flux2_klein_9b", ["Flux2Scheduler"]),
+    ("image_z_image_turbo", "zimage_turbo", ["res_multistep", "last step changes nothing", "cfg 1", "zeros"]),
+    ("image_z_image", "zimage", ["res_multistep", "last step changes nothing"]),
+    ("image_qwen_image", "qwen_image", ["ends at 0.02"]),
+    ("image_netayume_lumina_t2i", "lumina2", ["shift 4", "res_multistep", "the length of the positive one"]),
+    ("image_omnigen2_t2i", "omnigen2", ["shifts times by the size", "template is applied twice"]),
+    ("default", "sd15", ["DDPM"]),
+    ("sdxl_simple_example", "sdxl", ["DDPM"]),
+    ("text_to_video_wan", "wan21_1b", ["sampler uni_pc"]),
+    ("video_wan2_2_14B_t2v", "wan22_14b_t2v", ["UniPC has other steps", "2 samplers"]),
+]
+"""ComfyUI's templates, the model that each is for, and what must be said of it."""
 PROBE = """
 import sys
 from aiohttp import web
@@ -153,6 +170,16 @@ def test_a_dora_needs_the_node_of_the_pack(comfyui: ComfyUI) -> None:
 
     assert distance(dora=False) > 50
     assert distance(dora=True) <= records.NEAR
+
+
+@pytest.mark.parametrize("template, model, causes", TEMPLATES)
+def test_what_comfyuis_own_templates_do_otherwise_is_named(
+    template: str, model: str, causes: list[str], comfyui: ComfyUI, tmp_path: Path
+) -> None:
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps(comfyui.call(f"/templates/{template}.json")))
+    said = [finding.said for finding in check.findings(check.read(file), MODELS[model])]
+    assert all(any(cause in one for one in said) for cause in causes), said
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -49,6 +49,11 @@ def test_comfyui_rendered_the_graph_as_it_is_now_within_one_level_of_the_trainer
     assert set(record.cases) == set(records.CASES) and record.matches
 
 
+def test_every_model_has_a_graph_or_a_reason() -> None:
+    assert sorted((*graphs.RECIPES, *graphs.UNMATCHED)) == sorted(MODELS)
+    assert all(stage and why for stage, why in graphs.UNMATCHED.values())
+
+
 def test_no_record_is_of_a_graph_that_is_gone() -> None:
     assert set(RECORDED) <= set(graphs.RECIPES)
 

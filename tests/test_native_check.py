@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.comfy import Graph
-from lora_drift.harness.native import check, graphs, records
+from lora_drift.harness.native import check, graphs, page, records
 from lora_drift.pipelines import MODELS, RequestError
 from lora_drift.pipelines.settings import Request, resolve
 
@@ -32,6 +32,18 @@ def said(graph: Graph, model: str) -> list[str]:
 @pytest.mark.parametrize("model", graphs.RECIPES)
 def test_nothing_is_said_of_the_graphs_that_match(model: str, name: str) -> None:
     assert said(records.graph_of(*records.golden_of(model, name)), model) == []
+
+
+@pytest.mark.parametrize("name", records.CASES)
+@pytest.mark.parametrize("model", graphs.RECIPES)
+def test_what_makes_a_template_another_picture_is_named(model: str, name: str) -> None:
+    """ComfyUI rendered it, and it is levels away: so something must be said."""
+    record = records.load(model)
+    assert record is not None
+    far, graph = record.cases[name].stock, records.stock_of(*records.golden_of(model, name))
+    assert (far is None) == (graph is None) == (model in graphs.BLANK or model in graphs.EXPERTS)
+    if far is not None and graph is not None:
+        assert far.pixel_max > 10 and said(graph, model)
 
 
 def simple(model: str, text: str = "a fox", **asked: Any) -> Graph:
@@ -169,7 +181,101 @@ def test_numbers_that_other_nodes_compute_are_passed_over() -> None:
     assert said(graph, "zimage") == []
 
 
+# ------------------------------------------------------------------------------------- workflows as the page keeps them
+
+
+def widget(name: str, link: int | None = None) -> dict[str, Any]:
+    return {"name": name, "type": "*", "widget": {"name": name}, "link": link}
+
+
+def socket(name: str, kind: str, link: int | None) -> dict[str, Any]:
+    return {"name": name, "type": kind, "link": link}
+
+
+INNER: dict[str, Any] = {
+    "id": "inner",
+    "nodes": [
+        {
+            "id": 1,
+            "type": "KSampler",
+            "inputs": [
+                socket("model", "MODEL", 1),
+                *(widget(name) for name in ("seed", "steps")),
+                widget("cfg", 2),
+                *(widget(name) for name in ("sampler_name", "scheduler", "denoise")),
+            ],
+            "widgets_values": [7, "randomize", 20, 99.0, "euler", "simple", 1.0],
+        }
+    ],
+    "links": [
+        {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0},
+        {"id": 2, "origin_id": -10, "origin_slot": 1, "target_id": 1, "target_slot": 3},
+        {"id": 3, "origin_id": 1, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+    ],
+}
+PAGE: dict[str, Any] = {
+    "nodes": [
+        {"id": 1, "type": "UNETLoader", "inputs": [widget("unet_name")], "widgets_values": ["flux.safetensors"]},
+        {
+            "id": 2,
+            "type": "LoraLoaderModelOnly",
+            "mode": 4,
+            "inputs": [socket("model", "MODEL", 1), widget("lora_name")],
+            "outputs": [{"type": "MODEL"}],
+            "widgets_values": ["a.safetensors"],
+        },
+        {"id": 3, "type": "Reroute", "inputs": [socket("", "*", 2)]},
+        {"id": 4, "type": "PrimitiveNode", "widgets_values": [3.5, "fixed"]},
+        {
+            "id": 5,
+            "type": "inner",
+            "inputs": [socket("model", "MODEL", 3), widget("cfg", 4)],
+            "widgets_values": [1.0],
+        },
+        {"id": 6, "type": "VAEDecode", "inputs": [socket("samples", "LATENT", 5)]},
+        {"id": 7, "type": "SaveImage", "mode": 2, "inputs": [socket("images", "IMAGE", 6)]},
+        {"id": 8, "type": "MarkdownNote", "widgets_values": ["read me"]},
+        {"id": 9, "type": "ModelSamplingFlux", "widgets_values": [1.15, 0.5, 1024, 768]},
+    ],
+    "links": [
+        [1, 1, 0, 2, 0, "MODEL"],
+        [2, 2, 0, 3, 0, "MODEL"],
+        [3, 3, 0, 5, 0, "MODEL"],
+        [4, 4, 0, 5, 1, "FLOAT"],
+        [5, 5, 0, 6, 0, "LATENT"],
+        [6, 6, 0, 7, 0, "IMAGE"],
+    ],
+    "definitions": {"subgraphs": [INNER]},
+}
+
+
+def test_a_pages_workflow_is_unfolded_as_the_page_would_send_it() -> None:
+    sampler = {"seed": 7, "steps": 20, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    assert page.graph_of(PAGE) == {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "flux.safetensors"}},
+        "5:1": {"class_type": "KSampler", "inputs": {"model": ["1", 0], **sampler}},
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5:1", 0]}},
+        "9": {
+            "class_type": "ModelSamplingFlux",
+            "inputs": {"max_shift": 1.15, "base_shift": 0.5, "width": 1024, "height": 768},
+        },
+    }
+
+
+def test_a_subgraphs_own_value_counts_where_nothing_is_linked() -> None:
+    alone = json.loads(json.dumps(PAGE))
+    alone["nodes"][4]["inputs"][1]["link"] = None
+    assert page.graph_of(alone)["5:1"]["inputs"]["cfg"] == 1.0
+
+
 # -------------------------------------------------------------------------------------------------- the command line
+
+
+def test_the_command_line_reads_what_the_page_saves(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(PAGE))
+    told = run("flux", str(file))
+    assert told.exit_code == 1 and "5:1 KSampler: cfg 3.5" in told.output
 
 
 def run(*arguments: str) -> Any:
@@ -197,7 +303,7 @@ def test_the_command_line_says_when_there_is_nothing(tmp_path: Path) -> None:
     "content, why",
     [
         ("{", "not a workflow"),
-        ('{"nodes": [], "links": []}', "save it with Export"),
+        ('{"nodes": [1], "links": []}', "save it with Export"),
         ('{"1": {"class_type": "SaveImage", "inputs": {}}}', "none of the samplers"),
         ("[]", "not a workflow of ComfyUI"),
     ],

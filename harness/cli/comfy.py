@@ -76,7 +76,7 @@ def comfy(
 @app.command()
 def comfy_check(
     model: Annotated[str, typer.Argument(help="whose workflow it is")],
-    file: Annotated[Path, typer.Argument(help="a workflow saved with Export (API), or a PNG that ComfyUI saved")],
+    file: Annotated[Path, typer.Argument(help="a workflow (JSON), or a PNG that ComfyUI saved")],
 ) -> None:
     """Say what a ComfyUI workflow does otherwise than the trainer, and what mends it (docs/comfyui.md).
 

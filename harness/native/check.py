@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_drift.harness.comfy import Graph
-from lora_drift.harness.native import graphs, schedule
+from lora_drift.harness.native import graphs, page, schedule
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.spec import ModelSpec
 
@@ -38,7 +38,7 @@ class Finding:
 
 
 def read(path: Path) -> Graph:
-    """The graph in a JSON file, or in a PNG that ComfyUI saved.
+    """The graph in a JSON file (of either form), or in a PNG that ComfyUI saved.
 
     Raises:
         RequestError: there is none.
@@ -57,8 +57,11 @@ def read(path: Path) -> Graph:
     except (OSError, ValueError) as error:
         raise RequestError(f"{path}: not a workflow ({error})") from error
     if isinstance(graph, dict) and "nodes" in graph:
-        raise RequestError(f"{path}: this is the workflow as the page keeps it; save it with Export (API), or give a "
-                           "picture that it made")  # fmt: skip
+        try:
+            graph = page.graph_of(graph)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise RequestError(f"{path}: not a workflow that is understood here ({error!r}); save it with Export "
+                               "(API), or give a picture that it made") from error  # fmt: skip
     nodes = graph.values() if isinstance(graph, dict) else ()
     if not nodes or not all(isinstance(node, dict) and "class_type" in node and "inputs" in node for node in nodes):
         raise RequestError(f"{path}: not a workflow of ComfyUI")
@@ -135,7 +138,8 @@ def _runs(reader: _Reader) -> Iterator[_Run]:
     for node in reader.of_kind(*SAMPLERS):
         inputs = reader.inputs(node)
         if reader.kind(node).startswith("KSampler"):
-            yield _Run(node, node, str(inputs.get("sampler_name")), node, node, reader.number(node, "cfg"))
+            name = inputs.get("sampler_name")
+            yield _Run(node, node, name if isinstance(name, str) else None, node, node, reader.number(node, "cfg"))
             continue
         guider = reader.source(node, "guider") or node
         sampler = reader.source(node, "sampler") or node

@@ -158,6 +158,29 @@ RECIPES: dict[str, Recipe] = {
     ),
     "wan22_5b": _wan("Wan22ImageToVideoLatent", "wan2.2_vae.safetensors", denoiser="wan2.2_ti2v_5B_fp16.safetensors"),
 }
+UNMATCHED: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("flux2", "flux2_diffusers"),
+        (
+            "prompt",
+            "the trainer pads prompts to 512 tokens and shows the model what Mistral makes of the padding; ComfyUI "
+            "pads with zeros",
+        ),
+    ),
+    **dict.fromkeys(
+        ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511"),
+        (
+            "prompt",
+            "the trainer's text encoder sees control images of other sizes, nearly black; no node of ComfyUI shows it "
+            "such ones",
+        ),
+    ),
+    **dict.fromkeys(
+        ("hidream", "hidream_e1"), ("not tried", "Llama's tokenizer is missing in the copy of ComfyUI that was run")
+    ),
+    **dict.fromkeys(("ltx2", "ltx2.3"), ("not tried", "ComfyUI loads one file with sound and all, which was not made")),
+}
+"""Model without a graph -> the first stage that differs, and why. Read in the sources, not rendered."""
 SAMPLED = [model for model, recipe in RECIPES.items() if recipe.sampler == "pack"]
 GUIDED = [model for model, recipe in RECIPES.items() if recipe.guidance == "pack"]
 READ = [model for model, recipe in RECIPES.items() if recipe.text == "pack"]
@@ -199,7 +222,8 @@ def build(
     """
     recipe = RECIPES.get(spec.id)
     if recipe is None:
-        raise RequestError(f"{spec.id}: no graph of ComfyUI's nodes is known that matches the trainer")
+        stage, why = UNMATCHED[spec.id]
+        raise RequestError(f"{spec.id}: no graph of ComfyUI's nodes is known that matches the trainer ({stage}: {why})")
     if spec.id == "flex2" and settings.control:
         raise RequestError("flex2: with a control image no graph of ComfyUI's nodes is known that matches the trainer")
     if not 0 <= settings.seed < 2**64:

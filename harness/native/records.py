@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.comfy import Graph
 from lora_drift.harness.minihub import factory
-from lora_drift.harness.native import graphs, lora, resize, sampling, schedule
+from lora_drift.harness.native import graphs, lora, resize, sampling, schedule, stock
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS
 
@@ -27,6 +27,13 @@ NEAR = 1.0
 """Levels of 255 within which a graph counts as the trainer's: what rounding to 8 bits makes of a last digit."""
 LORAS = {"lora": "", "lora_high": "high", "lora_low": "low"}
 """A golden's artefact -> the expert that it is for."""
+
+
+class Distance(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pixel_max: float
+    pixel_mean: float
 
 
 class Rendered(BaseModel):
@@ -44,6 +51,8 @@ class Rendered(BaseModel):
     pixel_mean: float
     latents_rel_l2: float | None
     """None: ComfyUI lays this model's latents out otherwise than the golden, and they were not compared."""
+    stock: Distance | None
+    """How far the settings of ComfyUI's template are (`stock.py`); None: they are not comparable."""
 
 
 class Record(BaseModel):
@@ -97,6 +106,11 @@ def graph_of(case: cases.Case, golden: goldens.Golden) -> Graph:
     loras = {LORAS[artefact]: name for artefact, name in lora_names(case, golden).items()}
     settings = runner.Bench(tag=golden.tag).settings(case)
     return graphs.build(MODELS[case.model], settings, file_names(case.model), loras)
+
+
+def stock_of(case: cases.Case, golden: goldens.Golden) -> Graph | None:
+    """The graph that ComfyUI's template would be for a case."""
+    return stock.of(graph_of(case, golden), MODELS[case.model], runner.Bench(tag=golden.tag).settings(case))
 
 
 def workflow_hash(graph: Graph) -> str:

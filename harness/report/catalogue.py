@@ -17,12 +17,13 @@ from lora_drift.harness.check import cases, coverage, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
+from lora_drift.harness.native import check, graphs, records
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
 from lora_drift.pipelines.files import lines_of
 from lora_drift.pipelines.profiles import PROFILES
-from lora_drift.pipelines.registry import ROWS
+from lora_drift.pipelines.registry import MODELS, ROWS
 from lora_drift.pipelines.spec import ModelSpec
 
 REPORTS = ROOT / "reports"
@@ -106,6 +107,20 @@ class Speed(NamedTuple):
     where: str
     """GPU, size, steps and weights."""
     command: str
+
+
+class InComfyUI(NamedTuple):
+    """A model in ComfyUI: what its graph makes, and what the template's settings cost."""
+
+    words: str
+    """ "core nodes only", the pack's nodes, or why nothing is known to match."""
+    record: records.Record | None
+    worst: records.Rendered | None
+    """The case that is further from the trainer."""
+    stock: records.Distance | None
+    """With the template's settings, in the case in which they cost more."""
+    causes: list[str]
+    """What the template does otherwise."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +213,23 @@ class Catalogue:
         return f"{out['width']}x{out['height']}{frames}", golden["origin"]
 
 
+def in_comfyui(model: str) -> InComfyUI:
+    if model in graphs.UNMATCHED:
+        return InComfyUI("{}: {}".format(*graphs.UNMATCHED[model]), None, None, None, [])
+    record = records.load(model)
+    if record is None:
+        return InComfyUI("not rendered", None, None, None, [])
+    worst = max(record.cases.values(), key=lambda case: (case.pixel_max, case.pixel_mean))
+    stocks = {name: case.stock for name, case in record.cases.items() if case.stock}
+    words = ", ".join(f"`{node}`" for node in record.nodes) or "core nodes only"
+    if not stocks:
+        return InComfyUI(words, record, worst, None, [])
+    name, stock = max(stocks.items(), key=lambda item: item[1].pixel_max)
+    graph = records.stock_of(*records.golden_of(model, name))
+    found = check.findings(graph, MODELS[model]) if graph else []
+    return InComfyUI(words, record, worst, stock, list(dict.fromkeys(finding.said for finding in found)))
+
+
 def pages(catalogue: Catalogue | None = None) -> dict[str, str]:
     """File name -> Markdown of every page and of the index, README.md."""
     catalogue = catalogue or Catalogue()
@@ -253,6 +285,7 @@ def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
         "command": _command(spec),
         "quantised": _quantised(spec),
         "newest": tags.row(tags.newest()),
+        "comfyui": in_comfyui(spec.id),
     }
 
 

@@ -61,14 +61,25 @@ def measured(comfyui: ComfyUI, model: str, name: str) -> tuple[records.Rendered,
     distance = None
     if found["latents"].squeeze().shape == latents.squeeze().shape:
         distance = metrics.relative_l2(latents, found["latents"].reshape(latents.shape))
+    template = records.stock_of(case, golden)
+    lost = None
+    if template is not None:
+        pixels = rendered(comfyui, template)["pixels"]
+        lost = records.Distance(**distances(theirs, pixels))
     return records.Rendered(
         golden=golden.seal,
         workflow=records.workflow_hash(graph),
         picture=sha256(found["pixels"].tobytes()).hexdigest(),
-        pixel_max=metrics.pixel_max(theirs, found["pixels"]),
-        pixel_mean=round(metrics.mean_difference(theirs, found["pixels"]), 6),
         latents_rel_l2=None if distance is None else float(f"{distance:.2g}"),
+        stock=lost,
+        **distances(theirs, found["pixels"]),
     ), graphs.nodes_of_pack(graph)
+
+
+def distances(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Levels of 255."""
+    mean = round(metrics.mean_difference(theirs, ours), 6)
+    return {"pixel_max": metrics.pixel_max(theirs, ours), "pixel_mean": mean}
 
 
 def recorded(comfyui: ComfyUI, model: str, commit: str) -> records.Record:
