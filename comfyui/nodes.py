@@ -12,7 +12,7 @@ from lora_drift.harness.comfy import AS_TRAINER
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.quantize import Quantization
 
-from . import jobs, native, render
+from . import check, jobs, native, render
 
 LORA = io.Custom("LORA_DRIFT_LORA")
 LOADING = io.Custom("LORA_DRIFT_MODEL")
@@ -241,7 +241,7 @@ def widgets(spec: ModelSpec) -> list[Any]:
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Model, Lora, Sample, jobs.Job, jobs.Verify, *native.NODES]
+        return [Model, Lora, Sample, jobs.Job, jobs.Verify, *native.NODES, check.CheckWorkflow]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -122,9 +122,13 @@ class Schema:
     inputs: list[Any]
     outputs: list[Output]
     search_aliases: list[str] = field(default_factory=list)
+    hidden: list[Any] = field(default_factory=list)
 
 
 class ComfyNode:
+    hidden: Any = None
+    """What the schema asks for besides its inputs."""
+
     def __init__(self) -> None:
         pass
 
@@ -166,6 +170,7 @@ io = SimpleNamespace(
     Audio=Custom("AUDIO"),
     Model=Custom("MODEL"),
     Clip=Custom("CLIP"),
+    Hidden=SimpleNamespace(prompt="PROMPT"),
     Vae=Custom("VAE"),
     Noise=Custom("NOISE"),
     Latent=Custom("LATENT"),

@@ -107,7 +107,7 @@ def test_ids_are_ours_and_every_input_is_taken(pack: ModuleType) -> None:
         f"LoraDrift{name}"
         for name in (
             *("Model", "Lora", "Sample", "Job", "Verify"),
-            *("Sampler", "Noise", "Guidance", "Text", "Patch", "Experts", "Blank", "Resize", "FirstFrame"),
+            *("Sampler", "Noise", "Guidance", "Text", "Patch", "Experts", "Blank", "Resize", "FirstFrame", "Check"),
         )
     ]
     for node in nodes:

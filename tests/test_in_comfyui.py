@@ -172,6 +172,19 @@ def test_a_dora_needs_the_node_of_the_pack(comfyui: ComfyUI) -> None:
     assert distance(dora=True) <= records.NEAR
 
 
+def test_the_check_node_reads_the_graph_that_it_is_in(comfyui: ComfyUI) -> None:
+    """Also after another node has changed."""
+    checkpoints.write("flux", comfyui.folder / "models")
+    graph = records.graph_of(*records.golden_of("flux", "base"))
+    graph["check"] = {"class_type": "LoraDriftCheck", "inputs": {"like": "flux"}}
+    graph["told"] = {"class_type": "PreviewAny", "inputs": {"source": ["check", 0]}}
+    assert comfyui.run(graph)["told"]["text"] == ["nothing that the trainer does otherwise for flux"]
+    for node in graph.values():
+        if node["class_type"] == "KSamplerSelect":
+            node["inputs"]["sampler_name"] = "heun"
+    assert "sampler heun" in comfyui.run(graph)["told"]["text"][0]
+
+
 @pytest.mark.parametrize("template, model, causes", TEMPLATES)
 def test_what_comfyuis_own_templates_do_otherwise_is_named(
     template: str, model: str, causes: list[str], comfyui: ComfyUI, tmp_path: Path

@@ -15,17 +15,23 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_drift.harness.native import lora, resize, sampling, schedule
+from lora_drift.harness.native import graphs, lora, resize, sampling, schedule
 from lora_drift.pipelines import MODELS, load, noise
 from lora_drift.pipelines.errors import LoraError
+from lora_drift.pipelines.settings import Request, resolve
 
 contract = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("comfy_contract.py"))))
 
 
 @pytest.fixture
-def native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with contract.loaded(contract.Comfy(tmp_path), monkeypatch.setitem) as pack:
-        yield pack.nodes.native
+        yield pack.nodes
+
+
+@pytest.fixture
+def native(pack: Any) -> Any:
+    return pack.native
 
 
 def run(node: Any, **inputs: Any) -> tuple[Any, ...]:
@@ -270,3 +276,18 @@ def test_text_is_padded_to_the_trainers_length_and_cut_behind_the_words(native: 
     assert read.flatten().tolist() == [*map(ord, r"\(f\)"), 1, 0], "words, their end, one of the padding"
     ((read, _),) = run(native.Text, clip=Clip(), like="chroma", text="f" * 600)[0]
     assert read.flatten().tolist() == [ord("f")] * 511 + [1]
+
+
+def test_the_check_node_says_what_the_graph_around_it_does_otherwise(
+    pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = pack.check.CheckWorkflow
+    assert node.define_schema().hidden == ["PROMPT"], "ComfyUI gives it the whole graph"
+    graph = graphs.build(MODELS["flux"], resolve(MODELS["flux"], Request("a fox")))
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(prompt=graph))
+    assert run(node, like="flux") == ("nothing that the trainer does otherwise for flux",)
+    (name,) = [name for name, inner in graph.items() if inner["class_type"] == "KSamplerSelect"]
+    graph[name]["inputs"]["sampler_name"] = "heun"
+    (said,) = run(node, like="flux")
+    assert said == f"{name} KSamplerSelect: sampler heun: the trainer steps with Euler\n    remedy: sampler euler"
+    assert node.fingerprint_inputs(like="flux") != node.fingerprint_inputs(like="flux"), "it is asked each time"

@@ -90,9 +90,8 @@ def comfy_check(
 
         graph = check.read(file)
         found = check.findings(graph, spec_of(model))
-    for finding in found:
-        typer.echo(f"{finding.node} {graph[finding.node]['class_type']}: {finding.said}\n    remedy: {finding.remedy}")
     if found:
+        typer.echo(check.told(graph, found))
         raise typer.Exit(1)
     typer.echo(f"{file}: nothing that the trainer does otherwise for {model}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,14 @@ def findings(graph: Graph, spec: ModelSpec) -> list[Finding]:
         )
         found.append(Finding(runs[1].node, said, "one sampler behind the pack's node Two experts"))
     return found
+
+
+def told(graph: Graph, found: Sequence[Finding]) -> str:
+    """For who reads them: two lines each."""
+    return "\n".join(
+        f"{finding.node} {graph[finding.node]['class_type']}: {finding.said}\n    remedy: {finding.remedy}"
+        for finding in found
+    )
 
 
 def _sampler(reader: _Reader, spec: ModelSpec, run: _Run) -> Iterator[Finding]:
