@@ -1,4 +1,4 @@
-"""A node that says what the workflow around it does otherwise than the trainer: `lora-drift comfy-check` in the graph."""
+"""A node that says what the workflow around it does otherwise than the trainer (`comfy-check`, in the graph)."""
 
 from __future__ import annotations
 

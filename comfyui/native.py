@@ -178,7 +178,7 @@ class Text(io.ComfyNode):
             node_id="LoraDriftText",
             display_name="Text (like the trainer)",
             category=CATEGORY,
-            description="T5 reads its padding up to the trainer's length. Parentheses are text, not weights.",
+            description="Padding is read as in the trainer: by Chroma's T5, by FLUX.2 itself. Parentheses are text.",
             inputs=[
                 io.Clip.Input("clip"),
                 _model(graphs.READ, "Whose text."),
@@ -189,16 +189,40 @@ class Text(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, like: str, text: str) -> io.NodeOutput:
-        spec = MODELS[like]
-        assert isinstance(spec, Chroma) and spec.max_sequence_length is not None
-        tokens = clip.tokenize(graphs.escaped(text))
-        (words,) = tokens["t5xxl"]
-        end = words[-1]
-        words = words if len(words) <= spec.max_sequence_length else [*words[: spec.max_sequence_length - 1], end]
-        padding = [(0, 1.0)] * (spec.max_sequence_length - len(words))
-        conditioning = clip.encode_from_tokens_scheduled({**tokens, "t5xxl": [[*words, *padding]]})
-        read = len(words) + spec.padding_read
-        return io.NodeOutput([[read_by[:, :read], more] for read_by, more in conditioning])
+        spec, tokens = MODELS[like], clip.tokenize(graphs.escaped(text) if like == "chroma" else text)
+        assert spec.max_sequence_length is not None
+        if isinstance(spec, Chroma):
+            return io.NodeOutput(_read_with_padding(clip, tokens, spec.max_sequence_length, spec.padding_read))
+        return io.NodeOutput(_padded(clip, tokens, spec.max_sequence_length))
+
+
+def _read_with_padding(clip: Any, tokens: dict[str, Any], length: int, read: int) -> Any:
+    """T5 reads its padding, and the model the words and a little of it."""
+    (words,) = tokens["t5xxl"]
+    words = words if len(words) <= length else [*words[: length - 1], words[-1]]
+    padding = [(0, 1.0)] * (length - len(words))
+    conditioning = clip.encode_from_tokens_scheduled({**tokens, "t5xxl": [[*words, *padding]]})
+    return [[states[:, : len(words) + read], more] for states, more in conditioning]
+
+
+MISTRAL, PADDING = "mistral3_24b", 11
+
+
+def _padded(clip: Any, tokens: dict[str, Any], length: int) -> Any:
+    """The model reads what Mistral makes of padding on the left, which looks at nothing: its attention gives zeros."""
+    import torch
+
+    (words,) = tokens[MISTRAL]
+    (states, more), *_ = clip.encode_from_tokens_scheduled({MISTRAL: [words[:length]]})
+    layers = getattr(clip.cond_stage_model, MISTRAL).transformer.model.layers
+    hooks = [layer.self_attn.o_proj.register_forward_hook(lambda _m, _i, made: made * 0) for layer in layers]
+    try:
+        (padding, _), *_ = clip.encode_from_tokens_scheduled({MISTRAL: [[(PADDING, 1.0)]]})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    padding = padding.expand(-1, length - states.shape[1], -1)
+    return [[torch.cat([padding, states], dim=1), {key: more[key] for key in more if key != "attention_mask"}]]
 
 
 class Lora(io.ComfyNode):

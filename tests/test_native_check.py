@@ -111,6 +111,7 @@ CAUSES: list[tuple[str, dict[str, Any], Change | None, str]] = [
     ("lumina2", {}, between("7", "LoraLoaderModelOnly", lora_name="a"), "ComfyUI loads no key"),
     ("omnigen2", {"cfg": 4.0}, None, "template is applied twice"),
     ("chroma", {"cfg": 4.0}, None, "T5 reads no padding here"),
+    ("flux2", {}, None, "padding is zeros here"),
     (
         "sd15",
         {"sampler_name": "ddpm", "scheduler": "normal", "cfg": 7.0},

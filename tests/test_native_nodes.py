@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, format_input
 from PIL import Image
 
 from lora_drift.harness.native import graphs, lora, resize, sampling, schedule
@@ -276,6 +277,35 @@ def test_text_is_padded_to_the_trainers_length_and_cut_behind_the_words(native: 
     assert read.flatten().tolist() == [*map(ord, r"\(f\)"), 1, 0], "words, their end, one of the padding"
     ((read, _),) = run(native.Text, clip=Clip(), like="chroma", text="f" * 600)[0]
     assert read.flatten().tolist() == [ord("f")] * 511 + [1]
+
+
+def test_the_padding_of_flux2_is_what_mistral_makes_of_it_without_looking(native: Any) -> None:
+    """Against our pipeline, whose masked padding attends to nothing; words are what they are without it."""
+    pipe = load("flux2").base.pipe
+    encoder, tokenizer = pipe.text_encoder.model.language_model, pipe.tokenizer.tokenizer
+
+    class Clip:
+        cond_stage_model = SimpleNamespace(mistral3_24b=SimpleNamespace(transformer=SimpleNamespace(model=encoder)))
+
+        def tokenize(self, text: str) -> dict[str, Any]:
+            system = format_input([text], SYSTEM_MESSAGE)[0][0]["content"][0]["text"]
+            whole = f"[SYSTEM_PROMPT]{system}[/SYSTEM_PROMPT][INST]{text}[/INST]"
+            return {"mistral3_24b": [[(number, 1.0) for number in tokenizer(whole)["input_ids"]]]}
+
+        def encode_from_tokens_scheduled(self, tokens: dict[str, Any]) -> list[Any]:
+            ((words,),) = tokens.values()
+            ids = torch.tensor([[number for number, _ in words]])
+            with torch.no_grad():
+                states = encoder(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            read = torch.cat([states[layer] for layer in (10, 20, 30)], dim=-1)
+            return [[read, {"attention_mask": ids, "pooled_output": None}]]
+
+    ((ours, more),) = run(native.Text, clip=Clip(), like="flux2", text="a (red) fox")[0]
+    with torch.no_grad():
+        theirs, _ = pipe.encode_prompt("a (red) fox", max_sequence_length=512, text_encoder_out_layers=(10, 20, 30))
+    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
+    assert "attention_mask" not in more, "the model reads all of it"
+    assert not any(layer.self_attn.o_proj._forward_hooks for layer in encoder.layers)
 
 
 def test_the_check_node_says_what_the_graph_around_it_does_otherwise(

@@ -299,8 +299,9 @@ def _text(reader: _Reader, spec: ModelSpec, run: _Run) -> Iterator[Finding]:
     texts = {node for key in conditionings for node in reader.above(run.guider, key) if reader.kind(node) in TEXTS}
     for node in sorted(texts):
         if recipe.text == "pack" and reader.kind(node) != "LoraDriftText":
-            yield Finding(node, "T5 reads no padding here; the trainer's reads it up to "
-                          f"{spec.max_sequence_length} tokens", f"the pack's node Text, like {spec.id}")  # fmt: skip
+            said = "T5 reads no padding here" if spec.family == "chroma" else "padding is zeros here"
+            remedy = f"the pack's node Text, like {spec.id}"
+            yield Finding(node, f"{said}; the trainer's is read up to {spec.max_sequence_length} tokens", remedy)
         chain = reader.chain(node, "clip")
         lengths = [n for n in chain if reader.kind(n) == "T5TokenizerOptions"]
         if recipe.t5_length and not any((reader.number(n, "min_length") or 0) >= recipe.t5_length for n in lengths):

@@ -103,6 +103,20 @@ RECIPES: dict[str, Recipe] = {
         files={**FLUX_FILES, "denoiser": "Chroma1-Base.safetensors"},
         text="pack",
     ),
+    **dict.fromkeys(
+        ("flux2", "flux2_diffusers"),
+        Recipe(
+            encoders=("mistral",),
+            kind="flux2",
+            latent="EmptyFlux2LatentImage",
+            files={
+                "denoiser": "flux2-dev.safetensors",
+                "mistral": "mistral_3_small_flux2_bf16.safetensors",
+                "vae": "flux2-vae.safetensors",
+            },
+            text="pack",
+        ),
+    ),
     "flux2_klein_4b": _klein("4b", "qwen_3_4b.safetensors"),
     "flux2_klein_9b": _klein("9b", "qwen_3_8b.safetensors"),
     "zimage": _zimage("z_image_bf16.safetensors"),
@@ -159,14 +173,6 @@ RECIPES: dict[str, Recipe] = {
     "wan22_5b": _wan("Wan22ImageToVideoLatent", "wan2.2_vae.safetensors", denoiser="wan2.2_ti2v_5B_fp16.safetensors"),
 }
 UNMATCHED: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(
-        ("flux2", "flux2_diffusers"),
-        (
-            "prompt",
-            "the trainer pads prompts to 512 tokens and shows the model what Mistral makes of the padding; ComfyUI "
-            "pads with zeros",
-        ),
-    ),
     **dict.fromkeys(
         ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511"),
         (

@@ -20,7 +20,6 @@ from lora_drift.harness.minihub import factory
 from lora_drift.harness.minihub.repos import MODELS as REPOSITORIES
 from lora_drift.harness.native import records
 from lora_drift.pipelines import MODELS, ModelSpec
-from lora_drift.pipelines.families.flux2 import Flux2Files
 
 Tensors = dict[str, torch.Tensor]
 
@@ -198,6 +197,26 @@ def gemma2(home: Home) -> Weights:
     return Weights(tensors, {"text": text})
 
 
+def mistral(home: Home) -> Weights:
+    """FLUX.2 dev's. Its special tokens have the real numbers."""
+    repo = factory.snapshot(home.root, "mistralai/Mistral-Small-3.1-24B-Instruct-2503")
+    config = json.loads((repo / "config.json").read_text())["text_config"]
+    start = "language_model.model."
+    tensors = {
+        f"model.{name.removeprefix(start)}": tensor
+        for file in sorted(repo.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+        if name.startswith(start)
+    }
+    text = {
+        "configs": {"mistral3_24b": {k: config[k] for k in (*LLAMA, "vocab_size")}},
+        "attributes": {"Mistral3Small24BConfig": {"head_dim": config["head_dim"]}},
+        "tokenizers": {"mistral3_24b": _tokenizer(repo, "AutoTokenizer", {})},
+        "model": {"model.layers.0.post_attention_layernorm.weight": "MISTRAL3_24B"},
+    }
+    return Weights(tensors, {"text": text})
+
+
 def clip_vision(home: Home) -> Weights:
     config, tensors = home.config("image_encoder"), home.tensors("image_encoder")
     tensors["vision_model.encoder.layers.30.layer_norm1.weight"] = torch.zeros(1)  # by this, ComfyUI knows CLIP H
@@ -285,15 +304,17 @@ def qwen_image(home: Home) -> Weights:
     return Weights(home.tensors("transformer"), {"denoiser": {"class": "QwenImage", "config": size}})
 
 
-def klein(home: Home) -> Weights:
-    assert isinstance(home.spec, Flux2Files)
-    tensors = home.file(home.spec.transformer_file)
+KLEIN = {f"flux2_klein_{size}": f"flux-2-klein-base-{size}.safetensors" for size in ("4b", "9b")}
+
+
+def flux2(home: Home) -> Weights:
+    tensors = home.file("flux2-dev.safetensors" if home.spec.guidance == "embedded" else KLEIN[home.spec.id])
     (head,) = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape
     size = {"axes_dim": [head // 4] * 4, "num_heads": len(tensors["img_in.weight"]) // head}
     return Weights(tensors, {"denoiser": {"class": "Flux2", "config": size}})
 
 
-def klein_vae(home: Home) -> Weights:
+def flux2_vae(home: Home) -> Weights:
     tensors = home.file("ae.safetensors")
     widths = [len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(4)]
     size = {"ch": widths[0], "ch_mult": [w // widths[0] for w in widths], "num_res_blocks": 1}
@@ -456,8 +477,9 @@ def _qwen3(name: str, model: str) -> dict[str, Make]:
 MINIATURES: dict[str, Miniature] = {
     **dict.fromkeys(("flux", "flex1", "flux_kontext", "flex2"), Miniature({"denoiser": flux}, _flux_texts(), kl)),
     "chroma": Miniature({"denoiser": chroma}, {"t5xxl": lambda home: t5(home, "text_encoder", "tokenizer")}, kl),
-    "flux2_klein_4b": Miniature({"denoiser": klein}, _qwen3("qwen3_4b", "QWEN3_4B"), klein_vae),
-    "flux2_klein_9b": Miniature({"denoiser": klein}, _qwen3("qwen3_8b", "QWEN3_8B"), klein_vae),
+    **dict.fromkeys(("flux2", "flux2_diffusers"), Miniature({"denoiser": flux2}, {"mistral": mistral}, flux2_vae)),
+    "flux2_klein_4b": Miniature({"denoiser": flux2}, _qwen3("qwen3_4b", "QWEN3_4B"), flux2_vae),
+    "flux2_klein_9b": Miniature({"denoiser": flux2}, _qwen3("qwen3_8b", "QWEN3_8B"), flux2_vae),
     **dict.fromkeys(
         ("zimage", "zimage_turbo", "zimage_deturbo"),
         Miniature({"denoiser": zimage}, _qwen3("qwen3_4b", "QWEN3_4B"), kl),

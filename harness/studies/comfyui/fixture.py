@@ -23,6 +23,7 @@ import comfy.model_detection
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
+import comfy.text_encoders.flux
 import comfy.text_encoders.llama as llama
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.qwen_vl
@@ -178,6 +179,11 @@ def _(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         original(self, *args, **kwargs)
     finally:
         SIZES["text"] = {}
+
+
+@replaced(comfy.text_encoders.flux, "load_mistral_tokenizer")
+def _(original: Any, data: Any) -> Any:
+    return {} if data is None else original(data)  # a miniature's comes from a folder
 
 
 class Tokenizer:
