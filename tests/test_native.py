@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lora_drift.harness.check import metrics, runner
@@ -295,6 +296,17 @@ def test_a_dora_gets_the_node_that_reads_its_magnitudes(lora_of: Any, tmp_path: 
         graphs.build(MODELS["sd15"], settings_of("sd15"), loras={"": "a.safetensors"}, dora=True)
     broken = run("flex1", "--native", "--lora", __file__, "-o", str(out))
     assert broken.exit_code == 2 and "not a whole safetensors file" in broken.output
+
+
+@pytest.mark.parametrize("version, other", [("0.12.26", "scheduler, guidance"), ("0.7.24", "another guidance than")])
+def test_a_lora_of_a_trainer_that_samples_otherwise_is_refused(version: str, other: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    software = {"software": json.dumps({"name": "ai-toolkit", "version": version})}
+    save_file({"a": torch.zeros(1)}, file, software)
+    told = run("zimage", "--native", "--lora", str(file), "-o", str(tmp_path / "out.json"))
+    assert told.exit_code == 2 and f"made by ai-toolkit {version}" in " ".join(told.output.split())
+    assert other in " ".join(told.output.split())
+    assert run("flux", "--native", "--lora", str(file), "-o", str(tmp_path / "out.json")).exit_code == 0
 
 
 def test_a_graph_with_a_control_image_begins_with_one_that_comfyui_has(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def comfy(
             needs = [f"the LoRA {name} in models/loras" for name in files.values()]
             prompt = prompt or "a photo of [trigger]"
             if native:
-                graph, more = _native(what, prompt, files, any(map(_is_dora, paths.values())))
+                graph, more = _native(what, prompt, paths)
                 needs += more
             else:
                 graph = workflows.of_model(spec_of(what), prompt, files)
@@ -96,28 +96,29 @@ def comfy_check(
     typer.echo(f"{file}: nothing that the trainer does otherwise for {model}")
 
 
-def _native(model: str, prompt: str, loras: dict[str, str], dora: bool) -> tuple[Any, list[str]]:
+def _native(model: str, prompt: str, loras: dict[str, Path]) -> tuple[Any, list[str]]:
     """The graph, and what it needs. A control image is one that every ComfyUI has."""
     from lora_drift.harness import comfy as workflows
     from lora_drift.harness.native import graphs
     from lora_drift.pipelines import MODELS
+    from lora_drift.pipelines.lora import trainer_of
     from lora_drift.pipelines.settings import Request, resolve
 
     spec = MODELS[model]
+    for path in loras.values():
+        graphs.check_trainer(spec, trainer_of(path))
     settings = resolve(replace(spec, controls=(0, 0)), Request(prompt=prompt))
     settings = replace(settings, control=(workflows.EXAMPLE,) * spec.controls[0])
-    graph = graphs.build(spec, settings, loras=loras, dora=dora)
+    files = {"" if name == "path" else name: path.name for name, path in loras.items()}
+    graph = graphs.build(spec, settings, loras=files, dora=any(map(_is_dora, loras.values())))
     pack = graphs.nodes_of_pack(graph)
     needs = [f"{name} in models/{folder}" for name, folder in graphs.files_of(graph).items()]
     return graph, [*needs, *(f"the pack's node {node}" for node in pack)]
 
 
 def _is_dora(path: Path) -> bool:
-    """Raises LoraError: no such file, or not a whole one."""
-    from lora_drift.pipelines import lora
     from lora_drift.pipelines.files import tensor_shapes
 
-    lora.metadata(path)
     return any(name.endswith("magnitude") for name in tensor_shapes(path))
 
 

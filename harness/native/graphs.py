@@ -12,8 +12,9 @@ from lora_drift.harness.comfy import Graph, numbered
 from lora_drift.harness.native import schedule
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
+from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import ModelSpec
+from lora_drift.pipelines.spec import TOOLKITS, ModelSpec, nearest
 
 PACK = "LoraDrift"
 """What the names of the pack's nodes begin with."""
@@ -383,6 +384,24 @@ def escaped(prompt: str) -> str:
 def nodes_of_pack(graph: Graph) -> list[str]:
     """Classes that are not ComfyUI's own."""
     return sorted({node["class_type"] for node in graph.values() if node["class_type"].startswith(PACK)})
+
+
+SAMPLING = ("scheduler", "guidance", "guidance_offset", "padding_side", "clip_resize", "size_divisor")
+"""Fields of a row by which its graph is not another's."""
+
+
+def check_trainer(spec: ModelSpec, toolkit: str) -> None:
+    """Refuse a trainer version that samples this model otherwise than the one whose samples the graph was held to.
+
+    Raises:
+        RequestError: says which, and what of it.
+    """
+    theirs = spec_of(spec.id, nearest(toolkit)) if toolkit else spec
+    other = [name for name in SAMPLING if getattr(theirs, name, None) != getattr(spec, name, None)]
+    if other:
+        raise RequestError(f"{spec.id}: the LoRA was made by ai-toolkit {toolkit}, whose samples have another "
+                           f"{', '.join(other)} than those of {TOOLKITS[-1]}, of which the graph is; render it with "
+                           "the nodes that `lora-drift comfy` writes without --native")  # fmt: skip
 
 
 def files_of(graph: Graph) -> dict[str, str]:
