@@ -223,10 +223,12 @@ def _answer(_request: Request, error: Exception) -> ErrorResponse:
     return error.response()
 
 
-def _answer_storage(_request: Request, error: Exception) -> ErrorResponse:
+def _answer_storage(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, OperationalError)
     log.error("the queue cannot be used", extra={"cause": str(error.orig)})
-    return no_room(str(error.orig)).response()
+    # Where the database is, is nobody's business who asks.
+    remote = request.app.state.settings.database_url is not None
+    return no_room("its database does not answer" if remote else str(error.orig)).response()
 
 
 def _answer_http(_request: Request, error: Exception) -> ErrorResponse:

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """Downloaded LoRAs; None: in STATE_PATH."""
     state_path: Path | None = None
     """Queue, downloaded LoRAs, control images; None: `OUTPUT_BASE_PATH/.server`."""
+    database_url: SecretStr | None = None
+    """`postgresql://USER@HOST/NAME` for a queue that workers on other hosts share; None: a file in STATE_PATH."""
     synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     """FULL: what was accepted survives a power cut too; each request waits for the disk."""
     api_key: SecretStr | None = None
@@ -102,6 +104,11 @@ class Settings(BaseSettings):
     @property
     def state(self) -> Path:
         return self.state_path or self.output_base_path / ".server"
+
+    @property
+    def queue(self) -> Path | str:
+        """Where `Store` finds it."""
+        return self.state / "queue.sqlite" if self.database_url is None else self.database_url.get_secret_value()
 
     @property
     def offload(self) -> bool:

@@ -1,12 +1,13 @@
-"""Earlier layouts of the queue's file, brought to today's one step at a time. Its version is SQLite's `user_version`.
+"""Earlier layouts of the queue, brought to today's one step at a time. Its version is SQLite's `user_version`, and in
+Postgres the table `layout`.
 
-A step that was released is never changed. A new one goes to the end; `tests/server_states` gets a dump of the layout
-that it starts from.
+A step that was released is never changed. A new one goes to the end, and is SQL that both understand (Postgres began
+with layout 3); `tests/server_states` gets a dump of the layout that it starts from.
 """
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from lora_drift.pipelines.quantize import Quantization
 
@@ -30,23 +31,24 @@ NEWEST = 1 + len(STEPS)
 
 
 class TooNew(Exception):
-    """The file is of a later release."""
+    """The queue is of a later release."""
 
 
 def migrate(connection: Connection) -> bool:
-    """Bring the file that is open to the newest layout; False if it is empty, and is to be laid out.
+    """Bring what is open to the newest layout; False if it is empty, and is to be laid out. In a transaction of the
+    caller's.
 
     Raises:
         TooNew: this release does not know its layout.
     """
-    _run(connection, "BEGIN IMMEDIATE")  # or sqlite3 would commit each change of a layout by itself
-    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    version = _version(connection)
     if version > NEWEST:
         raise TooNew(f"layout {version}, and this release knows those up to {NEWEST}")
     if version == 0:  # new, or of the two releases that wrote no number
-        columns = {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(requests)")}
-        if not columns:
+        here = inspect(connection)
+        if not here.has_table("requests"):
             return False
+        columns = {column["name"] for column in here.get_columns("requests")}
         version = 2 if "base" in columns else 1
     for step in STEPS[version - 1 :]:
         step(connection)
@@ -56,7 +58,19 @@ def migrate(connection: Connection) -> bool:
 
 def mark(connection: Connection) -> None:
     """Note that the layout is the newest."""
-    _run(connection, f"PRAGMA user_version = {NEWEST}")
+    if connection.dialect.name == "sqlite":
+        return _run(connection, f"PRAGMA user_version = {NEWEST}")
+    _run(connection, "CREATE TABLE IF NOT EXISTS layout (version INTEGER NOT NULL)", "DELETE FROM layout",
+         f"INSERT INTO layout VALUES ({NEWEST})")  # fmt: skip
+
+
+def _version(connection: Connection) -> int:
+    """0: none is written there."""
+    if connection.dialect.name == "sqlite":
+        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if not inspect(connection).has_table("layout"):
+        return 0
+    return int(connection.exec_driver_sql("SELECT version FROM layout").scalar_one())
 
 
 def _run(connection: Connection, *statements: str) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,21 +14,21 @@ from sqlalchemy.exc import OperationalError
 
 from lora_drift.server import webhooks
 from lora_drift.server.admission import forget_controls
-from lora_drift.server.config import MEGABYTE, Settings
+from lora_drift.server.config import Settings
+from lora_drift.server.databases import StoreError
 from lora_drift.server.fetch import FetchError
 from lora_drift.server.loras import Downloads, LoraFileError
-from lora_drift.server.render_process import WorkerSettings
 from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import OutputFile, Progress, Result, Status, Verified, VideoFile
 from lora_drift.server.schemas import Outputs as OutputLists
-from lora_drift.server.store import Row, Store, StoreError
-from lora_drift.server.supervisor import Dispatcher, NoDevice, WorkerProcess, devices_of, note_end
+from lora_drift.server.store import Row, Store
+from lora_drift.server.supervisor import NoDevice, devices_of, note_end
 from lora_drift.server.telemetry import Metrics
 from lora_drift.server.times import iso
+from lora_drift.server.workers import LocalWorkers, Workers
 
 log = logging.getLogger("lora_drift.server.service")
 
-THREADS = 16
 THREADS = 16
 DOWNLOADS_AT_ONCE, DOWNLOADS_OF_ONE = 8, 2
 """Of all clients, and of one: whose downloads trickle holds up no other."""
@@ -83,10 +81,13 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.store = Store(settings.state / "queue.sqlite", settings.synchronous)
+        self.store = Store(settings.queue, settings.synchronous)
+        self._listener = self.store.listener(self._heard, alone=True) if self.store.shared else None
+        self._progress: dict[str, dict[str, Any]] = {}
+        """Of requests that are rendered on other hosts."""
         self.downloads = Downloads(settings, self.store)
         self.loop = asyncio.get_running_loop()
-        self.dispatchers = [self._dispatcher(n, device) for n, device in enumerate(devices_of(settings))]
+        self.workers: Workers = LocalWorkers(settings, self.store, self.metrics, self._changed_in_thread)
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._feeds: dict[str, Feed] = {}
         self._noted = 0.0
@@ -103,58 +104,36 @@ class Service:
         self._tasks: set[asyncio.Future[None]] = set()
         self._fetching: dict[str, asyncio.Future[None]] = {}
 
-    def _dispatcher(self, number: int, device: str) -> Dispatcher:
-        def others() -> list[str]:
-            return [base for n, other in enumerate(self.dispatchers) if n != number for base in other.bases]
-
-        return Dispatcher(
-            self.store, lambda: self._worker(device), self.settings, self.metrics, self._changed_in_thread,
-            self.storage_problem, f"{number}:{device}", others,
-        )  # fmt: skip
-
-    def _worker(self, device: str) -> WorkerProcess:
-        settings = self.settings
-        return WorkerProcess(
-            WorkerSettings(
-                device=device,
-                offload=settings.offload,
-                memory_budget=settings.memory_budget_gb and settings.memory_budget_gb * 1024 * MEGABYTE,
-                hub_cache=None if settings.model_cache_dir is None else str(settings.model_cache_dir),
-                hf_token=settings.token,
-            )
-        )
-
     def wake(self) -> None:
         """Something was queued or is to be cancelled."""
-        for dispatcher in self.dispatchers:
-            dispatcher.wake()
+        self.workers.wake()
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be rendered right now, on no device."""
-        problems = [dispatcher.problem for dispatcher in self.dispatchers]
-        return None if None in problems else problems[0]
+        """Why nothing can be rendered right now."""
+        if self._listener is not None and not self._listener.connected:
+            return "the database cannot be reached, or another server has taken over"
+        return self.workers.problem
 
-    def storage_problem(self) -> str | None:
-        """Why outputs or the queue could not be written right now."""
-        settings = self.settings
-        for name, folder in (("OUTPUT_BASE_PATH", settings.output_base_path), ("STATE_PATH", settings.state)):
-            try:
-                with tempfile.TemporaryFile(dir=folder) as probe:
-                    probe.write(bytes(4096))
-                    probe.flush()
-                free = shutil.disk_usage(folder).free
-            except OSError as error:
-                return f"{name} cannot be written: {error.strerror}"
-            if free < settings.min_free_mb * MEGABYTE:
-                return f"{name}: {free // MEGABYTE} MB are free, less than MIN_FREE_MB ({settings.min_free_mb})"
-        return None
+    def _heard(self, said: dict[str, Any]) -> None:
+        """What another process did to the queue, in a thread of the listener."""
+        event, request_id = said.pop("event"), said.pop("id", "")
+        if event == "progress":
+            self._progress[request_id] = said
+        elif event != "changed":
+            self.wake()
+        else:
+            self._progress.pop(request_id, None)
+        changed = list(self._listeners) if event == "missed" else [request_id]
+        for each in changed:
+            self._changed_in_thread(each)
 
     def start(self) -> None:
         for row in self.store.recover(self.settings.max_tries):
             self.metrics.note_end(row)
-        for dispatcher in self.dispatchers:
-            dispatcher.start()
+        if self._listener is not None:
+            self._listener.start()
+        self.workers.start()
         for row in self.store.unready():
             self.prepare(row)
         self.spawn(self._measure_delay())
@@ -162,7 +141,9 @@ class Service:
         self.spawn(self._repeat(self._deliver_webhooks))
 
     async def stop(self) -> None:
-        await asyncio.gather(*(asyncio.to_thread(dispatcher.stop) for dispatcher in self.dispatchers))
+        await asyncio.to_thread(self.workers.stop)
+        if self._listener is not None:
+            await asyncio.to_thread(self._listener.stop)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -178,6 +159,8 @@ class Service:
         while True:
             try:
                 await work()
+            except OperationalError as error:
+                log.error("the queue cannot be used", extra={"cause": str(error.orig)})
             except Exception:  # the next round may do better, and the others must go on
                 log.exception("a task in the background failed")
             await asyncio.sleep(TIDY_EVERY)
@@ -371,8 +354,9 @@ class Service:
         return f"{self.settings.url}/v1/requests/{request_id}{what}"
 
     def status(self, row: Row) -> Status:
-        known = (dispatcher.progress.get(row.id) for dispatcher in self.dispatchers)
-        seen = next(filter(None, known), None) if row.state == "in_progress" else None
+        seen = None
+        if row.state == "in_progress":
+            seen = self.workers.progress(row.id) or self._progress.get(row.id)
         fraction = (seen["prompt"] + seen["step"] / seen["steps"]) / seen["prompts"] if seen else 0.0
         return Status(
             request_id=row.id,
@@ -451,7 +435,7 @@ def check_state(settings: Settings) -> None:
         StateError: as `running` would, but before a server has begun, so that it can be said in a sentence.
     """
     with _alone(settings):
-        Store(settings.state / "queue.sqlite", settings.synchronous).close()
+        Store(settings.queue, settings.synchronous).close()
         devices_of(settings)
 
 

@@ -1,17 +1,16 @@
-"""The queue: requests and their states in SQLite, which outlives `kill -9`. One server process owns the file."""
+"""The queue: requests and their states, which outlive `kill -9`, in a file of SQLite's or in Postgres."""
 
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import JSON, Engine, create_engine, delete, event, exists, func, select, update
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+from sqlalchemy import JSON, ColumnElement, Index, delete, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from lora_drift.server.migrations import TooNew, mark, migrate
+from lora_drift.server.databases import Listener, Postgres, Told, database_of
 from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.schemas import FINISHED, State
 from lora_drift.server.times import Clock
@@ -89,8 +88,8 @@ class Moment(Base):
     seen: Mapped[float]
 
 
-class StoreError(Exception):
-    """The file cannot be used; says why, and what to do."""
+# Postgres would else look for the oldest that waits among all that have finished.
+Index("ix_requests_order", Row.state, Row.seq).ddl_if(dialect="postgresql")
 
 
 class Conflict(Exception):
@@ -107,35 +106,36 @@ class New(NamedTuple):
 
 
 class Store:
-    def __init__(self, path: Path, synchronous: Literal["NORMAL", "FULL"] = "NORMAL") -> None:
-        """Open the file, lay it out, or bring it from an earlier layout to today's.
+    def __init__(self, where: Path | str, synchronous: Literal["NORMAL", "FULL"] = "NORMAL") -> None:
+        """Open the file, or the database of a `postgresql://` URL (where `synchronous` is its own business); lay it
+        out, or bring it from an earlier layout to today's.
 
         Raises:
             StoreError: it is damaged, or of a later release. It is left as it was.
+            OperationalError: it cannot be reached, or is locked.
         """
-        self._engine: Engine = create_engine(f"sqlite:///{path}", pool_size=8, hide_parameters=True)
-        self._lock = threading.RLock()
+        self._database = database_of(where, synchronous)
+        self._engine = self._database.engine
         self._forgotten = threading.Event()
         """Secrets were overwritten; the write-ahead log still holds them."""
-        event.listen(self._engine, "connect", partial(_prepare, synchronous))
-        aside = f"move {path.name}* out of {path.parent} and start again: outputs and LoRAs stay, requests are gone"
-        try:
-            with self._engine.begin() as connection:
-                damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-                if damage != "ok":
-                    raise StoreError(f"the queue {path} is damaged ({' '.join(str(damage).split())}); {aside}")
-                if not migrate(connection):
-                    Base.metadata.create_all(connection)
-                    mark(connection)
-        except TooNew as error:
-            raise StoreError(f"the queue {path} is of a later release ({error}): update, or {aside}") from error
-        except DatabaseError as error:
-            if isinstance(error, OperationalError):  # locked, full, not readable
-                raise
-            raise StoreError(f"the queue {path} is damaged ({error.orig}); {aside}") from error
-        path.chmod(0o600)
-        self.clock = Clock(self._last_seen())
+        self._database.open(Base.metadata)
+        self.clock = Clock(self._last_seen(), self._database.now())
         self.now = self.clock.now
+
+    @property
+    def shared(self) -> bool:
+        """Others may use it at the same time, and are heard by `listener`."""
+        return isinstance(self._database, Postgres)
+
+    def listener(self, told: Told, *, alone: bool = False) -> Listener:
+        """What tells of changes that other processes made; to be started. See `Listener`."""
+        assert isinstance(self._database, Postgres)
+        return Listener(self._database, told, alone=alone)
+
+    def tell_progress(self, request_id: str, progress: dict[str, Any]) -> None:
+        """Let who listens know; it is kept nowhere."""
+        with self._writing() as session:
+            self._database.tell(session, "progress", request_id, **progress)
 
     def _last_seen(self) -> float:
         with self._reading() as session:
@@ -154,8 +154,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
-        # One writer at a time: SQLite would refuse the second rather than let it wait, once both have read.
-        with self._lock, Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with self._database.turn(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def scrub(self) -> None:
@@ -163,9 +162,7 @@ class Store:
         if not self._forgotten.is_set():
             return
         self._forgotten.clear()
-        with self._lock, self._engine.connect() as connection:
-            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
-        if busy:
+        if not self._database.scrub():
             self._forgotten.set()
 
     def _finish(self, row: Row, state: State, code: str | None, error: str | None) -> None:
@@ -206,6 +203,8 @@ class Store:
         try:
             with self._writing() as session:
                 session.add(row)
+                if row.ready:
+                    self._database.tell(session, "queued", row.id)
             return row
         except IntegrityError:
             if new.idempotency_key is None:
@@ -241,13 +240,14 @@ class Store:
     def cancel(self, request_id: str) -> Row | None:
         """Cancel what waits, ask for it where it is rendered. None for what is unknown or has finished."""
         with self._writing() as session:
-            row = session.scalar(select(Row).where(Row.id == request_id))
+            row = session.scalar(select(Row).where(Row.id == request_id).with_for_update())
             if row is None or row.finished:
                 return None
             if row.state == "in_queue":
                 self._finish(row, "canceled", "CANCELED", "canceled before it started")
             else:
                 row.cancel = True
+            self._database.tell(session, "cancel", row.id)
             return row
 
     # --------------------------------------------------------------------------------------------- for the renderer
@@ -262,8 +262,12 @@ class Store:
         seconds, unless more wait for that base than there are workers who have it. None: nothing to do right now.
         """
         waiting = (Row.state == "in_queue", Row.ready)
-        queued = select(Row).where(*waiting).order_by(Row.seq).limit(1)
+        # Who is being canceled is passed over (SQLite has one writer at a time, and leaves that clause out).
+        queued = select(Row).where(*waiting).order_by(Row.seq).limit(1).with_for_update(skip_locked=True)
         with self._writing() as session:
+            if not session.scalar(select(exists().where(*waiting))):
+                return None
+            self._database.claiming(session)
             row = session.scalar(queued)
             if row is None:
                 return None
@@ -282,6 +286,7 @@ class Store:
                         row = other
             row.state, row.started_at, row.tries = "in_progress", row.started_at or self.now(), row.tries + 1
             row.owner, row.lease = owner, self.now() + LEASE
+            self._database.tell(session, "changed", row.id)
             return row
 
     def renew(self, request_id: str, owner: str) -> bool:
@@ -304,35 +309,45 @@ class Store:
     ) -> Row | None:
         """Note how a request ended, and forget its secrets. None if it had ended before, or is not the owner's now."""
         with self._writing() as session:
-            row = session.scalar(select(Row).where(Row.id == request_id))
+            row = session.scalar(select(Row).where(Row.id == request_id).with_for_update())
             if row is None or row.finished or (owner is not None and row.owner != owner):
                 return None
             self._finish(row, state, code, error)
             row.outputs, row.timings = outputs, timings
+            self._database.tell(session, "changed", row.id)
             return row
 
     def requeue(self, request_id: str, *, owner: str = "", count_try: bool = True) -> None:
         """Back to its place in the queue, if it is the owner's."""
-        mine = (Row.id == request_id, Row.state == "in_progress", Row.owner == owner)
+        self._put_back(owner, count_try, Row.id == request_id)
+
+    def release(self, owner: str) -> None:
+        """Back to its place in the queue with all that the owner has, who does not know of it: no try of a request."""
+        self._put_back(owner, False)
+
+    def _put_back(self, owner: str, count_try: bool, *which: ColumnElement[bool]) -> None:
         with self._writing() as session:
-            row = session.scalar(select(Row).where(*mine))
-            if row is not None:
+            mine = (Row.state == "in_progress", Row.owner == owner, *which)
+            for row in session.scalars(select(Row).where(*mine).with_for_update()):
                 row.state, row.tries = "in_queue", row.tries - (not count_try)
                 row.owner = row.lease = None
+                self._database.tell(session, "queued", row.id)
 
     def cancel_wanted(self, request_id: str) -> bool:
         with self._reading() as session:
             return bool(session.scalar(select(Row.cancel).where(Row.id == request_id)))
 
-    def recover(self, max_tries: int, *, expired_only: bool = False) -> list[Row]:
-        """What was in flight when the server died (or of which the lease has run out) goes back, or fails; returns
-        what failed."""
+    def recover(self, max_tries: int, *, expired_only: bool = False, owner: str | None = None) -> list[Row]:
+        """What was in flight when the server died (or of which the lease has run out, or what an owner had who died)
+        goes back, or fails; returns what failed."""
         failed = []
         lost = select(Row).where(Row.state == "in_progress")
         if expired_only:
             lost = lost.where(Row.lease < self.now())
+        if owner is not None:
+            lost = lost.where(Row.owner == owner)
         with self._writing() as session:
-            for row in session.scalars(lost):
+            for row in list(session.scalars(lost.with_for_update())):
                 row.owner = row.lease = None
                 if row.cancel:
                     self._finish(row, "canceled", "CANCELED", "canceled while the server was restarted")
@@ -343,6 +358,7 @@ class Store:
                     failed.append(row)
                 else:
                     row.state = "in_queue"
+                self._database.tell(session, "queued" if row.state == "in_queue" else "changed", row.id)
         return failed
 
     # ------------------------------------------------------------------------------------ downloads, webhooks, time
@@ -354,6 +370,7 @@ class Store:
     def make_ready(self, request_id: str, job: Job) -> None:
         with self._writing() as session:
             session.execute(update(Row).where(Row.id == request_id).values(job=job.model_dump(), ready=True))
+            self._database.tell(session, "queued", request_id)
 
     def download(self, url_sha256: str) -> Download | None:
         with self._reading() as session:
@@ -384,7 +401,8 @@ class Store:
     def expire(self) -> list[Row]:
         """Fail what waited longer than its `ttl`."""
         with self._writing() as session:
-            late = list(session.scalars(select(Row).where(Row.state == "in_queue", Row.expires_at < self.now())))
+            waited = select(Row).where(Row.state == "in_queue", Row.expires_at < self.now())
+            late = list(session.scalars(waited.with_for_update(skip_locked=True)))
             for row in late:
                 self._finish(row, "failed", "EXPIRED", "it had not started when its ttl ended")
         return late
@@ -398,10 +416,3 @@ class Store:
     def remove(self, request_ids: Collection[str]) -> None:
         with self._writing() as session:
             session.execute(delete(Row).where(Row.id.in_(request_ids)))
-
-
-def _prepare(synchronous: str, connection: Any, _record: Any) -> None:
-    # NORMAL: a commit survives the process, though not a power cut (FULL: that, too). secure_delete: forgotten secrets
-    # are overwritten.
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", "busy_timeout=5000"):
-        connection.execute(f"PRAGMA {pragma}")

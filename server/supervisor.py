@@ -1,6 +1,7 @@
 """Starts the worker process, feeds it, and starts another when it dies.
 
-The dispatcher sees the queue and the worker through two small interfaces, so that either may one day be elsewhere.
+The dispatcher sees the queue and the worker through two small interfaces: it runs in the server's process, or beside a
+device on another host.
 """
 
 import logging
@@ -11,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from multiprocessing import connection
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy.exc import OperationalError
 
 from lora_drift.server.config import Settings
 from lora_drift.server.render_process import WorkerSettings, main
@@ -22,6 +25,7 @@ from lora_drift.server.telemetry import Metrics
 
 log = logging.getLogger("lora_drift.server.supervisor")
 
+T = TypeVar("T")
 LONGEST_PAUSE = 30.0
 """Seconds between starts of a worker that keeps dying before it is ready."""
 
@@ -35,6 +39,7 @@ class Queue(Protocol):
     def renew(self, request_id: str, owner: str) -> bool: ...
     def cancel_wanted(self, request_id: str) -> bool: ...
     def requeue(self, request_id: str, *, owner: str, count_try: bool = True) -> None: ...
+    def release(self, owner: str) -> None: ...
     def finish(
         self,
         request_id: str,
@@ -127,6 +132,8 @@ class Dispatcher(threading.Thread):
         self._in_hand: str | None = None
         """The request that was claimed, until it has ended or is back in the queue."""
         self._base_in_hand: str | None = None
+        self._unsure = False
+        """The queue could not be asked; perhaps it gave a request of which this does not know."""
         self.problem: str | None = "the worker is starting"
         """Why nothing can be rendered right now."""
         self.progress: dict[str, dict[str, Any]] = {}
@@ -174,6 +181,9 @@ class Dispatcher(threading.Thread):
     def _give_back(self) -> None:
         """Back into the queue with what was in hand when something else than a render failed, or the server was asked
         to stop: that is no try of the request's."""
+        if self._unsure:
+            self._queue.release(self._owner)
+            self._in_hand, self._unsure = None, False
         if self._in_hand is not None:
             if self._queue.cancel_wanted(self._in_hand):
                 self.finish(self._in_hand, "canceled", code="CANCELED", error="canceled while it was rendered")
@@ -216,8 +226,14 @@ class Dispatcher(threading.Thread):
                 self._hold(stuck, 1.0)
                 continue
             self.problem = unsaved
-            row = self._queue.claim(self._loaded, self._settings.fairness_bound, owner=self._owner,
-                                    elsewhere=self._elsewhere())  # fmt: skip
+            try:
+                self._give_back()  # what an answer that was lost on the way may have given
+                row = self._queue.claim(self._loaded, self._settings.fairness_bound, owner=self._owner,
+                                        elsewhere=self._elsewhere())  # fmt: skip
+            except OperationalError as error:
+                self._unsure = True
+                self._hold(_cause(error), 1.0)
+                continue
             if row is None:
                 unsaved = None  # what could not be saved was canceled
                 if not self._wake.wait(0.5):
@@ -241,6 +257,21 @@ class Dispatcher(threading.Thread):
             log.error("the queue waits", extra={"cause": why})
         self.problem = why
         self._ending.wait(seconds)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """The queue's answer. While it cannot be used, it is asked again, for half a lease: a database is restarted now
+        and then, and what is rendered, or loaded, is not to be thrown away for that."""
+        before, until = self.problem, time.monotonic() + LEASE / 2
+        while True:
+            try:
+                answer = ask()
+            except OperationalError as error:
+                if self._ending.is_set() or time.monotonic() > until:
+                    raise
+                self._hold(_cause(error), 1.0)
+            else:
+                self.problem = before
+                return answer
 
     def _render(self, worker: Worker, row: Row) -> str | None:
         """None, or why its outputs could not be written: then it is still in hand."""
@@ -288,7 +319,7 @@ class Dispatcher(threading.Thread):
                 self._changed(request_id)
             if time.monotonic() > renewed + LEASE / 4:
                 renewed = time.monotonic()
-                if not self._queue.renew(request_id, self._owner):
+                if not self._patiently(lambda: self._queue.renew(request_id, self._owner)):
                     raise WorkerDied("because its request is another's by now")
             if time.monotonic() > deadline:
                 self.finish(request_id, "failed", code="TIMEOUT",
@@ -300,30 +331,34 @@ class Dispatcher(threading.Thread):
                 raise WorkerDied("because a canceled request did not end")
             if self._wake.is_set() and canceled_by is None:
                 self._wake.clear()
-                if self._queue.cancel_wanted(request_id):
+                if self._patiently(lambda: self._queue.cancel_wanted(request_id)):
                     worker.send("cancel", request_id)
                     canceled_by = time.monotonic() + self._settings.cancel_grace
         return None
 
     def _after_death(self, row: Row, cause: str) -> None:
-        if self._queue.cancel_wanted(row.id):
+        if self._patiently(lambda: self._queue.cancel_wanted(row.id)):
             self.finish(row.id, "canceled", code="CANCELED", error="canceled while it was rendered")
         elif row.tries >= self._settings.max_tries:
             error = f"the worker died {row.tries} times while rendering it, the last time {cause}"
             self.finish(row.id, "failed", code="TRIES_EXHAUSTED", error=error)
         else:
-            self._queue.requeue(row.id, owner=self._owner)
+            self._patiently(lambda: self._queue.requeue(row.id, owner=self._owner))
             self._in_hand = None
             self._changed(row.id)
 
     def finish(self, request_id: str, state: State, **how: Any) -> None:
-        row = self._queue.finish(request_id, state, owner=self._owner, **how)
+        row = self._patiently(lambda: self._queue.finish(request_id, state, owner=self._owner, **how))
         if request_id == self._in_hand:
             self._in_hand = None
         if row is None:
             return
         note_end(row, self._metrics)
         self._changed(request_id)
+
+
+def _cause(error: OperationalError) -> str:
+    return f"the queue cannot be used ({str(error.orig).splitlines()[0]})"
 
 
 def note_end(row: Row, metrics: Metrics) -> None:

@@ -21,9 +21,8 @@ class Clock:
     clock that was set back goes on from the last moment that is known.
     """
 
-    def __init__(self, seen: float = 0.0) -> None:
-        """`seen` is the last moment that is known from earlier runs."""
-        began = time.time()
+    def __init__(self, seen: float, began: float) -> None:
+        """`seen` is the last moment that is known from earlier runs, `began` the present one."""
         self.gap = began - seen if seen else 0.0
         """Seconds for which no server ran, as the machine's clock tells it."""
         self._offset = max(began, seen) - _running()

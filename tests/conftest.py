@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import Pipeline
+from lora_drift.server.local_postgres import LocalPostgres, binaries
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -59,6 +62,28 @@ def golden_of() -> Callable[[str], Golden]:
 def lora_of(golden_of: Callable[[str], Golden]) -> Callable[[str], Path]:
     """Case id -> the LoRA file that the trainer saved for it."""
     return lambda case_id: golden_of(case_id).path("lora")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[LocalPostgres]:
+    """Debian's Postgres; CI installs it (.ci/run)."""
+    if binaries() is None:
+        pytest.skip("no postgres here (apt-get install postgresql): the queue was not tried in it")
+    with LocalPostgres() as running:
+        yield running
+
+
+Queues = Callable[[], "Path | str"]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Queues:
+    """Where a `Store` is to be opened; another, empty one each time."""
+    count = itertools.count()
+    if request.param == "sqlite":
+        return lambda: tmp_path / f"queue-{next(count)}.sqlite"
+    database: LocalPostgres = request.getfixturevalue("postgres")
+    return lambda: database.create(f"q{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="module")

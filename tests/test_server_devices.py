@@ -24,6 +24,7 @@ from lora_drift.server.supervisor import Dispatcher, WorkerDied, devices_of
 from lora_drift.server.telemetry import Metrics
 
 LoraOf = Callable[[str], Path]
+Queues = Callable[[], Path | str]
 
 
 class Simulated:
@@ -61,9 +62,9 @@ def add(store: Store, models: str) -> list[str]:
     return names
 
 
-def rendered(folder: Path, models: str, *workers: Simulated, **more: Any) -> tuple[float, Store]:
+def rendered(where: Path | str, models: str, *workers: Simulated, **more: Any) -> tuple[float, Store]:
     """Seconds until all is rendered by these workers, from one queue."""
-    store = Store(folder / f"{random.randrange(10**9)}.sqlite")
+    store = Store(where)
     add(store, models)
     left, over = [len(models)], threading.Event()
 
@@ -95,9 +96,9 @@ def rendered(folder: Path, models: str, *workers: Simulated, **more: Any) -> tup
 
 
 def test_two_devices_render_twice_as_much(tmp_path: Path) -> None:
-    one, _ = rendered(tmp_path, "A" * 30, Simulated(0.2))
+    one, _ = rendered(tmp_path / "one", "A" * 30, Simulated(0.2))
     pair = Simulated(0.2), Simulated(0.2)
-    two, store = rendered(tmp_path, "A" * 30, *pair)
+    two, store = rendered(tmp_path / "two", "A" * 30, *pair)
     print(f"30 renders of 0.2 s: one device {one:.2f} s, two {two:.2f} s, {one / two:.2f} times")
     assert one / two >= 1.9
     assert sorted(pair[0].rendered + pair[1].rendered) == sorted(f"A{n}" for n in range(30)), "none lost, none twice"
@@ -107,7 +108,7 @@ def test_two_devices_render_twice_as_much(tmp_path: Path) -> None:
 def test_each_device_keeps_to_its_model(tmp_path: Path) -> None:
     """Two models that alternate: as they come, each device would load for every request."""
     pair = Simulated(0.02, load=0.05), Simulated(0.02, load=0.05)
-    rendered(tmp_path, "AB" * 20, *pair)
+    rendered(tmp_path / "queue", "AB" * 20, *pair)
     assert pair[0].loads + pair[1].loads <= 4
 
 
@@ -116,7 +117,7 @@ def test_switches_are_rare_and_nobody_starves(tmp_path: Path, bound: int) -> Non
     draw = random.Random(0)
     models = "".join(draw.choice("ABCDEFGH") for _ in range(96))
     pair = Simulated(0.005), Simulated(0.005)
-    _, store = rendered(tmp_path, models, *pair, fairness_bound=bound)
+    _, store = rendered(tmp_path / "queue", models, *pair, fairness_bound=bound)
     loads = pair[0].loads + pair[1].loads
     overtaken = [store.get(name).overtaken for name in pair[0].rendered + pair[1].rendered]  # type: ignore[union-attr]
     print(f"bound {bound}: {loads} loads in 96 starts, overtaken at most {max(overtaken)} times")
@@ -133,8 +134,8 @@ def claim(store: Store, loaded: str, elsewhere: str, bound: int = 8) -> str | No
     return None if row is None else row.id
 
 
-def test_what_another_has_loaded_is_left_to_it_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "queue.sqlite")
+def test_what_another_has_loaded_is_left_to_it_for_a_while(new_queue: Queues, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(new_queue())
     add(store, "ACA")
     assert claim(store, "B", "A") == "C1", "that nobody has loaded"
     assert claim(store, "B", "AA") is None, "two wait, and two have it"
@@ -144,8 +145,8 @@ def test_what_another_has_loaded_is_left_to_it_for_a_while(tmp_path: Path, monke
     assert claim(store, "B", "A") == "A2", "its worker has not come for it"
 
 
-def test_a_lease_that_ran_out_gives_a_request_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "queue.sqlite")
+def test_a_lease_that_ran_out_gives_a_request_to_another(new_queue: Queues, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(new_queue())
     add(store, "AB")
     monkeypatch.setattr(store_module, "LEASE", 0.05)
     assert store.claim([], 0, owner="lost").id == "A0"  # type: ignore[union-attr]
@@ -162,9 +163,9 @@ def test_a_lease_that_ran_out_gives_a_request_to_another(tmp_path: Path, monkeyp
     assert store.finish("A0", "succeeded", owner="alive").state == "succeeded"  # type: ignore[union-attr]
 
 
-def test_a_device_that_dies_takes_nothing_of_the_others_along(tmp_path: Path) -> None:
+def test_a_device_that_dies_takes_nothing_of_the_others_along(new_queue: Queues) -> None:
     pair = Simulated(0.05, dies_at=2), Simulated(0.05)
-    _, store = rendered(tmp_path, "A" * 12, *pair)
+    _, store = rendered(new_queue(), "A" * 12, *pair)
     rows = [store.get(f"A{n}") for n in range(12)]
     assert [row.state for row in rows if row] == ["succeeded"] * 12
     assert sum(row.tries for row in rows if row) == 13

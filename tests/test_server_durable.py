@@ -35,6 +35,7 @@ from lora_drift.server.supervisor import Dispatcher
 from lora_drift.server.telemetry import Metrics
 
 LoraOf = Callable[[str], Path]
+Queues = Callable[[], Path | str]
 Body = dict[str, Any]
 SECRET = "webhook-secret"
 
@@ -310,15 +311,15 @@ def claimed(store: Store, loaded: list[str], bound: int) -> list[str]:
     return order
 
 
-def test_the_queue_is_first_in_first_out_grouped_by_model_within_the_bound(tmp_path: Path) -> None:
-    store = Store(tmp_path / "a.sqlite")
+def test_the_queue_is_first_in_first_out_grouped_by_model_within_the_bound(new_queue: Queues) -> None:
+    store = Store(new_queue())
     a0, b1, a2, b3, a4, a5 = queue(store, *"ABABAA")
     assert claimed(store, [], 2) == [a0, a2, a4, b1, b3, a5], "b1 and b3 were overtaken twice, and no more"
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3, 8])
-def test_nobody_is_overtaken_more_often_than_the_bound(tmp_path: Path, bound: int) -> None:
-    store = Store(tmp_path / "queue.sqlite")
+def test_nobody_is_overtaken_more_often_than_the_bound(new_queue: Queues, bound: int) -> None:
+    store = Store(new_queue())
     arrived = queue(store, *("ABCAABBCCCABACBA" * 4))
     order = claimed(store, [], bound)
     assert sorted(order) == sorted(arrived), "none lost, none twice"

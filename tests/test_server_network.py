@@ -22,7 +22,7 @@ import trustme
 import uvicorn
 from pydantic import SecretStr
 
-from lora_drift.server import fetch, loras
+from lora_drift.server import fetch, loras, workers
 from lora_drift.server.app import create_app
 from lora_drift.server.config import Settings
 from lora_drift.server.connections import Connection
@@ -63,7 +63,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Itera
     (folder / "loras").mkdir(exist_ok=True)
     settings = Settings(device="cpu", workflows_base_path=folder / "loras", output_base_path=folder / "outputs",
                         max_queue=2000, **more)  # fmt: skip
-    monkeypatch.setattr(Service, "_worker", lambda *_: Stepping())
+    monkeypatch.setattr(workers, "WorkerProcess", lambda _: Stepping())
     monkeypatch.setattr(Connection, "limits", settings)
     app = create_app(settings)
     with closing(socket.create_server(("127.0.0.1", 0), backlog=1000)) as listening:
@@ -143,7 +143,7 @@ def test_connections_beyond_the_limit_cost_those_that_say_nothing(
         assert all(healthy(port) for _ in range(5))
         assert len(Connection.waiting) <= 51
         assert sum(closed(client, 0.01) for client in halves[:-60]) == 540, "the oldest are closed"
-        service.dispatchers[0].stop()
+        service.workers.stop()
         while b"event: status" not in heard or b'"in_queue"' not in heard.rpartition(b"event: status")[2]:
             part = listener.recv(1 << 16)
             assert part, "who asked something is served"
@@ -274,7 +274,7 @@ def test_the_event_loop_is_free_while_many_listen_look_up_and_wait(
         shutil.copy(lora_of("sd15/lora"), tmp_path / "loras" / "a.safetensors")
         for n in range(1000):
             service.store.add(New(Job(id=f"r{n}", model="sd15", loras=[], prompts=[], output_folder=""), Secrets()))
-        service.dispatchers[0].wake()
+        service.wake()
         asked = b"GET /v1/requests/r0/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
         listeners = [connected(port, asked) for _ in range(500)]
         heard, over = selectors.DefaultSelector(), threading.Event()
@@ -382,7 +382,7 @@ def test_the_recipe_brings_tls_limits_and_the_clients_address(tmp_path: Path, mo
             seen = list[str]()
             monkeypatch.setattr(service, "prepare", lambda _row, address: seen.append(address))
             service.store.add(New(Job(id="one", model="sd15", loras=[], prompts=[], output_folder=""), Secrets()))
-            service.dispatchers[0].wake()
+            service.wake()
             with client.stream("GET", "/v1/requests/one/events", headers=KEY, extensions=sni) as stream:
                 began, steps = time.monotonic(), 0
                 for line in stream.iter_lines():

@@ -15,10 +15,11 @@ from sqlalchemy import inspect
 
 from lora_drift.server import migrations
 from lora_drift.server.config import Settings
+from lora_drift.server.databases import StoreError
 from lora_drift.server.local import ROOT
 from lora_drift.server.request_plan import Job, Secrets
 from lora_drift.server.service import Service
-from lora_drift.server.store import Base, New, Store, StoreError
+from lora_drift.server.store import Base, New, Store
 from lora_drift.server.telemetry import Metrics
 
 STATES = sorted((ROOT / "tests" / "server_states").glob("*.sql"))
