@@ -55,6 +55,13 @@ class Settings(BaseSettings):
     """Queue, downloaded LoRAs, control images; None: `OUTPUT_BASE_PATH/.server`."""
     database_url: SecretStr | None = None
     """`postgresql://USER@HOST/NAME` for a queue that workers on other hosts share; None: a file in STATE_PATH."""
+    ray_cluster: str | None = None
+    """Address of a Ray cluster that renders (`auto`: that of this host); needs DATABASE_URL."""
+    min_replicas: NonNegativeInt = 0
+    max_replicas: PositiveInt = 8
+    """Workers on the cluster, a GPU each."""
+    replica_idle: PositiveFloat = 600
+    """Seconds without work after which one of them is ended."""
     synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     """FULL: what was accepted survives a power cut too; each request waits for the disk."""
     api_key: SecretStr | None = None

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,9 @@ START_TIMEOUT = 120.0
 
 class LocalServer:
     """`with LocalServer(folder, API_KEY="x") as server: server.submit(...)`. Keyword arguments are environment."""
+
+    command: Sequence[str] = ("-m", "lora_drift", "serve", "--mini")
+    """What Python is to run."""
 
     def __init__(self, folder: Path, **environment: object) -> None:
         self.folder, self.log = folder, folder / "server.log"
@@ -55,8 +59,9 @@ class LocalServer:
     def start(self, *, ready: bool = True) -> None:
         """Start, and wait until it answers (and renders, if `ready`)."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "lora_drift", "serve", "--mini"]
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [sys.executable, *self.command], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+            )
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

@@ -64,6 +64,7 @@ class LocalPostgres:
             [self._binaries / "postgres", "-D", self._folder / "data", "-k", self._folder, "-h", "",
              "-c", "max_connections=200", "-c", "shared_buffers=32MB"],
             user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder,
+            start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while subprocess.run([self._binaries / "pg_isready", "-q", "-h", self._folder]).returncode:
@@ -75,7 +76,7 @@ class LocalPostgres:
     def kill(self) -> None:
         """End it as a power cut would, all its processes with it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 

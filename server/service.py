@@ -87,7 +87,7 @@ class Service:
         """Of requests that are rendered on other hosts."""
         self.downloads = Downloads(settings, self.store)
         self.loop = asyncio.get_running_loop()
-        self.workers: Workers = LocalWorkers(settings, self.store, self.metrics, self._changed_in_thread)
+        self.workers = self._workers()
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._feeds: dict[str, Feed] = {}
         self._noted = 0.0
@@ -103,6 +103,13 @@ class Service:
         self._delivering: set[str] = set()
         self._tasks: set[asyncio.Future[None]] = set()
         self._fetching: dict[str, asyncio.Future[None]] = {}
+
+    def _workers(self) -> Workers:
+        if self.settings.ray_cluster is None:
+            return LocalWorkers(self.settings, self.store, self.metrics, self._changed_in_thread)
+        from lora_drift.server.ray_fleet import Fleet
+
+        return Fleet(self.settings, self.store, self.metrics)
 
     def wake(self) -> None:
         """Something was queued or is to be cancelled."""
@@ -124,6 +131,10 @@ class Service:
             self.wake()
         else:
             self._progress.pop(request_id, None)
+            if said.get("by") is not None and self.settings.ray_cluster is not None:
+                row = self.store.get(request_id)
+                if row is not None and row.finished:
+                    note_end(row, self.metrics)
         changed = list(self._listeners) if event == "missed" else [request_id]
         for each in changed:
             self._changed_in_thread(each)
@@ -436,7 +447,15 @@ def check_state(settings: Settings) -> None:
     """
     with _alone(settings):
         Store(settings.queue, settings.synchronous).close()
-        devices_of(settings)
+        if settings.ray_cluster is None:
+            devices_of(settings)
+        else:
+            import ray
+
+            from lora_drift.server.ray_fleet import connect
+
+            connect(settings)
+            ray.shutdown()
 
 
 @asynccontextmanager

@@ -237,6 +237,12 @@ class Store:
         with self._reading() as session:
             return session.scalar(select(func.count()).where(Row.state == "in_queue")) or 0
 
+    def unfinished(self) -> int:
+        """How many are rendered, or could be."""
+        work = (Row.state == "in_queue") & Row.ready | (Row.state == "in_progress")
+        with self._reading() as session:
+            return session.scalar(select(func.count()).where(work)) or 0
+
     def cancel(self, request_id: str) -> Row | None:
         """Cancel what waits, ask for it where it is rendered. None for what is unknown or has finished."""
         with self._writing() as session:
@@ -314,7 +320,7 @@ class Store:
                 return None
             self._finish(row, state, code, error)
             row.outputs, row.timings = outputs, timings
-            self._database.tell(session, "changed", row.id)
+            self._database.tell(session, "changed", row.id, by=owner)
             return row
 
     def requeue(self, request_id: str, *, owner: str = "", count_try: bool = True) -> None:
@@ -337,15 +343,17 @@ class Store:
         with self._reading() as session:
             return bool(session.scalar(select(Row.cancel).where(Row.id == request_id)))
 
-    def recover(self, max_tries: int, *, expired_only: bool = False, owner: str | None = None) -> list[Row]:
-        """What was in flight when the server died (or of which the lease has run out, or what an owner had who died)
-        goes back, or fails; returns what failed."""
+    def recover(
+        self, max_tries: int, *, expired_only: bool = False, living: Collection[str] | None = None
+    ) -> list[Row]:
+        """What was in flight when the server died (or of which the lease has run out, or of which the owner is none of
+        the living) goes back, or fails; returns what failed."""
         failed = []
         lost = select(Row).where(Row.state == "in_progress")
         if expired_only:
             lost = lost.where(Row.lease < self.now())
-        if owner is not None:
-            lost = lost.where(Row.owner == owner)
+        if living is not None:
+            lost = lost.where(Row.owner.not_in(living))
         with self._writing() as session:
             for row in list(session.scalars(lost.with_for_update())):
                 row.owner = row.lease = None

@@ -144,6 +144,11 @@ class Dispatcher(threading.Thread):
         """What its worker has loaded, or is about to."""
         return {*self._loaded, *([] if self._base_in_hand is None else [self._base_in_hand])}
 
+    @property
+    def busy(self) -> bool:
+        """It has a request."""
+        return self._in_hand is not None
+
     def wake(self) -> None:
         """Something was queued or is to be cancelled."""
         self._wake.set()

@@ -91,6 +91,11 @@ NOT_RUN = {
     "docs/models/*.md": {"lora-drift *": GPU},
     "docs/performance.md": {"python *": GPU},
     "docs/report.md": {"*": "needs results; tests/test_report_runs.py has some"},
+    "docs/server.md": {
+        "pip install *": NETWORK,
+        "env DATABASE_URL=*": "needs such a database; tests/test_server_postgres.py and test_server_ray.py have one",
+        "ray start *": "needs several hosts; tests/test_server_ray.py has several nodes on one",
+    },
     "docs/tutorials/*.md": {
         "git clone *": NETWORK,
         "pip install *": NETWORK,

@@ -105,7 +105,7 @@ def test_what_an_owner_had_who_died_is_given_to_another(new_queue: Queues) -> No
     add(store, "A0", "A1", "A2")
     for owner in ("dies", "lives", "dies"):
         assert store.claim([], 8, owner=owner) is not None
-    assert store.recover(3, owner="dies") == []
+    assert store.recover(3, living=["lives"]) == []
     assert [store.get(name).state for name in ("A0", "A1", "A2")] == [  # type: ignore[union-attr]
         "in_queue", "in_progress", "in_queue"]  # fmt: skip
     assert store.claim([], 8, owner="lives").tries == 2  # type: ignore[union-attr]

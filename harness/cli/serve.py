@@ -20,6 +20,9 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 (DEVICE, cuda)")] = None,
     loras: Annotated[Path | None, typer.Option(help="folder of LoRA files (WORKFLOWS_BASE_PATH)")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for outputs (OUTPUT_BASE_PATH)")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="render on this Ray cluster; auto: this host's (RAY_CLUSTER)")
+    ] = None,
     mini: Annotated[
         bool, typer.Option("--mini", help="use the miniature base models, on the CPU (to try things out)")
     ] = False,
@@ -32,7 +35,16 @@ def serve(
         fail("the server needs Python 3.11 or later (FastAPI's limit for request bodies does)")
     if lacking := extras.lacking("server"):
         fail(f"the server {lacking}")
-    given = {"HOST": host, "PORT": port, "DEVICE": device, "WORKFLOWS_BASE_PATH": loras, "OUTPUT_BASE_PATH": output}
+    if ray is not None and (lacking := extras.lacking("ray")):
+        fail(f"--ray {lacking}")
+    given = {
+        "RAY_CLUSTER": ray,
+        "HOST": host,
+        "PORT": port,
+        "DEVICE": device,
+        "WORKFLOWS_BASE_PATH": loras,
+        "OUTPUT_BASE_PATH": output,
+    }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if mini:
         from lora_drift.harness.check import runner
