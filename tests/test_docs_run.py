@@ -92,6 +92,8 @@ NOT_RUN = {
     "docs/performance.md": {"python *": GPU},
     "docs/report.md": {"*": "needs results; tests/test_report_runs.py has some"},
     "docs/server.md": {
+        "pip wheel *": NETWORK,
+        "podman *": "needs podman and the network; tests/test_container.py reads the recipe",
         "pip install *": NETWORK,
         "env DATABASE_URL=*": "needs such a database; tests/test_server_postgres.py and test_server_ray.py have one",
         "ray start *": "needs several hosts; tests/test_server_ray.py has several nodes on one",
@@ -103,10 +105,6 @@ NOT_RUN = {
         "lora-drift doctor": "says what this machine has",
         "lora-drift * --device cuda *": GPU,
         "lora-drift matrix *": NETWORK,
-    },
-    "docs/server.md": {
-        "pip wheel *": NETWORK,
-        "podman *": "needs podman and the network; tests/test_container.py reads the recipe",
     },
     "docs/verify.md": {"python -m lora_drift.harness.trainer.recorder.folders *": TRAINER},
 }
