@@ -80,6 +80,7 @@ NOT_RUN = {
     "docs/goldens.md": {
         "*-m lora_drift.harness.trainer.recorder *": TRAINER,
         "lora-drift tolerances *": GPU,
+        "lora-drift mutate *": GPU,
         "pytest cases*": GPU,
     },
     "docs/install.md": {
