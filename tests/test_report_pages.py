@@ -107,10 +107,15 @@ def test_the_overview_has_a_row_a_model_over_tags_and_releases(reader: Reader, t
     versions = page.locator("thead .version").all_text_contents()
     assert versions == ["v1", "v1/diffusers-0.40", "0.9.0 × 5.0", "0.40.0 × 5.0"], "releases by number"
     flux = page.locator("tbody tr", has_text="flux").locator(".cell")
-    said = ["1/1 1 of 1 cases pass", "0/1 0 of 1 cases pass, the worst is drift", "✓ green", "31 drift, 1 of 1"]
+    said = [
+        "1/1 1 of 1 pass; largest pixel difference 1 of 255",
+        "0/1 0 of 1 pass, the worst is drift",
+        "✓ green",
+        "31 drifted, 1 of 1",
+    ]
     assert all(cell.startswith(start) for cell, start in zip(flux.all_text_contents(), said, strict=True))
     expect(page.get_by_role("img", name="worst latents error from 1e-6 to 0.01")).to_be_visible()
-    expect(page.locator("dl.lede")).to_contain_text("1 green, 1 drift. pip cannot install 0.41.0 × 4.0")
+    expect(page.locator("dl.lede")).to_contain_text("1 green, 1 drifted. pip cannot install 0.41.0 × 4.0")
     page.locator(".finding summary").click()
     expect(page.locator(".finding p")).to_have_text("flux: begins with abc.")
     found = Axe().run(page).response["violations"]

@@ -90,6 +90,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+PLACES = ("", "models/", "models/flux/", "report/", "server/", "install/", "comfyui/", "diagnose/",
+          "tutorials/serve/")  # fmt: skip
+"""Pages with all kinds of content: tables, pictures, and code in each language."""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LARGE, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_nothing_serious_and_nothing_is_asked_of_others(
@@ -97,7 +102,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_asked_of_others(
 ) -> None:
     context = browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
     asked: list[str] = []
-    for place in ("", "models/", "models/flux/", "report/"):
+    for place in PLACES:
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address + place)

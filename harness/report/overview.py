@@ -22,6 +22,8 @@ WIDTH, HEIGHT = 14, 24
 """Of one column of a trend, in CSS pixels."""
 SIGNS = {"green": ("match", "✓"), "lacks": ("lacks", "–"), "drift": ("drift", "≠"), "crash": ("error", "!")}
 """Status in a matrix -> class and sign of its cell."""
+WORDS = {"lacks": "not available in that release", "crash": "failed", "drift": "drifted"}
+"""Status in a matrix -> what the page says of it, where that is another word."""
 TITLES = {
     "golden": "Releases: our pipelines beside the trainer",
     "plain": "Releases: stock Diffusers beside the one before",
@@ -125,12 +127,12 @@ def _of_summary(cases: list[dict[str, Any]]) -> dict[str, Cell]:
 def _cell(cases: pd.DataFrame) -> Cell:
     worst = min(cases["verdict"], key=lambda verdict: scale.ORDER.index(verdict))
     passing = int(cases["verdict"].isin(list(PASSING)).sum())
-    about = f"{passing} of {len(cases)} cases pass, the worst is {worst}"
+    about = f"{passing} of {len(cases)} pass" + (f", the worst is {worst}" if worst not in PASSING else "")
     pixels, latents = (pd.to_numeric(cases[name]).max() for name in ("pixel_max", "latents_rel_l2"))
     if not pd.isna(pixels):
-        about += f"; pixels up to {pixels:g}/255"
+        about += f"; largest pixel difference {pixels:g} of 255"
     if not pd.isna(latents):
-        about += f", latents up to {scale.shown(latents)}"
+        about += f"; latents differ by up to {scale.shown(latents)}"
     return Cell(worst, f"{passing}/{len(cases)}", about, None if pd.isna(latents) else float(latents))
 
 
@@ -143,8 +145,13 @@ def _matrices(reports: Path) -> list[Group]:
         installed.sort(key=lambda c: [int(n) if n.isdigit() else 0 for n in c["diffusers"].split(".")])
         refused = [scale.release_name(c) for c in content["combinations"] if "not_installable" in c]
         title = TITLES[content["mode"]]
-        counts = ", ".join(f"{n} {status}" for status, n in content["counts"].items() if status != "not installable")
-        about = f"Diffusers × transformers, at {content['tag']}: {counts}."
+        tried = "Diffusers × transformers"
+        if any("torch" in c for c in installed):
+            title, tried = f"{title}, by torch", f"{tried} × torch"
+        counts = ", ".join(
+            f"{n} {WORDS.get(status, status)}" for status, n in content["counts"].items() if status != "not installable"
+        )
+        about = f"{tried}, at {content['tag']}: {counts}."
         if refused:
             about += f" pip cannot install {', '.join(refused)}."
         cells = [{model: _of_matrix(cell) for model, cell in c["models"].items()} for c in installed]
@@ -155,11 +162,16 @@ def _matrices(reports: Path) -> list[Group]:
 
 def _of_matrix(cell: dict[str, Any] | str) -> Cell:
     if isinstance(cell, str):
-        return Cell(*SIGNS[cell], cell)
+        return Cell(*SIGNS[cell], WORDS.get(cell, cell))
     verdict, sign = SIGNS[cell["status"]]
     pixels = cell.get("pixel_max")
-    said = [cell["status"], cell.get("cases", ""), cell.get("boundary", ""), cell.get("message", "")]
-    moved = f"pixels up to {pixels:g}/255" if pixels is not None else ""
+    said = [
+        WORDS.get(cell["status"], cell["status"]),
+        cell.get("cases", ""),
+        cell.get("boundary", ""),
+        cell.get("message", ""),
+    ]
+    moved = f"largest pixel difference {pixels:g} of 255" if pixels is not None else ""
     return Cell(verdict, f"{pixels:.0f}" if pixels else sign, ", ".join(filter(None, [*said, moved])))
 
 
