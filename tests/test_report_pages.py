@@ -89,6 +89,7 @@ MATRIX = {
         {"diffusers": "0.9.0", "transformers": "5.0", "models": {"flux": "green", "sd15": "green"}},
     ],
     "findings": [{"model": "flux", "first": {"diffusers": "0.40.0"}, "transformers": ["5.0"], "size": "up to 31",
+                  "bisection": {"commit": "0123abc", "date": "2026-05-28", "subject": "Round <sigmas>"},
                   "paragraph": "**flux:** begins with `abc`.\n\n```python\npipe()\n```", "script": "pipe()"}],
 }  # fmt: skip
 
@@ -117,7 +118,11 @@ def test_the_overview_has_a_row_a_model_over_tags_and_releases(reader: Reader, t
     expect(page.get_by_role("img", name="worst latents error from 1e-6 to 0.01")).to_be_visible()
     expect(page.locator("dl.lede")).to_contain_text("1 green, 1 drifted. pip cannot install 0.41.0 × 4.0")
     page.locator(".finding summary").click()
-    expect(page.locator(".finding p")).to_have_text("flux: begins with abc.")
+    expect(page.locator(".finding p")).to_have_text(
+        ["flux: begins with abc.", "Diffusers' commit of 2026-05-28: Round <sigmas>"]
+    )
+    link = page.get_by_role("link", name="Round <sigmas>")
+    expect(link).to_have_attribute("href", "https://github.com/huggingface/diffusers/commit/0123abc")
     found = Axe().run(page).response["violations"]
     assert [f["id"] for f in found if f["impact"] in ("serious", "critical")] == []
     page.get_by_role("link", name="v1/diffusers-0.40").click()
