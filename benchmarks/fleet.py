@@ -159,6 +159,7 @@ def chaos(folder: Path, requests: int, kills: int, nodes: int = 3, seed: int = 0
                     victim = VICTIMS[n % len(VICTIMS)]
                     _kill(victim, server, postgres, cluster, draw)
                     killed[victim] += 1
+                    print(f"{n + 1} of {kills}: {victim}; {len(client.sent)} requests", file=sys.stderr)
                 deadline = time.monotonic() + 120 + requests
                 while len(client.sent) < requests and time.monotonic() < deadline:
                     time.sleep(0.1)
@@ -190,7 +191,7 @@ def _kill(victim: str, server: LocalServer, postgres: LocalPostgres, cluster: Lo
     elif victim == "postgres":
         postgres.kill()
         postgres.start()
-    elif replicas := cluster.replicas():
+    elif replicas := cluster.processes():
         draw.choice(replicas).kill()
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from lora_drift.server.databases import StoreError, database_of
+from lora_drift.server.databases import StoreError
 
 USER = "postgres"
 
@@ -59,24 +59,28 @@ class LocalPostgres:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        # No network, as many connections as a few workers and a server take, and every commit on the disk.
-        self._process = subprocess.Popen(
-            [self._binaries / "postgres", "-D", self._folder / "data", "-k", self._folder, "-h", "",
-             "-c", "max_connections=200", "-c", "shared_buffers=32MB"],
-            user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder,
-            start_new_session=True,
-        )  # fmt: skip
         deadline = time.monotonic() + 60
         while subprocess.run([self._binaries / "pg_isready", "-q", "-h", self._folder]).returncode:
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise StoreError("Postgres did not start")
+            if time.monotonic() > deadline:
+                raise StoreError(f"Postgres did not start: {(self._folder / 'log').read_text()[-2000:]}")
+            # Not while a process of one that was killed still holds its memory.
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._started()
             time.sleep(0.05)
-        database_of(self.url, "NORMAL").engine.dispose()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        # No network, as many connections as a few workers and a server take, and every commit on the disk.
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._folder / "data", "-k", self._folder, "-h", "",
+                 "-c", "max_connections=200", "-c", "shared_buffers=32MB"],
+                user=self._user, stdout=log, stderr=log, cwd=self._folder,
+            )  # fmt: skip
 
     def kill(self) -> None:
-        """End it as a power cut would, all its processes with it."""
+        """End it in the middle of everything. Its other processes end when they notice."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
 

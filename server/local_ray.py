@@ -13,14 +13,15 @@ import psutil
 from lora_drift.server.render_process import WorkerSettings
 from lora_drift.server.request_plan import Job
 
+# Read when ray is imported, here and by who connects: nothing is sent to its makers, and it keeps to 127.0.0.1.
+os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+
 
 class LocalRay:
     """`with LocalRay(nodes=3) as cluster: Settings(ray_cluster=cluster.address)`: a head without devices, and nodes of
     as many places for replicas (DEVICE=cpu), each of which can be killed."""
 
     def __init__(self, nodes: int, places: int = 1) -> None:
-        # Read when ray is imported, here and by who connects: nothing is sent to its makers, and it keeps to 127.0.0.1.
-        os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
         from ray.cluster_utils import Cluster
 
         self._small = {"object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
@@ -44,12 +45,12 @@ class LocalRay:
         self.nodes[number] = self.add()
 
     @staticmethod
-    def replicas() -> list[psutil.Process]:
-        """Processes of the replicas, on nodes that this process started."""
+    def processes(title: str = "ray::Replica") -> list[psutil.Process]:
+        """Those of replicas (or of another title), on nodes that this process started."""
         found = []
         for each in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "ray::Replica" in " ".join(each.cmdline()):
+                if title in " ".join(each.cmdline()):
                     found.append(each)
         return found
 

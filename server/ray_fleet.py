@@ -5,18 +5,16 @@ says when it or its host has died, and adds hosts where its autoscaler may. Noth
 """
 
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
+from lora_drift.harness import ray_cluster
 from lora_drift.server.config import Settings
 from lora_drift.server.databases import StoreError
 from lora_drift.server.render_process import WorkerSettings, keep_to_oneself
@@ -240,10 +238,6 @@ class Fleet(threading.Thread):
         return list(self._members)
 
 
-PASSED_ON = ("HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
-"""What of the environment the replicas have, too."""
-
-
 def connect(settings: Settings) -> None:
     """Become a driver of the cluster at RAY_CLUSTER.
 
@@ -252,26 +246,7 @@ def connect(settings: Settings) -> None:
     """
     if settings.database_url is None:
         raise StoreError("RAY_CLUSTER: replicas on other hosts share a queue in Postgres; set DATABASE_URL")
-    import ray
-
-    def check() -> None:
-        # Ray itself would try for minutes.
-        host, _, port = str(settings.ray_cluster).rpartition(":")
-        if host and port.isdigit():
-            socket.create_connection((host, int(port)), timeout=10).close()
-
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-
-    def init() -> None:
-        ray.init(address=settings.ray_cluster, namespace="lora-drift", log_to_driver=False,
-                 logging_level=logging.ERROR, runtime_env={"env_vars": environment})  # fmt: skip
-
     try:
-        with ThreadPoolExecutor(1) as apart:  # in the main thread, it would take SIGTERM from the server
-            check()
-            apart.submit(init).result()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise StoreError(
-            f"RAY_CLUSTER: no cluster at {settings.ray_cluster} ({str(error).splitlines()[0]}); `ray start --head` "
-            "starts one, `ray start --address=HOST:6379` joins it"
-        ) from error
+        ray_cluster.connect(settings.ray_cluster or "auto")
+    except ray_cluster.NoCluster as error:
+        raise StoreError(f"RAY_CLUSTER: {error}") from error

@@ -1,12 +1,12 @@
 """Workers on a Ray cluster: three nodes of it on this machine, with a queue in Postgres."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from lora_drift.server.local import LocalServer
 from lora_drift.server.local_postgres import LocalPostgres, binaries
 from lora_drift.server.local_ray import LocalRay
 
-pytest.importorskip("ray", reason="ray is not installed (pip install 'lora-drift[ray]')")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="no ray here: pip install 'lora-drift[ray]'")
 
 
 def test_nothing_is_lost_doubled_or_corrupted_whatever_dies(tmp_path: Path) -> None:
     """A short run of `benchmarks/fleet.py chaos`."""
     if binaries() is None:
         pytest.skip("no postgres here (apt-get install postgresql): nothing was killed")
-    found = importlib.util.spec_from_file_location("fleet", ROOT / "benchmarks" / "fleet.py")
+    found = spec_from_file_location("fleet", ROOT / "benchmarks" / "fleet.py")
     assert found is not None and found.loader is not None
-    fleet = importlib.util.module_from_spec(found)
+    fleet = module_from_spec(found)
     found.loader.exec_module(fleet)
     figures, broken = fleet.chaos(tmp_path, requests=20, kills=4, nodes=2)
     print(figures)
@@ -62,7 +62,7 @@ def test_a_replica_renders_as_a_worker_here_does(
     body = {"model": "sd15", "loras": [{"path": "sd15.safetensors"}], "output_format": "png"}
     with serving(tmp_path, cluster, postgres.create("rendered_on_ray"), REPLICA_IDLE=2, CANCEL_GRACE=60) as server:
         shutil.copy(lora_of("sd15/lora"), tmp_path / "loras" / "sd15.safetensors")
-        assert cluster.replicas() == [], "nothing is to be done"
+        assert cluster.processes() == [], "nothing is to be done"
         request_id = server.submit({**body, "prompts": [{**prompt, "sample_steps": 2}]})
         image = server.wait(request_id)["outputs"]["images"][0]
         ours = pipeline_of("sd15").with_lora(lora_of("sd15/lora")).sample("a fox", width=64, height=64, steps=2, seed=7)
@@ -74,7 +74,7 @@ def test_a_replica_renders_as_a_worker_here_does(
         page = server.http.get("/metrics").text
         assert 'lora_drift_requests_total{model="sd15",state="succeeded"} 1.0' in page
         assert 'lora_drift_requests_total{model="sd15",state="canceled"} 1.0' in page
-        until(lambda: cluster.replicas() == [])
+        until(lambda: cluster.processes() == [])
         assert server.http.get("/readyz").status_code == 200
 
 
@@ -89,7 +89,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path: Path, missing: str, pos
         capture_output=True, text=True, cwd=ROOT, timeout=120, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert ("set DATABASE_URL" if missing == "DATABASE_URL" else "no cluster at 127.0.0.1:1") in done.stderr
+    assert ("set DATABASE_URL" if missing == "DATABASE_URL" else "no Ray cluster at 127.0.0.1:1") in done.stderr
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from lora_drift.harness import extras
 from lora_drift.harness.cli import options
 from lora_drift.harness.cli.shared import fail, progress, user_errors
 
@@ -40,6 +41,10 @@ def check(
         str,
         typer.Option("--jobs", "-j", metavar="N", help="worker processes, or auto: one a GPU (without: one a core)"),
     ] = "1",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="check on this Ray cluster; goes on with what --json FILE lacks"),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option("--json", help="write a line of JSON for each case to this file")
     ] = None,
@@ -56,6 +61,8 @@ def check(
         from lora_drift.harness.cli import session
         from lora_drift.harness.paths import ROOT
 
+        if ray is not None and (lacking := extras.lacking("ray")):
+            fail(f"--ray {lacking}")
         raise typer.Exit(
             session.run(
                 model or [],
@@ -69,6 +76,7 @@ def check(
                 verbose=verbose,
                 cases_folder=cases or ROOT / "cases",
                 goldens_folder=goldens,
+                ray=ray,
             )
         )
 

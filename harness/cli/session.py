@@ -34,13 +34,16 @@ def run(
     verbose: bool,
     cases_folder: Path = cases.CASES,
     goldens_folder: Path | None = None,
+    ray: str | None = None,
 ) -> int:
     """Run the chosen cases through pytest; returns the exit code.
 
-    `goldens_folder`: None is the folder `goldens` beside that of the cases.
+    `goldens_folder`: None is the folder `goldens` beside that of the cases. `ray`: address of a cluster whose hosts
+    check them.
 
     Raises:
         CaseError, TagError: an unknown case, model or tag, a broken case file, or no cases or goldens here.
+        NoCluster: nobody answers at `ray`.
     """
     tag = tags.row(tag).tag if tag else tags.newest()
     cases_folder = cases_folder.resolve()
@@ -50,13 +53,18 @@ def run(
         raise CaseError(elsewhere("goldens", goldens_folder, "--goldens DIR"))
     with tempfile.TemporaryDirectory() as scratch:
         file = json_file or Path(scratch) / "results.jsonl"
-        command = [sys.executable, "-m", "pytest", *map(str, paths), "--drift-cases", str(cases_folder),
-                   "--drift-goldens", str(goldens_folder), "--drift-tag", tag, "--drift-device", device,
-                   "--drift-json", str(file.resolve()), "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
-        command += ["-n", workers] if workers != "1" else []
-        command += ["--drift-dtype", dtype] if dtype else []
-        command += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
-        code = _outlived(subprocess.Popen(command, cwd=ROOT))
+        options = ["--drift-cases", str(cases_folder), "--drift-goldens", str(goldens_folder), "--drift-tag", tag,
+                   "--drift-device", device, "-p", "no:cacheprovider", "--no-header"]  # fmt: skip
+        options += ["--drift-dtype", dtype] if dtype else []
+        options += [] if verbose else ["-q", "--no-summary", "--disable-warnings"]
+        if ray is not None:
+            from lora_drift.harness.cli import ray_check
+
+            code = ray_check.run(ray, paths, options, file.resolve(), tag=tag, device=device, dtype=dtype)
+        else:
+            options += ["-n", workers] if workers != "1" else []
+            command = [sys.executable, "-m", "pytest", *map(str, paths), *options, "--drift-json", str(file.resolve())]
+            code = _outlived(subprocess.Popen(command, cwd=ROOT))
         checked_cases = results.read(file) if file.is_file() else []
         show(checked_cases)
         if report and checked_cases:

@@ -24,6 +24,7 @@ def user_errors(needs: str | None = None, *, remedies: Mapping[str, str] | None 
     from lora_drift.harness.check.cases import CaseError
     from lora_drift.harness.check.tolerances import ToleranceError
     from lora_drift.harness.minihub.factory import MiniHubError
+    from lora_drift.harness.ray_cluster import NoCluster
     from lora_drift.harness.studies.matrix import MatrixError
     from lora_drift.harness.tags import TagError
     from lora_drift.pipelines import RequestError
@@ -34,7 +35,7 @@ def user_errors(needs: str | None = None, *, remedies: Mapping[str, str] | None 
         yield
     except RequestError as error:
         fail(error.told(remedies or {}))
-    except (CaseError, ToleranceError, MiniHubError, TagError, MatrixError) as error:
+    except (CaseError, ToleranceError, MiniHubError, TagError, MatrixError, NoCluster) as error:
         fail(error)
 
 
