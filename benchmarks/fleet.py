@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +241,16 @@ def _ended(store: Store, names: list[str], timeout: float = 300) -> list[Any]:
     raise TimeoutError("not all have ended")
 
 
-def _one_by_one(store: Store, folder: Path, count: int, milliseconds: int = 100) -> float:
-    """Median milliseconds from a request's arrival to its end, without its render."""
+def _one_by_one(
+    store: Store, folder: Path, count: int, wake: Callable[[], None] = lambda: None, milliseconds: int = 100
+) -> float:
+    """Median milliseconds from a request's arrival to its end, without its render. `wake`: whoever hears of it only
+    from who queued it."""
     beside = []
     for _ in range(count):
-        (row,) = _ended(store, _filled(store, 1, milliseconds, folder))
+        names = _filled(store, 1, milliseconds, folder)
+        wake()
+        (row,) = _ended(store, names)
         beside.append(1000 * (row.finished_at - row.created_at) - milliseconds)
     return round(statistics.median(beside), 1)
 
@@ -259,13 +265,8 @@ def speed(folder: Path, renders: int = 120, milliseconds: int = 500) -> tuple[di
             store = Store(queue)
             direct = Dispatcher(store, SyntheticWorker, Settings(), Metrics(), lambda _: None)
             direct.start()
-            listener = store.listener(lambda _, wake=direct.wake: wake()) if store.shared else None  # type: ignore[misc]
-            if listener is not None:
-                listener.start()
-            figures[f"overhead_ms_direct_{where}"] = _one_by_one(store, folder, 40)
+            figures[f"overhead_ms_direct_{where}"] = _one_by_one(store, folder, 40, direct.wake)
             direct.stop()
-            if listener is not None:
-                listener.stop()
             store.close()
         store, rates = Store(postgres.url), {}
         for replicas in (1, 2, 4):

@@ -30,7 +30,7 @@ async def authorized(
 
 
 def row_of(request_id: Annotated[str, Path(max_length=64)], service: Serving) -> Row:
-    row = service.store.get(request_id)
+    row = service.store.get(request_id) if request_id.isprintable() else None  # Postgres knows no text with a zero
     if row is None:
         raise ApiError(404, "REQUEST_NOT_FOUND", f"no request {request_id!r}", request_id=request_id)
     return row
