@@ -28,7 +28,7 @@ def cluster() -> Iterator[LocalRay]:
 
 
 def check(file: Path, **more: Any) -> int:
-    return session.run([], CASES, tag=None, device="cpu", workers=1, json_file=file, report=False, verbose=False,
+    return session.run([], CASES, tag=None, device="cpu", workers="1", json_file=file, report=False, verbose=False,
                        **more)  # fmt: skip
 
 

@@ -22,7 +22,7 @@ class Checked(NamedTuple):
     code: int
     lines: bytes
     """Of its results file."""
-    pictures: dict[str, bytes]
+    outputs: dict[str, bytes]
     """Path below the checkout -> content."""
 
 
@@ -90,7 +90,7 @@ def _keep(ready: Any, model: str, file: Path) -> int:
     except RayError as error:
         print(f"{model}: could not be checked on the cluster: {str(error).splitlines()[0]}")
         return 1
-    for name, content in checked.pictures.items():
+    for name, content in checked.outputs.items():
         path = ROOT / name
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +111,9 @@ def check_model(files: list[str], options: list[str]) -> Checked:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "results.jsonl"
         code = pytest.main([*files, *options, "--drift-json", str(file)])
-        pictures = {}
+        outputs = {}
         for result in results.read(file) if file.is_file() else []:
-            if result.output_picture is not None and (path := result.picture_file(ROOT)).is_file():
-                pictures[result.output_picture] = path.read_bytes()
-        return Checked(int(code), file.read_bytes() if file.is_file() else b"", pictures)
+            for name in filter(None, (result.output_picture, result.output_sound)):
+                if (path := result.output_file(name, ROOT)).is_file():
+                    outputs[name] = path.read_bytes()
+        return Checked(int(code), file.read_bytes() if file.is_file() else b"", outputs)
