@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from lora_drift.harness.check import metrics, runner
 from lora_drift.harness.cli.main import app
-from lora_drift.harness.native import graphs, records, resize, sampling, schedule
+from lora_drift.harness.native import graphs, records, resize, sampling, schedule, unmatched
+from lora_drift.harness.studies.comfyui import unmatched as study
 from lora_drift.pipelines import MODELS, RequestError, load
 from lora_drift.pipelines.settings import Request, Settings, resolve
 
@@ -51,8 +52,22 @@ def test_comfyui_rendered_the_graph_as_it_is_now_within_one_level_of_the_trainer
 
 
 def test_every_model_has_a_graph_or_a_reason() -> None:
-    assert sorted((*graphs.RECIPES, *graphs.UNMATCHED)) == sorted(MODELS)
-    assert all(stage and why for stage, why in graphs.UNMATCHED.values())
+    assert sorted((*graphs.RECIPES, *unmatched.UNMATCHED)) == sorted(MODELS)
+    assert list(unmatched.measured()) == list(unmatched.UNMATCHED)
+
+
+STAGES = {"prompt": "encode/", "schedule": "schedule/", "guidance": "step0/denoiser#1"}
+"""What traces call the stages of `unmatched.UNMATCHED`."""
+
+
+@pytest.mark.parametrize("model", unmatched.UNMATCHED)
+def test_the_cause_for_which_no_graph_matches_shows_first_at_its_stage_and_costs_what_is_said(model: str) -> None:
+    kept = unmatched.measured()[model]
+    found, stage = study.measured(model)
+    assert stage.startswith(STAGES[unmatched.UNMATCHED[model].stage])
+    assert found.golden == kept.golden, "run studies/comfyui/unmatched.py"
+    assert found.pixel_max == pytest.approx(kept.pixel_max, abs=1)
+    assert found.pixel_mean == pytest.approx(kept.pixel_mean, rel=0.01) and kept.pixel_max > records.NEAR
 
 
 def test_no_record_is_of_a_graph_that_is_gone() -> None:

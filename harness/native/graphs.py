@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_drift.harness.comfy import Graph, numbered
 from lora_drift.harness.native import schedule
+from lora_drift.harness.native.unmatched import UNMATCHED
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.registry import spec_of
@@ -173,21 +174,6 @@ RECIPES: dict[str, Recipe] = {
     ),
     "wan22_5b": _wan("Wan22ImageToVideoLatent", "wan2.2_vae.safetensors", denoiser="wan2.2_ti2v_5B_fp16.safetensors"),
 }
-UNMATCHED: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(
-        ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511"),
-        (
-            "prompt",
-            "the trainer's text encoder sees control images of other sizes, nearly black; no node of ComfyUI shows it "
-            "such ones",
-        ),
-    ),
-    **dict.fromkeys(
-        ("hidream", "hidream_e1"), ("not tried", "Llama's tokenizer is missing in the copy of ComfyUI that was run")
-    ),
-    **dict.fromkeys(("ltx2", "ltx2.3"), ("not tried", "ComfyUI loads one file with sound and all, which was not made")),
-}
-"""Model without a graph -> the first stage that differs, and why. Read in the sources, not rendered."""
 SAMPLED = [model for model, recipe in RECIPES.items() if recipe.sampler == "pack"]
 GUIDED = [model for model, recipe in RECIPES.items() if recipe.guidance == "pack"]
 READ = [model for model, recipe in RECIPES.items() if recipe.text == "pack"]

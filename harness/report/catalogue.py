@@ -17,7 +17,7 @@ from lora_drift.harness.check import cases, coverage, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
-from lora_drift.harness.native import check, graphs, records
+from lora_drift.harness.native import check, records, unmatched
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import PAGES, history
 from lora_drift.harness.report.scale import ORDER
@@ -121,6 +121,8 @@ class InComfyUI(NamedTuple):
     """With the template's settings, in the case in which they cost more."""
     causes: list[str]
     """What the template does otherwise."""
+    alone: str = ""
+    """Where nothing is known to match: what the named cause costs by itself, in our pipeline."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,9 @@ class Catalogue:
 
 
 def in_comfyui(model: str) -> InComfyUI:
-    if model in graphs.UNMATCHED:
-        return InComfyUI("{}: {}".format(*graphs.UNMATCHED[model]), None, None, None, [])
+    if model in unmatched.UNMATCHED:
+        stage, why = unmatched.UNMATCHED[model]
+        return InComfyUI(f"{stage}: {why}", None, None, None, [], unmatched.size(model))
     record = records.load(model)
     if record is None:
         return InComfyUI("not rendered", None, None, None, [])
