@@ -36,7 +36,6 @@ class Adapter:
         self.parts, self._changed = parts, changed
         self._state: tuple[Any, ...] | None = ()  # that of no LoRA, nor of the base: the first call prepares it
         self._originals: dict[Any, torch.Tensor] = {}
-        self._stay = False
         self._hooks: list[Any] = []
 
     def set(self, lora: Lora | None, multiplier: float = 1.0, mode: LoraMode = "merged") -> None:
@@ -53,9 +52,9 @@ class Adapter:
         try:
             if lora is not None:
                 changed = {self._module(delta) for delta in lora.deltas} if mode == "merged" else Modules()
-                self._stay = fit(module.weight for module in changed - self._originals.keys())
+                stay = fit(module.weight for module in changed - self._originals.keys())
                 for delta in lora.deltas:
-                    self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged)
+                    self._apply(delta, multiplier * lora.strengths.get(delta.component, 1.0), mode, merged, stay)
             self._restore(self._originals.keys() - merged)
             self._changed()
         except BaseException:  # out of memory, an interrupt: the base must not stay half merged
@@ -64,7 +63,7 @@ class Adapter:
             raise
         self._state = state
 
-    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: Modules) -> None:
+    def _apply(self, delta: Delta, multiplier: float, mode: LoraMode, merged: Modules, stay: bool) -> None:
         module = self._module(delta)
         packed = isinstance(module, Packed)
         change = on_device(delta.change, (module.packed_data if packed else module.weight).device)
@@ -74,7 +73,7 @@ class Adapter:
             assert not packed, "a quantised weight takes no change"
             weight = module.weight.data
             if module not in self._originals:
-                self._originals[module] = weight if self._stay else in_main_memory(weight)
+                self._originals[module] = weight if stay else in_main_memory(weight)
             elif module not in merged:
                 weight = self._originals[module].to(weight.device)
             merged.add(module)

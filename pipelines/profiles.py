@@ -164,10 +164,10 @@ def compile_denoisers(pipe: Any, spec: ModelSpec, profile: Profile) -> None:
             denoiser.to(memory_format=torch.channels_last)  # as convolutions want their weights
             # Not `denoiser.compile()`, which would take in the hooks of whoever watches.
             denoiser.forward = torch.compile(denoiser.forward, dynamic=row.dynamic, options=ROUNDING)
-        denoiser.forward = _attending(denoiser.forward)
+        denoiser.forward = attending_with_cudnn(denoiser.forward)
 
 
-def _attending(forward: Callable[..., Any]) -> Callable[..., Any]:
+def attending_with_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Run on cuDNN's attention where that can, which torch does only if told. Of the denoiser only: text encoders and
     autoencoders have shapes and masks that cuDNN is not made for."""
     import torch

@@ -5,8 +5,9 @@ registry has: attention is cuDNN's, as in our profiles.
 """
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
+
+from lora_drift.pipelines.profiles import attending_with_cudnn
 
 
 def flux_fast(pipe: Any) -> None:
@@ -41,7 +42,7 @@ def _flux_fast(pipe: Any) -> None:
     quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig())
     pipe.transformer.compile_repeated_blocks(fullgraph=True, mode="max-autotune-no-cudagraphs")
     pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune-no-cudagraphs", fullgraph=True)
-    _attend_by_cudnn(pipe.transformer)
+    pipe.transformer.forward = attending_with_cudnn(pipe.transformer.forward)
 
 
 def torchao_float8(pipe: Any) -> None:
@@ -50,20 +51,7 @@ def torchao_float8(pipe: Any) -> None:
 
     quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig())
     pipe.transformer.compile_repeated_blocks(fullgraph=True)
-    _attend_by_cudnn(pipe.transformer)
-
-
-def _attend_by_cudnn(transformer: Any) -> None:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    forward = transformer.forward
-
-    @wraps(forward)
-    def attending(*args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
-            return forward(*args, **kwargs)
-
-    transformer.forward = attending
+    pipe.transformer.forward = attending_with_cudnn(pipe.transformer.forward)
 
 
 RECIPES: dict[str, Callable[[Any], None]] = {

@@ -364,6 +364,14 @@ class Part:
             torch.cuda.empty_cache()
 
 
+def timed_after(first: Callable[[], Any], notes: Notes, watch: Stopwatch, runner: Runner) -> None:
+    """The first render, which compiles and is compared, and if it went well those that are timed."""
+    if notes.stage("first", first) is None:
+        return
+    runs = [runner.timed(watch, notes.plan.settings.steps)[1] for _ in range(notes.plan.repeats)]
+    notes.add(runs=runs, seconds=stopwatch.median(runs))
+
+
 def profiled(profile: str, plan: Plan) -> None:
     """The part of a profile: seconds to warm up, seconds, and how far from the reference."""
     notes, watch = Notes(plan, profile), Stopwatch(plan.device)
@@ -379,10 +387,8 @@ def profiled(profile: str, plan: Plan) -> None:
         latents = metrics.relative_l2(reference["latents"], final(tracer))
         return {"total": seconds, "drift": {**difference(reference["frames"], frames), "latents_rel_l2": latents}}
 
-    if notes.stage("first", first) is None:
-        return
-    runs = [runner.timed(watch, plan.settings.steps)[1] for _ in range(plan.repeats)]
-    notes.add(load=runner.load_seconds, runs=runs, seconds=stopwatch.median(runs))
+    notes.add(load=runner.load_seconds)
+    timed_after(first, notes, watch, runner)
 
 
 def accelerated(recipe: str, plan: Plan) -> None:
@@ -397,10 +403,7 @@ def accelerated(recipe: str, plan: Plan) -> None:
         frames, seconds = watch.timed(runner.render)
         return {"total": prepared + seconds, "drift": difference(np.load(plan.out / "ours.npz")["frames"], frames)}
 
-    if notes.stage("first", first) is None:
-        return
-    runs = [runner.timed(watch, plan.settings.steps)[1] for _ in range(plan.repeats)]
-    notes.add(runs=runs, seconds=stopwatch.median(runs))
+    timed_after(first, notes, watch, runner)
 
 
 def main(part: str, plan: Plan) -> None:
