@@ -2,19 +2,25 @@
 
 Real checkpoints were saved with the key names of that generation; newer libraries rename keys while loading
 (transformers 5 drops CLIP's `text_model.`), so the names are kept as data and never derived at build time.
+
+In a file, `blocks.{0-47}.norm.weight` stands for the tensors of 48 blocks that have one shape.
 """
 
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from hashlib import sha256
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from lora_drift.harness.minihub.repo import Weights
 
 LAYOUTS = Path(__file__).parent / "layouts"
-
+NUMBER, RANGE = re.compile(r"(?<=\.)\d+(?=\.)"), re.compile(r"\{(\d+)-(\d+)\}")
+"""Parts of a tensor's name: which block, and from which to which."""
 
 OURS = {"OmniGen2Transformer2DModel": "lora_drift.pipelines.families.omnigen2_transformer"}
 """Classes that Diffusers does not have. (That the trainer's class has the same tensors shows when a golden matches.)"""
@@ -39,7 +45,30 @@ def load(weights: Weights) -> dict[str, list[int]]:
             "`python -m lora_drift.harness.minihub.read_layouts` in"
             " the trainer's environment (transformers 4.57) and commit the new file"
         )
-    return {name: [int(n) for n in shape.split("x") if n] for name, shape in json.loads(path.read_text()).items()}
+    shapes = {name: shape for folded, shape in json.loads(path.read_text()).items() for name in unfolded(folded)}
+    return {name: [int(n) for n in shape.split("x") if n] for name, shape in sorted(shapes.items())}
+
+
+def folded(shapes: dict[str, str]) -> dict[str, str]:
+    """Names that differ in nothing but the numbers of blocks as one, where all of these blocks have it in one shape."""
+    alike: dict[tuple[str, str], list[list[int]]] = {}
+    for name, shape in shapes.items():
+        alike.setdefault((NUMBER.sub("#", name), shape), []).append([int(n) for n in NUMBER.findall(name)])
+    found = {}
+    for (name, shape), numbers in alike.items():
+        ranges = [range(min(column), max(column) + 1) for column in zip(*numbers, strict=True)]
+        whole = prod(map(len, ranges)) == len(numbers)
+        for one in [ranges] if whole else [[range(n, n + 1) for n in row] for row in numbers]:
+            texts = (f"{{{r[0]}-{r[-1]}}}" if len(r) > 1 else str(r[0]) for r in one)
+            found[re.sub("#", lambda _, texts=texts: next(texts), name)] = shape  # type: ignore[misc]
+    return dict(sorted(found.items()))
+
+
+def unfolded(name: str) -> Iterator[str]:
+    """The names that `folded` made one of."""
+    for numbers in product(*(range(int(first), int(last) + 1) for first, last in RANGE.findall(name))):
+        texts = map(str, numbers)
+        yield RANGE.sub(lambda _, texts=texts: next(texts), name)  # type: ignore[misc]
 
 
 def read_from_class(weights: Weights) -> dict[str, str]:

@@ -6,7 +6,7 @@ python -m lora_drift.harness.minihub.read_layouts    # in an environment with tr
 import json
 import sys
 
-from lora_drift.harness.minihub.layout import LAYOUTS, config_key, read_from_class
+from lora_drift.harness.minihub.layout import LAYOUTS, config_key, folded, read_from_class
 from lora_drift.harness.minihub.repos import REPOS
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     for key, weights in wanted.items():
         path = LAYOUTS / f"{key}.json"
         if not path.is_file():
-            path.write_text(json.dumps(read_from_class(weights), indent=0) + "\n")
+            path.write_text(json.dumps(folded(read_from_class(weights)), indent=0) + "\n")
             print("wrote", path.name, file=sys.stderr)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,41 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
+def to_float8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix as float8 (e4m3), whose bit patterns are uint8, and the float32 scale of each row, which makes the
+    largest number of the row the largest of the format."""
+    exponent, fraction = np.divmod(np.arange(127), 8)
+    known = np.where(exponent == 0, fraction * 2.0**-9, (1 + fraction / 8) * 2.0 ** (exponent - 7)).astype(np.float32)
+    scale = np.abs(values).max(axis=1) / known[-1]
+    codes = np.searchsorted((known[1:] + known[:-1]) / 2, np.abs(values) / scale[:, None]).astype(np.uint8)
+    return codes | np.where(values < 0, np.uint8(128), np.uint8(0)), scale
+
+
+SCALES = ".weight_scale"
+"""How the names of scales of rows end, which are float32 in a file of any dtype."""
+
+
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "float32") -> None:
-    """Write float32 arrays as a safetensors file of `dtype` (float32 | bfloat16 | float16).
+    """Write float32 arrays as a safetensors file of `dtype` (float32 | bfloat16 | float16); of uint8, which are
+    float8's bit patterns, as they are.
 
     Written out here (8-byte header length, JSON header, raw data) because the `safetensors` library's own
     writer has no bfloat16 without torch, and its low-level call changed shape between releases.
     """
-    label, encode = {
+    formats: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
         "float32": ("F32", lambda v: v.astype("<f4")),
         "float16": ("F16", lambda v: v.astype("<f2")),
         "bfloat16": ("BF16", to_bfloat16),
-    }[dtype]
-    chunks = {name: encode(tensors[name]).tobytes() for name in sorted(tensors)}
-    start, _ = head({name: (label, tensors[name].shape, len(chunk)) for name, chunk in chunks.items()})
+        "float8": ("F8_E4M3", lambda v: v),
+    }
+    chunks = {}
+    for name in sorted(tensors):
+        kind = "float8" if tensors[name].dtype == np.uint8 else "float32" if name.endswith(SCALES) else dtype
+        label, encode = formats[kind]
+        chunks[name] = label, encode(tensors[name]).tobytes()
+    start, _ = head({name: (label, tensors[name].shape, len(chunk)) for name, (label, chunk) in chunks.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(start + b"".join(chunks.values()))
+    path.write_bytes(start + b"".join(chunk for _, chunk in chunks.values()))
 
 
 def head(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> tuple[bytes, dict[str, int]]:

@@ -2,9 +2,13 @@
 
 from lora_drift.harness.minihub.repo import Repo
 from lora_drift.harness.minihub.repos import (
+    anima,
+    ernie,
     flux,
     flux2,
     hidream,
+    ideogram4,
+    krea2,
     ltx2,
     lumina2,
     omnigen2,
@@ -39,6 +43,13 @@ MODELS: dict[str, tuple[Repo, ...]] = {
     "zimage_turbo": (zimage.ZIMAGE_TURBO, zimage.TURBO_ADAPTER),
     "zimage": (zimage.ZIMAGE,),
     "zimage_deturbo": (zimage.ZIMAGE_DETURBO, zimage.ZIMAGE_TURBO),
+    "krea2": (krea2.RAW, krea2.QWEN3_VL_4B, qwen.QWEN_IMAGE),
+    "krea2_turbo": (krea2.TURBO, krea2.QWEN3_VL_4B, qwen.QWEN_IMAGE),
+    "krea2_o_edit": (krea2.RAW, krea2.QWEN3_VL_4B, qwen.QWEN_IMAGE),
+    "krea2_o_edit_turbo": (krea2.TURBO, krea2.QWEN3_VL_4B, qwen.QWEN_IMAGE),
+    "anima": (anima.ANIMA,),
+    "ernie_image": (ernie.ERNIE_IMAGE,),
+    "ideogram4": (ideogram4.IDEOGRAM4, ideogram4.QWEN3_VL_8B, ideogram4.UNCONDITIONAL),
     "lumina2": (lumina2.LUMINA2,),
     "omnigen2": (omnigen2.OMNIGEN2,),
     "wan21_1b": (wan.WAN21_1B, wan.UMT5_XXL),
