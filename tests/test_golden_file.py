@@ -31,7 +31,7 @@ def test_any_contents_come_back(
     contents = {
         case: {**fields, "case": named, "artefacts": artefacts, "seal": HASH}
         for case, (fields, artefacts, named) in told.items()
-        if "cases" not in fields
+        if not {"cases", "as"} & set(fields)
     }
     if not contents:
         return
@@ -42,6 +42,79 @@ def test_any_contents_come_back(
     # The order in which they were recorded does not show.
     backwards = {case: dict(reversed(contents[case].items())) for case in reversed(contents)}
     assert golden_file.write(backwards) == file.read_text(encoding="utf-8")
+
+
+SETS = st.dictionaries(
+    st.sampled_from(["v1.2", "v1.10", "v1.10@cpu-bfloat16"]),
+    st.dictionaries(CASES, st.tuples(FIELDS, ARTEFACTS, st.sampled_from([1, 1.0, True]))),
+    min_size=2,
+)
+
+
+@given(SETS)
+def test_any_contents_of_several_sets_come_back(
+    told: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any], Any]]],
+) -> None:
+    files = {
+        folder: {
+            case: {**fields, "case": case, "settings": {"seed": seed}, "artefacts": artefacts, "seal": folder}
+            for case, (fields, artefacts, seed) in cases.items()
+            if not {"cases", "as"} & set(fields)
+        }
+        for folder, cases in told.items()
+    }
+    files = {folder: contents for folder, contents in files.items() if contents}
+    texts = golden_file.write_all(files)
+    for folder, contents in files.items():
+        read = golden_file.parse(texts[folder], texts.get)
+        assert json.dumps(read, sort_keys=True) == json.dumps(contents, sort_keys=True)
+    assert golden_file.write_all(dict(reversed(files.items()))) == texts
+
+
+def told(texts: dict[str, str], folder: str) -> Any:
+    return json.loads(texts[folder])
+
+
+def test_a_case_is_whole_at_the_oldest_tag_and_elsewhere_what_differs() -> None:
+    files = {
+        "v1.10": {case: golden(case, "2.13.0", seed=1, steps=4) for case in ("m/base", "m/lora", "m/new")},
+        "v1.9": {
+            "m/base": golden("m/base", "2.13.0", seed=1, steps=4),
+            "m/lora": golden("m/lora", "2.13.0", seed=2, steps=4),
+        },
+        "v1.9@cpu-bfloat16": {"m/base": golden("m/base", "2.13.0", seed=1)},
+    }
+    texts = golden_file.write_all(files)
+    assert texts["v1.9"] == golden_file.write(files["v1.9"])
+    assert told(texts, "v1.10") == {
+        "as": "v1.9",
+        "environment": {"device": "cpu", "torch": "2.13.0"},
+        "cases": {
+            "m/base": {"seal": "m/base"},
+            "m/lora": {"settings": {"seed": 1}, "seal": "m/lora"},
+            "m/new": {"as": None, **{key: told({"": golden_file.write(files["v1.10"])}, "")["cases"]["m/new"][key]
+                                     for key in ("settings", "artefacts", "seal")}},
+        },
+    }  # fmt: skip
+    # A golden that lacks what the other has is whole, since that cannot be said.
+    assert texts["v1.9@cpu-bfloat16"] == golden_file.write(files["v1.9@cpu-bfloat16"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("v1.10", "no golden of it that is whole"),
+        ("v2", "no golden of it that is whole"),
+        ("../v1.9", "no tag"),
+        (7, "no tag"),
+    ],
+)
+def test_a_golden_that_is_as_none_is_refused(folder: Any, why: str) -> None:
+    files = {tag: {"m/base": golden("m/base", "2.13.0", seed=1)} for tag in ("v1.9", "v1.10")}
+    texts = golden_file.write_all(files)
+    wrong = json.dumps(told(texts, "v1.10") | {"as": folder})
+    with pytest.raises(ValueError, match=why):
+        golden_file.parse(wrong, (texts | {"v1.10": wrong}).get)
 
 
 def golden(case: str, torch: str, **fields: Any) -> dict[str, Any]:

@@ -1,22 +1,29 @@
 """The file with the goldens of a model at a tag, laid out for whoever reads its diff.
 
 `goldens/<tag>/<model>.json` holds at its top what the model's cases share (tag, trainer, environment, ...), under
-`cases` what each has of its own, which counts where both have it. A golden's content, over which its seal is taken, is
-what `read` makes of that.
+`cases` what each has of its own, which counts where both have it. Trainer versions render much the same, so a case may
+be said to be `as` at another tag: then its own fields are those of that golden, but for what it says beside. A golden's
+content, over which its seal is taken, is what `read` makes of that.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SHARED = ("format", "recorder", "tag", "trainer", "environment", "minihub_sha256", "origin", "short_way", "patches")
+AS = "as"
+"""The folder whose file of the same name has this case whole; no field of a golden, and null where nothing is."""
+SHARED = ("format", "recorder", "tag", AS, "trainer", "environment", "minihub_sha256", "origin", "short_way", "patches")
 """Fields that stand at the top, with the value that most cases have."""
 MERGED = ("trainer", "environment")
 """Of these, objects of which a case holds only what differs."""
+ENTRIES = ("settings", "output", "artefacts")
+"""Objects of which a case that is as at another tag holds only what differs."""
 ORDER = (*SHARED, "weights", "case_sha256", "settings", "output", "artefacts", "seal")
 LINE = 120
+TAG = re.compile(r"v\d+(\.\d+)*")
 
 Fields = dict[str, Any]
 
@@ -25,27 +32,93 @@ def read(path: Path) -> dict[str, Fields]:
     """Case id -> the content of its golden, unchecked. Of a file that is not there: nothing.
 
     Raises:
-        ValueError: the file has another layout.
+        ValueError: the file has another layout, or a golden that it refers to is not there.
     """
-    return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return parse(_text_of(path), lambda folder: _text_of(path.parents[1] / folder / path.name))
 
 
-def parse(text: str) -> dict[str, Fields]:
-    """The same of the file's text."""
-    shared = json.loads(text)
-    goldens = shared.pop("cases", None) if isinstance(shared, dict) else None
-    if not isinstance(goldens, dict) or not all(isinstance(own, dict) for own in goldens.values()):
-        raise ValueError("it has no object `cases` of objects")
-    _check_used(shared, list(goldens.values()))
-    return {case: _whole(case, shared, own) for case, own in goldens.items()}
+def parse(text: str | None, other: Callable[[str], str | None]) -> dict[str, Fields]:
+    """The same of the file's text (None: there is none); `other` gives that of the model's file in another folder."""
+    there: dict[str, dict[str, Fields]] = {}
+    contents = {}
+    for case, said in _said(text).items():
+        folder = said.pop(AS, None)
+        if folder is not None:
+            if not isinstance(folder, str) or not TAG.fullmatch(folder):
+                raise ValueError(f"{case} is said to be as at {folder!r}, which is no tag")
+            if folder not in there:
+                there[folder] = _said(other(folder))
+            base = there[folder].get(case)
+            if base is None or base.get(AS) is not None:
+                raise ValueError(f"{case} is said to be as at {folder!r}, which has no golden of it that is whole")
+            said = _beside(base, said)
+        contents[case] = _with_files(case, said)
+    return contents
 
 
-def write(contents: dict[str, Fields]) -> str:
-    """The text of the file from which `read` gets `contents` (case id -> content)."""
-    goldens = {case: _stripped(case, contents[case]) for case in sorted(contents)}
+def folders_named(path: Path) -> list[str]:
+    """The folders on whose files this one rests, as far as it can be read."""
+    try:
+        return sorted({folder for said in _said(_text_of(path)).values() if isinstance(folder := said.get(AS), str)})
+    except ValueError:
+        return []
+
+
+def age(folder: str) -> list[int]:
+    """For sorting folders by their tag, oldest first.
+
+    Raises:
+        ValueError: it is not named `v1.2...`, with or without `@` and a variant.
+    """
+    return [int(part) for part in folder.partition("@")[0].lstrip("v").split(".")]
+
+
+def write(contents: dict[str, Fields], bases: Mapping[str, tuple[str, Fields]] | None = None) -> str:
+    """The text of the file from which `read` gets `contents` (case id -> content).
+
+    `bases`: case -> a folder that has it whole, and its content there; where that can be, it is said to be as there.
+    """
+    goldens, said = {}, {}
+    for case in sorted(contents):
+        content = said[case] = goldens[case] = _stripped(case, contents[case])
+        folder, base = (bases or {}).get(case, (None, {}))
+        beside = None if folder is None else _differing(_stripped(case, base), content)
+        if beside is not None:
+            said[case], goldens[case] = beside | {AS: folder}, content | {AS: folder}
+    if any(AS in content for content in goldens.values()):
+        goldens = {case: {AS: None} | content for case, content in goldens.items()}
+        said = {case: {AS: None} | content for case, content in said.items()}
     shared = _shared(list(goldens.values()), SHARED, merged=MERGED)
-    own = {case: _own(content, shared) for case, content in goldens.items()}
+    own = {case: _own(content, shared) for case, content in said.items()}
     return _text({**shared, "cases": own}) + "\n"
+
+
+def write_all(files: Mapping[str, dict[str, Fields]]) -> dict[str, str]:
+    """The texts of all files of a model: folder -> contents becomes folder -> text. A case is whole at the oldest tag
+    that has it, in float32; so recording a new tag leaves the files of the others alone.
+
+    Raises:
+        ValueError: read back, a golden would not be what it was.
+    """
+    bases: dict[str, str] = {}
+    for folder in sorted((name for name in files if "@" not in name), key=age):
+        bases |= {case: folder for case in files[folder] if case not in bases}
+    texts = {
+        folder: write(contents, {c: (bases[c], files[bases[c]][c]) for c in contents if bases.get(c, folder) != folder})
+        for folder, contents in files.items()
+    }
+    for folder, contents in files.items():
+        if _canonical(parse(texts[folder], texts.get)) != _canonical(contents):
+            raise ValueError(f"the goldens of {folder} would not be read as they were")
+    return texts
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def artefact_file(case: str, name: str, sha256: str) -> str:
@@ -87,6 +160,8 @@ def _has(fields: Fields, key: str, value: Any) -> bool:
 
 def _check_used(shared: Fields, goldens: list[Fields]) -> None:
     """Else an edit of what every case has itself would change no golden, and no seal would tell."""
+    if strange := set(shared) - set(SHARED):
+        raise ValueError(f"cases do not share {min(strange)!r}")
     for field, value in shared.items():
         own = [golden[field] for golden in goldens if field in golden]
         keys = value if field in MERGED and isinstance(value, dict) else ()
@@ -95,12 +170,50 @@ def _check_used(shared: Fields, goldens: list[Fields]) -> None:
             raise ValueError(f"no case uses its {field!r}")
 
 
+def _said(text: str | None) -> dict[str, Fields]:
+    """Case -> what the file itself says of it, `as` among it."""
+    if text is None:
+        return {}
+    shared = json.loads(text)
+    goldens = shared.pop("cases", None) if isinstance(shared, dict) else None
+    if not isinstance(goldens, dict) or not all(isinstance(own, dict) for own in goldens.values()):
+        raise ValueError("it has no object `cases` of objects")
+    _check_used(shared, list(goldens.values()))
+    return {case: _whole(case, shared, own) for case, own in goldens.items()}
+
+
 def _whole(case: str, shared: Fields, own: Fields) -> Fields:
-    """The content of a golden: with the files of its artefacts, which their hashes name."""
     content: Fields = {"case": case, **shared, **own}
     for field in MERGED:
         if isinstance(shared.get(field), dict) and isinstance(own.get(field), dict):
             content[field] = {**shared[field], **own[field]}
+    return content
+
+
+def _beside(base: Fields, said: Fields) -> Fields:
+    """The content of a golden that is as `base`, but for what is said of it."""
+    content = {field: value for field, value in base.items() if field not in (*SHARED, "seal")} | said
+    for field in ENTRIES:
+        if isinstance(base.get(field), dict) and isinstance(said.get(field), dict):
+            content[field] = {**base[field], **said[field]}
+    return content
+
+
+def _differing(base: Fields, content: Fields) -> Fields | None:
+    """What has to be said beside `base`; None: that cannot be said, since `base` has more."""
+    said: Fields = {}
+    for field, value in content.items():
+        there = base.get(field)
+        if field in (*SHARED, "seal") or not _has(base, field, value):
+            said[field] = value
+            if field in ENTRIES and isinstance(value, dict) and isinstance(there, dict):
+                said[field] = {key: item for key, item in value.items() if not _has(there, key, item)}
+    again = _beside(base, said)
+    return said if _canonical(again) == _canonical(content) else None
+
+
+def _with_files(case: str, content: Fields) -> Fields:
+    """With the files of its artefacts, which their hashes name."""
     artefacts = content.get("artefacts")
     if not isinstance(artefacts, dict) or not all(isinstance(a, dict) for a in artefacts.values()):
         raise ValueError(f"{case} has no object `artefacts` of objects")
@@ -112,7 +225,7 @@ def _whole(case: str, shared: Fields, own: Fields) -> Fields:
 
 
 def _stripped(case: str, content: Fields) -> Fields:
-    """What `_whole` adds left out."""
+    """What `_said` and `_with_files` add left out."""
     kept: Fields = json.loads(json.dumps(content, sort_keys=True))
     for name, artefact in kept["artefacts"].items():
         if artefact["file"] == artefact_file(case, name, artefact["sha256"]):

@@ -195,11 +195,7 @@ def golden_path(tag: str, case_id: str, root: Path = GOLDENS, *, variant: str = 
 
 def tags(root: Path = GOLDENS) -> list[str]:
     """Recorded tags, oldest first."""
-    return sorted((p.name for p in root.glob("v*") if p.is_dir() and "@" not in p.name), key=_version)
-
-
-def _version(tag: str) -> list[int]:
-    return [int(part) for part in tag.lstrip("v").split(".")]
+    return sorted((p.name for p in root.glob("v*") if p.is_dir() and "@" not in p.name), key=golden_file.age)
 
 
 def load(
@@ -230,7 +226,8 @@ def load(
         f"--tag {tag}{there} --case {case.id}"
     )
     file = _shown(path, root)
-    restore = f"Restore it: git checkout -- {file}"
+    from_where = [path, *(root / folder / path.name for folder in golden_file.folders_named(path))]
+    restore = f"Restore it: git checkout -- {' '.join(_shown(each, root) for each in from_where)}"
     try:
         said = golden_file.read(path)
         others = [other for other in said if other.split("/")[0] != path.stem]
