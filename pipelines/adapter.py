@@ -7,6 +7,7 @@ merged and live (toolkit/network_mixins.py `merge_in` and `forward`, toolkit/mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines.lora import Delta, LoKr, Lora, LowRank, on_device
@@ -159,11 +160,22 @@ def live(change: LowRank | LoKr, module: Any, multiplier: float) -> Any:
         delta = up(operate(x, change.down), change.up)
         if change.rows is not None:
             delta = delta[..., change.rows]
-        result = output + (delta * change.scale * multiplier).to(output.dtype)
+        added = (delta * change.scale * multiplier).to(output.dtype)
         if change.magnitude is not None:
-            weight = module.weight.float() + change.weight() * multiplier
+            mean = change.down.new_full(output.shape[:1], multiplier).mean()  # of one for each row, which may round
+            weight = module.weight.float() + change.weight() * mean
             stretch = change.magnitude / weight.norm(dim=1) - 1
-            result = result + (stretch.view(1, -1) * functional.linear(x, weight)).to(output.dtype)
-        return result
+            added = added + (stretch.view(1, -1) * functional.linear(x, weight)).to(output.dtype)
+        return output + added  # in the trainer's order (network_mixins.py), which rounds otherwise than one by one
 
     return lokr if isinstance(change, LoKr) else low_rank
+
+
+def underneath(layer: Any, change: LowRank, dtype: torch.dtype) -> Any:
+    """Add `change`, computed in `dtype`, to what a layer gives, and let a live LoRA add to that; returns the handle.
+
+    A live LoKr computes the layer anew, and would drop it: it comes behind one.
+    """
+    change = replace(change, down=change.down.to(dtype), up=change.up.to(dtype))
+    anew = any(getattr(hook, "__name__", "") == "lokr" for hook in layer._forward_hooks.values())
+    return layer.register_forward_hook(live(change, layer, 1.0), prepend=not anew)

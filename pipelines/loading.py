@@ -163,6 +163,25 @@ def single_file(base: str) -> Path | None:
                            f"({_reason(repo, error)}).", "base") from error  # fmt: skip
 
 
+def file_inside(base: str, name: str, spec: ModelSpec) -> Path:
+    """The file `name` in a folder or hub repository.
+
+    Raises:
+        RequestError: it is not there.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
+    try:
+        path = Path(base, name) if Path(base).is_dir() else Path(hf_hub_download(base, name))
+    except (OSError, HFValidationError) as error:
+        raise RequestError(f"base {base!r}: found no {name} there ({error}). {wanted}") from error
+    if not path.is_file():
+        raise RequestError(f"base {base!r}: found no {name} there. {wanted}")
+    return path
+
+
 def check_single_file(spec: ModelSpec, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a file that holds another model, before its weights are read.
 

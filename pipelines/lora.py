@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -41,9 +42,27 @@ PARTS = {
 }
 OLD_LOKR_PREFIX = "lycoris_"
 """`old_lokr_format: true`: module paths with underscores, for every transformer (toolkit/network_mixins.py)."""
+DOTTED = (
+    (r"^(double_blocks|single_blocks)_(\d+)_", r"\1.\2."),
+    (r"^(distilled_guidance_layer)_(layers)_(\d+)_", r"\1.\2.\3."),
+    (r"^(distilled_guidance_layer|final_layer|time_in|guidance_in)_", r"\1."),
+    (r"^(double_stream_modulation_img|double_stream_modulation_txt|single_stream_modulation)_", r"\1."),
+    (r"(img_attn|txt_attn|img_mlp|txt_mlp|adaLN_modulation)_", r"\1."),
+)
 AGAIN = "Take the file again from where it was trained or downloaded, or convert it anew."
 OTHER_SIZE = "a LoRA for a model of another size; name the model that it was trained for."
 """What to do about a file that is damaged, or for something else."""
+
+
+def dotted(name: str) -> str:
+    """A module of Black Forest Labs' classes (FLUX.2, Chroma) in an old LoKr, whose names have underscores for dots;
+    any other name as it is."""
+    if "." in name:
+        return name
+    for pattern, replacement in DOTTED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Component -> module path -> weight shape of every Linear and Conv2d."""
@@ -365,7 +384,8 @@ def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -
 
     What is in none of the trainer's spellings is looked up in those of other programs.
     """
-    underscored = {name.replace(".", "_"): name for name in shapes.get(default, {})}
+    modules = [name for component in spec.denoisers.values() for name in shapes.get(component, {})]
+    underscored = {name.replace(".", "_"): name for name in modules}
 
     @cache
     def others() -> list[tuple[lora_formats.Scheme, dict[str, lora_formats.Modules]]]:
@@ -392,7 +412,9 @@ def _resolver(spec: ModelSpec, shapes: Shapes, targets: Targets, default: str) -
         if prefix is None:
             return []
         rest = name[len(prefix) :]
-        found = [Target(underscored.get(rest, rest))] if prefix.endswith("_") else targets(rest)
+        found = [Target(rest)] if prefix.endswith("_") and rest in underscored else targets(rest)
+        if prefix.endswith("_"):  # of the trainer's own names, in which some dots were put back
+            found = [t._replace(module=underscored.get(t.module, t.module)) for t in found]
         found = [t._replace(component=t.component or default) for t in found]
         known = all(t.module in shapes.get(t.component or "", {}) for t in found)
         return _stacked(found, shapes) if known else []

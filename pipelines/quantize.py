@@ -6,12 +6,12 @@ Follows toolkit/util/quantize.py; the arithmetic is in `quantized_layers.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_drift.pipelines import lora
-from lora_drift.pipelines.adapter import live
+from lora_drift.pipelines.adapter import underneath
 from lora_drift.pipelines.errors import LoraError, RequestError
 from lora_drift.pipelines.lora import Lora, LowRank, Shapes, Targets
 from lora_drift.pipelines.quantized_layers import QTYPES, Packed, quantize
@@ -150,8 +150,7 @@ def _with_adapter(denoisers: Mapping[str, nn.Module], qtype: str, adapter: Lora)
         dtype = layer.weight.dtype
         quantize(layer, qtype)
         assert isinstance(delta.change, LowRank)
-        change = replace(delta.change, down=delta.change.down.to(dtype), up=delta.change.up.to(dtype))
-        layer.register_forward_hook(live(change, layer, 1.0))
+        underneath(layer, delta.change, dtype)
 
 
 def report(pipe: Any, spec: ModelSpec, quantization: Quantization, adapter: Lora | None) -> dict[str, Any]:

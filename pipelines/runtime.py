@@ -30,7 +30,6 @@ from lora_drift.pipelines.spec import (
     NOISE_STREAMS,
     RESIZE_ORDER,
     RESIZE_ORDERS,
-    TOOLKITS,
     VAE_NOISES,
     ModelSpec,
     NoiseStream,
@@ -306,7 +305,7 @@ def load(
     Args:
         toolkit: version of the trainer whose samples to reproduce, any from the first of
             `lora_drift.pipelines.spec.TOOLKITS` to `NEWEST` there; None: the version that made the LoRA, or the nearest
-            of these, and without a LoRA the last of `TOOLKITS`.
+            of these, and without a LoRA the last of `TOOLKITS` that has the model, or `NEWEST`.
         base: hub id or folder of another base model in the same layout.
         dtype: "float32" or "bfloat16"; None takes float32 on the CPU and bfloat16 elsewhere, as the trainer does.
         noise_stream: which torch's noise a seed gives in bfloat16, a member of
@@ -359,7 +358,7 @@ def load(
         )  # fmt: skip
         return bases[rules]
 
-    return Pipeline(base_at(toolkit or TOOLKITS[-1]), base_at=None if toolkit else base_at)
+    return Pipeline(base_at(toolkit or spec_of(model).toolkit), base_at=None if toolkit else base_at)
 
 
 def _check_installed(spec: ModelSpec, requirement: str) -> None:

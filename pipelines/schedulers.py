@@ -51,6 +51,21 @@ class FlowMatchEulerInModelDtype(FlowMatchEulerDiscreteScheduler):
         return (sample + (then - now) * model_output,)
 
 
+class FlowMatchEulerUpwards(FlowMatchEulerDiscreteScheduler):
+    """The model is told a time from 0, noise, to 1, and predicts what leads there (Ideogram 4).
+
+    `invert_sigmas` of the stock scheduler says the same, but steps by differences of rounded times, not of sigmas.
+    """
+
+    @wraps(FlowMatchEulerDiscreteScheduler.set_timesteps)
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.timesteps = 1 - self.sigmas[:-1]
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
+        return super().step(-model_output, timestep, sample, **options)
+
+
 class ScalarsStayOnCPU(TorchFunctionMode):
     """While it is active, single numbers that are on the CPU stay there; lists of them become tensors on `device`."""
 

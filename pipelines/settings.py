@@ -33,8 +33,9 @@ class Request:
         multiplier: LoRA strength.
         num_frames, fps: video models; others pass over them.
         trigger_word: replaces `[trigger]` (and a `[name]` that is left) in the prompt; without one they stay.
-        job_name: replaces `[name]` first. The trainer does this to the whole job file, so that in a job `[name]` is
-            always the job's name, which is also the LoRA's file name, and never the trigger word.
+        job_name: replaces `[name]` first, in the negative prompt and the trigger word, too. The trainer does this to
+            the whole job file, so that in a job `[name]` is always the job's name, which is also the LoRA's file name,
+            and never the trigger word.
         control: paths of control images, in order: ctrl_img_1 to ctrl_img_3, or the ctrl_img of a model that takes a
             single one.
         ctrl_img, ctrl_img_1, ctrl_img_2, ctrl_img_3: the same as the trainer's job names them, and with what becomes of
@@ -112,15 +113,15 @@ def resolve(spec: ModelSpec, request: Request) -> Settings:
     Raises:
         RequestError: a value that the trainer would refuse too, or that means nothing for this model.
     """
-    prompt = request.prompt
-    if request.job_name is not None:
-        prompt = prompt.replace("[name]", request.job_name)
+    name = "[name]" if request.job_name is None else request.job_name
+    prompt, negative = (text.replace("[name]", name) for text in (request.prompt, request.negative))
     if request.trigger_word is not None:
-        prompt = prompt.replace("[name]", request.trigger_word).replace("[trigger]", request.trigger_word)
+        trigger = request.trigger_word.replace("[name]", name)
+        prompt = prompt.replace("[name]", trigger).replace("[trigger]", trigger)
     settings = Settings(
         prompt=prompt,
-        negative_prompt=request.negative,
-        negative_prompt_2=request.negative,
+        negative_prompt=negative,
+        negative_prompt_2=negative,
         width=spec.width if request.width is None else request.width,
         height=spec.height if request.height is None else request.height,
         steps=spec.steps if request.steps is None else request.steps,

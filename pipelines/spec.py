@@ -32,15 +32,16 @@ on which the VAE is, as the trainer does; or the CPU's, as a trainer on a CPU wo
 VAE_NOISES: tuple[VaeNoise, ...] = get_args(VaeNoise)
 Tokenization = Literal["transformers-4.57", "transformers-5.5"]
 """Which transformers a trainer reads prompts with (`lora_drift.pipelines.text`): 4.57.3 up to 0.9.0, 5.5.3 since."""
-Guidance = Literal["cfg", "cfg_always", "cfg_above_zero", "cfg_above_one", "embedded"]
+Guidance = Literal["cfg", "cfg_always", "cfg_above_zero", "cfg_above_one", "cfg_without_text", "embedded"]
 GUIDED_ABOVE: Mapping[Guidance, float] = {
     "cfg": 1.0,
     "cfg_always": float("-inf"),
     "cfg_above_zero": 0.0,
     "cfg_above_one": 1.0,
+    "cfg_without_text": 1.0,
     "embedded": float("inf"),
 }
-"""Above which guidance scale the negative prompt is read."""
+"""Above which guidance scale there is a second pass."""
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 """How Pillow resizes a picture, or torch a tensor."""
 Posterior = Literal["mode", "sample"]
@@ -165,7 +166,8 @@ class ModelSpec:
     """Width to guidance_scale: defaults, as the trainer's UI writes them."""
     guidance: Guidance
     """cfg: two passes above 1. cfg_always: two passes at any scale. cfg_above_zero, cfg_above_one: two passes above
-    that, `pos + g (pos - neg)`. embedded: one pass, the scale is an input and the negative prompt is ignored."""
+    that, `pos + g (pos - neg)`. cfg_without_text: two passes above 1, of which the second reads no text; the negative
+    prompt is ignored. embedded: one pass, the scale is an input and the negative prompt is ignored."""
     max_sequence_length: int | None
     """Text tokens, beyond which a prompt is cut; None where nothing is."""
     components: Mapping[str, str] = field(default_factory=dict)
@@ -221,6 +223,12 @@ class ModelSpec:
     """The version that this row describes (see `at`)."""
 
     @property
+    def default_toolkit(self) -> str:
+        """The version as which it is rendered if nobody says another: the last of `TOOLKITS`, or `NEWEST` where that
+        one lacks the model."""
+        return NEWEST if age(self.since) > age(TOOLKITS[-1]) else TOOLKITS[-1]
+
+    @property
     def adapted(self) -> tuple[str, ...]:
         """The components that a LoRA may change."""
         return (*self.denoisers.values(), *self.encoder_prefixes.values())
@@ -237,8 +245,12 @@ class ModelSpec:
         return sorted(self.earlier, key=lambda change: age(change.before), reverse=True)
 
     def guides(self, scale: float) -> bool:
-        """Does a second pass read the negative prompt at this guidance scale?"""
+        """Is there a second pass at this guidance scale?"""
         return scale > GUIDED_ABOVE[self.guidance]
+
+    def reads_negative(self, scale: float) -> bool:
+        """Does that pass read the negative prompt?"""
+        return self.guides(scale) and self.guidance != "cfg_without_text"
 
     def pipeline_scale(self, scale: float) -> float:
         """The scale that a Diffusers pipeline is told. Where it must not guide, that is one at which none does:

@@ -14,7 +14,7 @@ from lora_drift.pipelines import loading
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.family import nothing_to_refuse
 from lora_drift.pipelines.files import tensor_shapes
-from lora_drift.pipelines.lora import Shapes, Target, module_shapes
+from lora_drift.pipelines.lora import Shapes, Target, dotted, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import LAYER_BY_LAYER, STEPS, TOKENIZERS, ModelSpec, Quantizes, Scheduler
@@ -259,6 +259,7 @@ FUSED = (
 
 def lora_targets(name: str) -> list[Target]:
     """Original module name -> Diffusers' module, or several, which share its rows in this order."""
+    name = dotted(name)
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     for pattern, parts in FUSED:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from lora_drift.pipelines import images, loading
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.files import tensor_shapes
-from lora_drift.pipelines.lora import Shapes, Target, module_shapes
+from lora_drift.pipelines.lora import Shapes, Target, dotted, module_shapes
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import LAYER_BY_LAYER, STEPS, TOKENIZERS, Earlier, ModelSpec, Quantizes, Scheduler
@@ -251,7 +251,7 @@ def _files(spec: Flux2Files, base: str) -> tuple[Any, Any]:
     )
     from safetensors.torch import load_file
 
-    path = _file(base, spec.transformer_file, spec)
+    path = loading.file_inside(base, spec.transformer_file, spec)
     with torch.device("meta"):
         transformer: Any = Flux2Transformer2DModel(**_transformer_config(tensor_shapes(path)))
     tensors = convert_flux2_transformer_checkpoint_to_diffusers(load_file(path))
@@ -259,7 +259,7 @@ def _files(spec: Flux2Files, base: str) -> tuple[Any, Any]:
 
     # Next to the transformer, or in a repository of its own (klein).
     beside = Path(base).is_dir() and (Path(base) / spec.vae_file).is_file()
-    path = _file(base if beside else spec.components.get("vae", base), spec.vae_file, spec)
+    path = loading.file_inside(base if beside else spec.components.get("vae", base), spec.vae_file, spec)
     vae: Any = AutoencoderKLFlux2(**_vae_config(tensor_shapes(path)))
     tensors = {}
     for name, tensor in load_file(path).items():
@@ -284,28 +284,6 @@ def _text_encoder(spec: Flux2, dtype: Any) -> tuple[Any, Any]:
     if spec.padding_side is not None:
         getattr(tokenizer, "tokenizer", tokenizer).padding_side = spec.padding_side
     return encoder, tokenizer
-
-
-def _file(base: str, name: str, spec: Flux2) -> Path:
-    """`name` in a folder or hub repository.
-
-    Raises:
-        RequestError: it is not there.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = Path(base, name) if Path(base).is_dir() else Path(hf_hub_download(base, name))
-    except (OSError, HFValidationError) as error:
-        raise RequestError(f"base {base!r}: found no {name} there ({error}). {_wanted(spec)}") from error
-    if not path.is_file():
-        raise RequestError(f"base {base!r}: found no {name} there. {_wanted(spec)}")
-    return path
-
-
-def _wanted(spec: Flux2) -> str:
-    return f"Give the folder or hub id of a {spec.title} model with the files of {spec.base}"
 
 
 def _count(sizes: Sizes, pattern: str) -> int:
@@ -352,7 +330,7 @@ def denoiser_shapes(spec: Flux2, base: str) -> Shapes:
 
     with torch.device("meta"):
         model: Any = Flux2Transformer2DModel(
-            **_transformer_config(tensor_shapes(_file(base, spec.transformer_file, spec)))
+            **_transformer_config(tensor_shapes(loading.file_inside(base, spec.transformer_file, spec)))
         )
     return {"transformer": dict(module_shapes(model))}
 
@@ -362,6 +340,7 @@ def denoiser_shapes(spec: Flux2, base: str) -> Shapes:
 
 def lora_targets(name: str) -> list[Target]:
     """Module names of the trainer's own network class -> Diffusers', which has q, k and v apart."""
+    name = dotted(name)
     for old, new in (
         ("double_blocks.", "transformer_blocks."),
         ("single_blocks.", "single_transformer_blocks."),

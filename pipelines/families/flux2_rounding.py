@@ -17,12 +17,17 @@ def round_like_the_trainers_network(pipe: Any, reference_dtype: str) -> None:
     _replace(pipe.transformer, nn.RMSNorm, _norm)
     pipe.transformer.pos_embed.forward = _rotations(pipe.transformer.pos_embed)
     pipe.transformer.register_forward_pre_hook(_time(pipe), with_kwargs=True)
-    _replace(pipe.vae, nn.SiLU, lambda _: Swish())
-    for half in (pipe.vae.encoder, pipe.vae.decoder):
-        half.mid_block.attentions[0].set_processor(OverPixels())
+    round_like_the_trainers_autoencoder(pipe.vae)
     pipe._encode_vae_image = _reference(pipe, getattr(torch, reference_dtype))
     finish = pipe.image_processor.postprocess
     pipe.image_processor.postprocess = lambda image, **options: finish(image.float(), **options)
+
+
+def round_like_the_trainers_autoencoder(vae: Any) -> None:
+    """Change FLUX.2's autoencoder in place, which Ideogram 4 has, too."""
+    _replace(vae, nn.SiLU, lambda _: Swish())
+    for half in (vae.encoder, vae.decoder):
+        half.mid_block.attentions[0].set_processor(OverPixels())
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], make: Any) -> None:

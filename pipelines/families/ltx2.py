@@ -347,9 +347,10 @@ ORIGINAL_NAMES = {
     "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
     "prompt_adaln_single": "prompt_adaln",
     "audio_prompt_adaln_single": "audio_prompt_adaln",
+    "audio_prompt_adaln_single_single": "audio_prompt_adaln",  # as the trainer saves it: it renames the end of it twice
 }
-"""LTX's names of what lies outside the blocks -> Diffusers' (convert_ltx2_to_diffusers.py). The matrices inside the
-blocks, which are all that the trainer's own LoRAs change, have one name in both."""
+"""LTX's names of what lies outside the blocks -> Diffusers' (convert_ltx2_to_diffusers.py), which the trainer's LoRAs
+change with `transformer_only: false`. The matrices inside the blocks have one name in both."""
 
 
 def lora_targets(name: str) -> list[Target]:

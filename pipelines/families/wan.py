@@ -431,13 +431,14 @@ denoiser_shapes = loading.denoiser_shapes
 def lora_targets(name: str) -> list[Target]:
     """Original Wan module names -> Diffusers' (toolkit/models/wan21/wan_lora_convert.py, the other way round).
 
+    Of a LoKr in the old format, whose names have underscores, the trainer renames the attention's alone.
     A file that holds both experts of Wan 2.2 says in each key which it is for (wan22_14b_model.py, save_lora).
     """
-    expert, _, rest = name.partition(".")
+    expert, rest = name[: len("transformer_1")], name[len("transformer_1.") :]
     component = {"transformer_1": "transformer", "transformer_2": "transformer_2"}.get(expert)
     name = (rest if component else name).replace("self_attn", "attn1").replace("cross_attn", "attn2")
-    name = re.sub(r"(attn[12])\.([qkv])$", r"\1.to_\2", name)
+    name = re.sub(r"(attn[12])([._])([qkv])$", r"\1\2to_\3", name)
     name = re.sub(r"(attn[12])\.o$", r"\1.to_out.0", name)
-    name = re.sub(r"(attn2)\.([kv])_img$", r"\1.add_\2_proj", name)
+    name = re.sub(r"(attn2)([._])([kv])_img$", r"\1\2add_\3_proj", name)
     name = re.sub(r"ffn\.0$", "ffn.net.0.proj", re.sub(r"ffn\.2$", "ffn.net.2", name))
     return [Target(name, component=component)]

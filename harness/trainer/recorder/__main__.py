@@ -31,7 +31,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lora_drift.harness.trainer.recorder",
         description="Record goldens with the trainer itself. Run it with the Python of the trainer's environment; "
-        "`%(prog)s env --help` says how to build one.",
+        "`%(prog)s env --help` says how to build one; `%(prog)s tidy` only lays out the stored goldens again, as is "
+        "due after a merge.",
         epilog="Interrupted, it resumes where it stopped. Run again after finishing, it renders everything again and "
         "says for each golden whether the bytes are the same.",
     )
@@ -239,8 +240,15 @@ def main() -> int:
     return 1 if args.check_only and changed else 0
 
 
+def tidy() -> int:
+    print(f"{store.tidy()} files of goldens laid out again; every golden reads as before")
+    return 0
+
+
 if __name__ == "__main__":
     try:
+        if sys.argv[1:] == ["tidy"]:
+            sys.exit(tidy())
         sys.exit(build_environment.main(sys.argv[2:]) if sys.argv[1:2] == ["env"] else main())
     except KeyboardInterrupt:
         print("interrupted; the cases rendered so far are kept: run the same command to go on", file=sys.stderr)

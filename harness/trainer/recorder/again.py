@@ -48,8 +48,13 @@ def _at(revision: str, path: Path) -> dict[str, Any]:
     git = ["git", "-C", str(ROOT)]
     if subprocess.run([*git, "rev-parse", "--verify", "-q", f"{revision}^{{commit}}"], capture_output=True).returncode:
         raise ValueError(f"--changed-since {revision}: no such revision in {ROOT}")
-    shown = subprocess.run([*git, "show", f"{revision}:{path.relative_to(ROOT).as_posix()}"], capture_output=True)
-    return golden_file.parse(shown.stdout.decode()) if shown.returncode == 0 else {}
+
+    def text(folder: str) -> str | None:
+        file = (path.parents[1] / folder / path.name).relative_to(ROOT).as_posix()
+        shown = subprocess.run([*git, "show", f"{revision}:{file}"], capture_output=True)
+        return shown.stdout.decode() if shown.returncode == 0 else None
+
+    return golden_file.parse(text(path.parent.name), text)
 
 
 def judged(verdict: str, content: Mapping[str, Any], artefacts: Mapping[str, Path], root: Path = GOLDENS) -> str:

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 from packaging.version import Version
 
 from lora_drift.harness import tags
-from lora_drift.harness.check.cases import Case
+from lora_drift.harness.check.cases import NAMED, Case
+
+KREA2_EDIT = {"edit": True, "match_target_res": True, "kv_cache": True}
+"""`model.model_kwargs`: reference pictures are given the picture's area, and read each other only."""
 
 # What the trainer's UI writes for each model (ui/src/app/jobs/new/options.ts), with quantisation off: that is the
 # case's to say.
@@ -33,6 +36,21 @@ MODELS: dict[str, dict[str, Any]] = {
         "arch": "zimage:deturbo",
         "name_or_path": "ostris/Z-Image-De-Turbo",
         "extras_name_or_path": "Tongyi-MAI/Z-Image-Turbo",
+    },
+    "krea2": {"arch": "krea2", "name_or_path": "krea/Krea-2-Raw"},
+    "krea2_turbo": {"arch": "krea2:turbo", "name_or_path": "krea/Krea-2-Turbo"},
+    "krea2_o_edit": {"arch": "krea2:o_edit", "name_or_path": "krea/Krea-2-Raw", "model_kwargs": KREA2_EDIT},
+    "krea2_o_edit_turbo": {
+        "arch": "krea2:o_edit_turbo",
+        "name_or_path": "krea/Krea-2-Turbo",
+        "model_kwargs": KREA2_EDIT,
+    },
+    "anima": {"arch": "anima", "name_or_path": "circlestone-labs/Anima-Base-v1.0-Diffusers"},
+    "ernie_image": {"arch": "ernie_image", "name_or_path": "baidu/ERNIE-Image"},
+    "ideogram4": {
+        "arch": "ideogram4",
+        "name_or_path": "ideogram-ai/ideogram-4-fp8",
+        "unconditional_lora_path": "ostris/ideogram_4_unconditional_lora/ideogram_4_unconditional_lora_r16.safetensors",
     },
     "lumina2": {"arch": "lumina2", "name_or_path": "Alpha-VLLM/Lumina-Image-2.0"},
     "omnigen2": {"arch": "omnigen2", "name_or_path": "OmniGen2/OmniGen2"},
@@ -140,8 +158,7 @@ def sample_section(case: Case, sampler: str) -> dict[str, Any]:
     weights for the whole sampling event. (A quantised base does so by itself.)"""
     item = case.sample.model_dump(exclude_unset=True)
     rescale = item.pop("guidance_rescale", 0.0)
-    for name, path in case.sample.located.items():
-        item["prompt"] = item["prompt"].replace(f"--ctrl_img {name}", f"--ctrl_img {path}")
+    item["prompt"] = NAMED.sub(lambda flag: f"--ctrl_img {case.sample.located[flag[1]]}", item["prompt"])
     # Of this one the trainer reads the section's field only.
     norm = {"do_cfg_norm": item.pop("do_cfg_norm")} if "do_cfg_norm" in item else {}
     samples = [item]

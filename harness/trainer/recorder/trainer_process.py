@@ -18,17 +18,31 @@ from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.lora_codec import TWINS
 from lora_drift.harness.check.trace import Tracer
 from lora_drift.harness.minihub.weights import STRENGTH, lora, uniform
-from lora_drift.harness.trainer.recorder import job_config, ltx2, patches_flux, patches_flux2, patches_omnigen2
+from lora_drift.harness.trainer.recorder import (
+    job_config,
+    ltx2,
+    patches_flux,
+    patches_flux2,
+    patches_ideogram4,
+    patches_krea2,
+    patches_omnigen2,
+)
 from lora_drift.harness.trainer.recorder.job_config import Where
 
 APPLY: dict[str, Callable[[str], list[str]]] = {
     **patches_flux.APPLY,
     **patches_flux2.APPLY,
+    **patches_ideogram4.APPLY,
+    **patches_krea2.APPLY,
     **patches_omnigen2.APPLY,
 }
 """Model -> what redirects, once in a process, what the trainer hard-codes beyond hub ids: device -> a line for each
 thing."""
-ARGUMENTS: dict[str, dict[str, str]] = {**patches_flux2.ARGUMENTS}
+ARGUMENTS: dict[str, dict[str, str]] = {
+    **patches_flux2.ARGUMENTS,
+    **patches_ideogram4.ARGUMENTS,
+    **patches_krea2.ARGUMENTS,
+}
 """Model -> the names under which its trace keeps the inputs of the trainer's own network class."""
 
 
@@ -100,18 +114,20 @@ class Observer:
 
 
 def denoisers(sd: Any) -> dict[str, Any]:
-    """Component name -> denoiser of the trainer's model object: one, or the two experts of Wan 2.2 14B."""
+    """Component name -> denoiser of the trainer's model object: one, or the two experts of Wan 2.2 14B. Anima's stands
+    in one module with its text conditioner."""
     if hasattr(sd.unet, "transformer_1"):
         return {"transformer": sd.unet.transformer_1, "transformer_2": sd.unet.transformer_2}
-    return {"transformer": sd.unet}
+    return {"transformer": sd.unet.transformer if hasattr(sd.unet, "text_conditioner") else sd.unet}
 
 
 def decoder(sd: Any) -> dict[str, Any]:
-    """The autoencoder, or its decoder where the trainer's own class unpacks latents inside `decode` (FLUX.2). LTX-2
-    wraps two autoencoders, and its pipelines call the one inside."""
-    if hasattr(sd.vae, "inv_normalize"):
-        return {"vae_decoder": sd.vae.decoder}
-    return {"vae": getattr(sd.vae, "vae", sd.vae)}
+    """The autoencoder, or its decoder where the trainer's own class unpacks latents inside `decode` (FLUX.2), or has no
+    `decode` (Ideogram 4). LTX-2 wraps two autoencoders, and its pipelines call the one inside."""
+    vae = getattr(sd.vae, "vae", sd.vae)
+    if hasattr(vae, "inv_normalize") or not hasattr(vae, "decode"):
+        return {"vae_decoder": vae.decoder}
+    return {"vae": vae}
 
 
 def fill(network: Any, model: str, lora_name: str, strength: float) -> None:
