@@ -6,7 +6,6 @@ images it reads) is stated here from its `generate_single_image`, or is a refusa
 
 import json
 import math
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from lora_drift.harness.check.cases import ASSETS
-from lora_drift.harness.minihub import factory
-from lora_drift.harness.paths import ROOT
+from lora_drift.harness.trainer.fuzz.child import Child
 from lora_drift.harness.trainer.jobs import JobError, plan, reader
 from lora_drift.harness.trainer.recorder.job_config import MODELS
 from lora_drift.pipelines import RequestError, images
@@ -60,35 +58,14 @@ class Trainer:
     """The trainer's parser, kept running."""
 
     def __init__(self, python: Path, checkout: Path) -> None:
-        env = os.environ | {
-            "HF_HOME": str(factory.default_home()),
-            "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join([str(checkout.resolve()), str(ROOT)]),
-            "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        command = [str(python), "-m", "lora_drift.harness.trainer.fuzz.parser"]
-        self._process = subprocess.Popen(command, cwd=checkout, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.DEVNULL, text=True)  # fmt: skip
-        if self._line() != "ready":
-            raise RuntimeError(f"{python} cannot import the trainer at {checkout}; build its environment: "
-                               "python -m lora_drift.harness.trainer.recorder env --help")  # fmt: skip
+        self._child = Child("parser", python, checkout, subprocess.DEVNULL)
 
     def __call__(self, job: Job) -> Answer:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        answer: Answer = json.loads(self._line())
+        answer: Answer = self._child.ask(job)
         return answer
 
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._child.close()
 
 
 class Difference(NamedTuple):
