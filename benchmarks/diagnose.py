@@ -9,9 +9,9 @@ begins from the file alone. Four draws share a scene, and with it the renders of
 which renders all of them.
 
 A variation that cannot be seen in the file (it is no farther from the reference than arithmetic) is drawn again, and
-counted. Two draws more a scene are of deviations that the search does not know: a variation that is left out of its
-library, and something of no library (another prompt, contrast, ...). There a confident answer is wrong, unless the
-variation that it names makes the very same picture.
+counted. Four draws more a scene are of deviations that the search does not know: a variation that is left out of its
+library, and three of no library (`OUTSIDE`: another prompt, a blur of the latents, noise on the weights, ...). There a
+confident answer is wrong, unless the variation that it names makes the very same picture.
 
 What it prints goes to docs/diagnose.md. Seed 0 was for trying things out; the figures are of another.
 """
@@ -26,8 +26,9 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +36,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from PIL import Image, ImageEnhance
+import torch
+from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.check.cases import ASSETS
@@ -47,6 +49,7 @@ from lora_drift.harness.deviations.diagnosis.pictures import Frames, Picture
 from lora_drift.harness.deviations.diagnosis.reuse import Memory
 from lora_drift.harness.deviations.diagnosis.search import Candidate, Diagnosis, Search
 from lora_drift.harness.deviations.library import Subject, Variation, applicable
+from lora_drift.harness.deviations.library.base import scheduler_made, weights, wrapped
 from lora_drift.harness.hf_logging import quiet
 from lora_drift.harness.minihub import factory
 from lora_drift.pipelines import MODELS
@@ -61,6 +64,10 @@ STILLS = {"ffv1": ".png", "h264": ".jpg"}
 """Of a video of which a variation leaves one frame."""
 A_SCENE = 4
 """Draws that share a scene."""
+FOREIGN = 3
+"""And of how many deviations of no library."""
+Outside = Callable[[Subject], AbstractContextManager[Subject]]
+"""As `Variation.applied`: what to render instead, while the block runs."""
 PROMPTS = ("a photo of a red fox in the forest", "a blue house by the sea at night", "an old woman with a green hat",
            "a small white dog on a street", "a [trigger] cat in the dark", "a picture of [trigger]")  # fmt: skip
 NEGATIVES = ("", "", "blurry", "low quality, dark")
@@ -154,25 +161,104 @@ def searched(subject: Subject, theirs: Picture, made: dict[Any, Any], without: s
     return search.diagnosis()
 
 
-def foreign(subject: Subject, chance: random.Random) -> tuple[str, Frames]:
-    """A deviation of no library."""
-    settings = subject.settings
-    whole = {
-        "another prompt": replace(settings, prompt=settings.prompt + " and a tall tree"),
-        "seed + 17": replace(settings, seed=settings.seed + 17),
-        "guidance + 40 %": replace(settings, guidance_scale=1.4 * settings.guidance_scale),
-        "LoRA at 55 %": replace(settings, multiplier=0.55 * settings.multiplier),
-    }
-    afterwards = ("contrast + 15 %", "mirrored", "shifted by 3 pixels")
-    name = chance.choice((*whole, *afterwards))
-    if name in whole:
-        return name, legally(replace(subject, settings=whole[name]))
-    frames = legally(subject)
-    if name == "mirrored":
-        return name, frames[:, :, ::-1]
-    if name == "shifted by 3 pixels":
-        return name, np.roll(frames, 3, axis=2)
-    return name, np.stack([np.asarray(ImageEnhance.Contrast(Image.fromarray(f)).enhance(1.15)) for f in frames])
+def _settings(**change: Callable[[Any], Any]) -> Outside:
+    """Another value of settings, made of the one that they have."""
+
+    @contextmanager
+    def made(subject: Subject) -> Iterator[Subject]:
+        yield subject.but(**{name: by(getattr(subject.settings, name)) for name, by in change.items()})
+
+    return made
+
+
+def _frames(change: Callable[[Image.Image], Image.Image]) -> Outside:
+    """The finished picture, changed."""
+
+    @contextmanager
+    def made(subject: Subject) -> Iterator[Subject]:
+        def render(original: Any, pipe: Any, settings: Any, call: dict[str, Any]) -> Media:
+            media: Media = original(pipe, settings, **call)
+            return media._replace(frames=[change(frame.convert("RGB")) for frame in media.frames])
+
+        yield subject.around_render(render)
+
+    return made
+
+
+def _decoded(change: Callable[[torch.Tensor], torch.Tensor]) -> Outside:
+    """Other final latents than those that were sampled."""
+
+    @contextmanager
+    def made(subject: Subject) -> Iterator[Subject]:
+        def decode(original: Any, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return original(change(latents), *args, **kwargs)
+
+        with wrapped(subject.pipe.vae, "decode", decode):
+            yield subject
+
+    return made
+
+
+def _blurred(latents: torch.Tensor) -> torch.Tensor:
+    """Each latent pixel is the mean of itself and the eight around it."""
+    around = [latents.roll((y, x), (-2, -1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    return torch.stack(around).mean(0)
+
+
+def _weights(change: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> Outside:
+    """Other weights of the denoiser, below the LoRA."""
+
+    @contextmanager
+    def made(subject: Subject) -> Iterator[Subject]:
+        generator = torch.Generator().manual_seed(99)
+        with ExitStack() as stack:
+            for denoiser in subject.denoisers:
+                stack.enter_context(weights(subject, denoiser, lambda weight: change(weight, generator)))
+            yield subject
+
+    return made
+
+
+def _noisy(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    return weight + 0.05 * weight.std(correction=0) * noise
+
+
+def _with_residue(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What is left of a LoRA of rank 4 that nobody names, a tenth as large as the weight."""
+    if weight.dim() != 2:
+        return weight
+    up, down = (torch.randn(n, 4, generator=generator).to(weight) for n in weight.shape)
+    change = up @ down.T
+    return weight + 0.1 * weight.norm() * change / change.norm()
+
+
+@contextmanager
+def _overshooting(subject: Subject) -> Iterator[Subject]:
+    """A sampler that goes four hundredths too far in each step."""
+
+    def step(original: Any, _scheduler: Any, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original(1.04 * model_output, *args, **kwargs)
+
+    with scheduler_made(step=step):
+        yield subject
+
+
+OUTSIDE: dict[str, Outside] = {
+    "another prompt": _settings(prompt=lambda text: text + " and a tall tree"),
+    "seed + 17": _settings(seed=lambda seed: seed + 17),
+    "guidance + 40 %": _settings(guidance_scale=lambda scale: 1.4 * scale),
+    "LoRA at 55 %": _settings(multiplier=lambda multiplier: 0.55 * multiplier),
+    "contrast + 15 %": _frames(lambda frame: ImageEnhance.Contrast(frame).enhance(1.15)),
+    "mirrored": _frames(ImageOps.mirror),
+    "shifted by 3 pixels": _frames(lambda frame: ImageChops.offset(frame, 3, 0)),
+    "latents blurred": _decoded(_blurred),
+    "latents times 1.07": _decoded(lambda latents: 1.07 * latents),
+    "steps 4 % too far": _overshooting,
+    "noise on the weights": _weights(_noisy),
+    "rest of another LoRA": _weights(_with_residue),
+}
+"""Deviations that no library has: of what was asked, of the picture, of the latents, the sampler and the weights."""
 
 
 def draws_of(subject: Subject, chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -198,24 +284,27 @@ def draws_of(subject: Subject, chance: random.Random) -> Iterator[dict[str, Any]
             unseen += 1
         row = {"truth": variation.name, "codec": codec, "unseen": unseen, **told(found)}
         if without:
-            twin = (found.verdict == "explained" and not isinstance(made.get((without,)), Exception)
-                    and found.ranking[0].picture == picture_of(subject, variation))  # fmt: skip
+            twin = False
+            if found.verdict == "explained" and not isinstance(made.get((without,)), Exception):
+                with variation.applied(subject) as varied:
+                    twin = found.ranking[0].picture == picture_of(varied)
             yield {**row, "kind": "left out", "twin": twin}
         else:
             right = [variation.name] in [c.variations for c in found.best]
             place = next((n for n, c in enumerate(found.ranking, 1) if c.variations == [variation.name]), None)
             yield {**row, "kind": "known", "right": right, "place": place, **({} if number else {"seconds": seconds})}
-    name, frames = foreign(subject, chance)
-    codec = chance.choice(codecs)
-    found = searched(subject, saved(frames, codec, subject), made)
-    yield {"kind": "foreign", "truth": name, "codec": codec, **told(found)}
+    for name in chance.sample(list(OUTSIDE), FOREIGN):
+        codec = chance.choice(codecs)
+        with OUTSIDE[name](subject) as varied:
+            frames, picture = legally(varied), picture_of(varied)
+        found = searched(subject, saved(frames, codec, subject), made)
+        twin = found.verdict == "explained" and found.ranking[0].picture == picture
+        yield {"kind": "foreign", "truth": name, "codec": codec, "twin": twin, **told(found)}
 
 
-def picture_of(subject: Subject, variation: Variation) -> str:
-    from hashlib import sha256
-
-    with variation.applied(subject) as varied:
-        frames = rendered(varied)
+def picture_of(subject: Subject) -> str:
+    """The hash that a search gives its picture."""
+    frames = rendered(subject)
     return sha256(repr(frames.shape).encode() + frames.tobytes()).hexdigest()
 
 
@@ -248,7 +337,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         print(f"{kind}: {len(of)}, {dict(Counter(r['verdict'] for r in of))}, of them the same picture under another "
               f"name {sum(bool(r.get('twin')) for r in of)}; confident and wrong {len(sure)}", file=out)  # fmt: skip
     wrong = [r for r in known if not r["right"]]
-    wrong += [r for r in rows if r["kind"] != "known" and r["verdict"] == "explained"]
+    wrong += [r for r in rows if r["kind"] != "known" and r["verdict"] == "explained" and not r.get("twin")]
     for r in wrong:
         change = f"{words.number(r['reference'])} to {words.number(r['distance'])}, place {r.get('place')}"
         print(

@@ -27,10 +27,12 @@ from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.deviations import mutation, mutation_report
+from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY, Subject, applicable, base
 from lora_drift.harness.deviations.library.base import Variation, everywhere
 from lora_drift.harness.deviations.mutation import Outcome
 from lora_drift.harness.environment import facts, same_processor
+from lora_drift.harness.tags import TagError
 from lora_drift.pipelines import Pipeline
 from lora_drift.pipelines.settings import Request
 
@@ -112,8 +114,19 @@ FAST = {
         "guidance one less": GUIDANCE,
         "alpha ignored": LORA,
         "base in int8": DENOISER,
+        "lora inverted": DENOISER,
+        "lora in the first half of the steps": DENOISER,
+        "lora in the second half of the steps": DENOISER,
+        "freeu": DENOISER,
+        "second step from a cache": DENOISER,
         "vae decoding in tiles": DECODER,
         "levels truncated": PICTURE,
+        "bt601 read as bt709": PICTURE,
+        "bt709 read as bt601": PICTURE,
+    },
+    "sd15/text-encoder-trained": {
+        "lora inverted": PROMPTS,
+        "lora in the second half of the steps": DENOISER,
     },
     "flux/lora": {
         "trigger word not replaced": POSITIVE,
@@ -121,12 +134,24 @@ FAST = {
         "noise drawn in bfloat16": NOISE,
         "true guidance for embedded": GUIDANCE,
         "last module not loaded": LORA,
+        "single blocks not loaded": LORA,
+        "layers for words not loaded": LORA,
+        "later blocks not loaded": LORA,
+        "second picture of a batch": NOISE,
+        "base in float8 e5m2": DENOISER,
         "lora off": LORA,
         "multiplier ignored": DENOISER,
         "latents in float16": STEP,
         "saved as jpeg": PICTURE,
     },
     "flux/quantized": {"base not quantised": POSITIVE},
+    "flux/text": {
+        "typography made plain": POSITIVE,
+        "unicode normalised": POSITIVE,
+        "html entities resolved": POSITIVE,
+    },
+    "zimage/text": {"spaces collapsed": POSITIVE},
+    "wan21_1b/lora": {"first step zeroed": GUIDANCE, "negative prediction scaled to fit": GUIDANCE},
     "qwen_image_edit_plus/ctrl-img": {"picture tokens not marked": POSITIVE},
     "flux2_klein_4b/reference": {
         "mu of stock diffusers": SCHEDULE,
@@ -159,6 +184,13 @@ def test_a_case_notices_a_variation_and_the_first_divergence_names_where_it_bega
         assert outcome.located or (outcome.variation in SMALL and not recorded_here(case)), outcome
 
 
+def test_a_case_whose_trace_has_other_names_than_the_trainers_is_tried_last() -> None:
+    runner.use_minihub()
+    both = ["chroma/lokr-old", "chroma/lora"]
+    (outcome,) = mutation.outcomes("chroma", both, runner.newest_tag(), lambda _m, name: name == "one step more")
+    assert (outcome.verdict, outcome.case, outcome.named) == ("caught", "chroma/lora", "schedule: timesteps")
+
+
 def test_a_variation_that_nothing_notices_survives_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(subject: Subject) -> Iterator[Subject]:
         yield subject
@@ -187,6 +219,19 @@ def test_half_precision_on_a_gpu_without_goldens_is_judged_by_the_nearest_set() 
     verdicts = {outcome.variation: (outcome.verdict, outcome.case.partition("/")[0]) for outcome in found}
     # Half a level is less than what two architectures differ by; without its LoRA it is another picture.
     assert verdicts == {"lora off": ("caught", "flux"), "levels truncated": ("survived", "flux")}
+
+
+def test_a_variation_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["mutate", "--variation", "lora of"])
+    assert (done.exit_code, 'did you mean "lora off"?' in " ".join(done.stderr.split())) == (2, True)
+    done = CliRunner().invoke(app, ["mutate", "--variation", "lora off", "--dtype", "bfloat16", "--capability", "9.0"])
+    assert (done.exit_code, "half precision is written whole" in " ".join(done.stderr.split())) == (2, True)
+    file = tmp_path / "found.jsonl"
+    file.write_text(outcome(model="sd15", variation="guidance off").model_dump_json() + "\n")  # of another run
+    asked = ["--variation", "guidance one less", "--model", "sd15", "--case", "sd15/lora", "--json", str(file)]
+    done = CliRunner().invoke(app, ["mutate", *asked, "--resume"])
+    assert (done.exit_code, "1 of 1 caught" in done.stdout) == (0, True), done.output
+    assert [o.variation for o in mutation.read(file)] == ["guidance off", "guidance one less"]
 
 
 def test_a_compute_capability_is_a_number() -> None:
@@ -229,6 +274,27 @@ def test_the_report_lists_survivors_arguments_and_misnamed_boundaries(tmp_path: 
     assert '"lora off":["lora","LoRA: a.b, not applied"]' in (tmp_path / "mutation.json").read_text()
 
 
+def test_a_run_of_some_variations_leaves_the_report_of_the_others_as_it_is(tmp_path: Path) -> None:
+    misnamed = outcome(variation="one step more", truth=SCHEDULE, named=f"{NOISE} (or so)", boundary="step0/noise")
+    excused = outcome(variation="live for merged", verdict="equivalent", distance=1e-6, truth=DENOISER, named="",
+                      note=EQUIVALENT["live for merged", ""])  # fmt: skip
+    words = outcome(variation="lora applied twice", truth=PROMPTS, named=f"{PROMPTS}: positive (text_encoder)")
+    whole = [outcome(), misnamed, excused, words]
+    report = tmp_path / "mutation"
+    mutation_report.write(whole, "v1", out=report)
+    before = [report.with_suffix(suffix).read_text() for suffix in (".md", ".json")]
+    again = mutation_report.with_committed([outcome()], ["lora off"], "v1", report)
+    mutation_report.write(again, "v1", out=report)
+    kept = [report.with_suffix(suffix).read_text() for suffix in (".md", ".json")]
+    # Where a stage depends on what is rendered, its name is all that is kept.
+    assert [kept[0].replace(POSITIVE, PROMPTS), kept[1]] == before
+    survivor = outcome(verdict="survived", distance=0.0)
+    mutation_report.write(mutation_report.with_committed([survivor], ["lora off"], "v1", report), "v1", out=report)
+    assert "2 of 3 caught, 1 equivalent" in report.with_suffix(".md").read_text()
+    with pytest.raises(TagError, match="is of v1, this run of v2"):
+        mutation_report.with_committed([], ["lora off"], "v2", report)
+
+
 def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
     file = tmp_path / "outcomes.jsonl"
     file.write_text(outcome().model_dump_json() + "\n" + outcome().model_dump_json()[:40])
@@ -247,7 +313,7 @@ def trace_of(**values: Any) -> Trace:
 
 
 def located(golden: Trace, ours: Trace, **facts: Any) -> str:
-    first = divergence.first(divergence.distances(golden, ours), 1e-5)
+    first = divergence.first(divergence.distances(golden, ours), lambda _stage: 1e-5)
     assert first is not None
     return divergence.place(first, golden, ours, facts)
 
@@ -273,15 +339,30 @@ def test_a_control_image_is_named_where_the_noise_in_the_same_tensor_is_equal() 
     assert located(golden, ours, control=("a.png",)) == CONTROL
 
 
-def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_scheduler() -> None:
+@pytest.mark.parametrize("references", [0, 5], ids=["none", "read by the first call only"])
+def test_the_trainers_guided_prediction_is_worked_out_where_it_steps_without_a_scheduler(references: int) -> None:
     generator = np.random.default_rng(0)
     x, p = generator.standard_normal((2, 1, 8, 4))
-    golden = {"step0/denoiser#0.hidden_states": x, "step0/denoiser#0.timestep": [1.0], "step0/denoiser#0": p,
+    begun = np.concatenate([x, generator.standard_normal((1, references, 4))], axis=1)
+    golden = {"step0/denoiser#0.hidden_states": begun, "step0/denoiser#0.timestep": [1.0], "step0/denoiser#0": p,
               "step1/denoiser#0.hidden_states": x - 0.25 * p, "step1/denoiser#0.timestep": [0.75]}  # fmt: skip
-    ours = {**golden, "schedule/sigmas": [1.0, 0.75], "step0/scheduler.prediction": p, "step0/latents": x - 0.25 * p}
+    ours = {**golden, "schedule/sigmas": [1.0, 0.75], "step0/noise": x, "step0/scheduler.prediction": p,
+            "step0/latents": x - 0.25 * p}  # fmt: skip
     assert divergence.distances(trace_of(**golden), trace_of(**ours))["step0/scheduler.prediction"] < 1e-5
     wrong = ours | {"step0/scheduler.prediction": 2 * p, "step1/denoiser#0.hidden_states": x - 0.5 * p}
     assert located(trace_of(**golden), trace_of(**wrong)).startswith(GUIDANCE)
+
+
+def test_a_step_that_is_missing_is_said_to_be() -> None:
+    golden = trace_of(**{"step0/denoiser#0": [1.0, 2.0], "step1/denoiser#0": [3.0, 4.0]})
+    assert located(golden, trace_of(**{"step0/denoiser#0": [1.0, 2.0]})) == "schedule: there is no step 1"
+
+
+def test_places_of_tokens_that_only_have_a_dimension_of_one_more_are_no_other_number_of_tokens() -> None:
+    places = np.arange(12.0).reshape(4, 3)
+    golden = trace_of(**{"step0/denoiser#0.position_ids": places[None]})
+    ours = trace_of(**{"step0/denoiser#0.position_ids": 2 * places})
+    assert located(golden, ours, control=("a.png",)).startswith("conditioning: position_ids")
 
 
 def test_other_words_are_named_as_tokens_where_the_golden_has_them() -> None:

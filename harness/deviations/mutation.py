@@ -8,9 +8,10 @@ variation says it must show at.
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -65,6 +66,9 @@ class Prepared:
     subject: Subject
     reference: np.ndarray
     trace: Trace
+    whole: bool
+    """Whether the render has every stage of the golden. (Of an old LoKr of Chroma's or FLUX.2's, the file and the
+    trainer's network name the modules otherwise, so that anything would be named a LoRA that was not applied.)"""
     seconds: float
 
 
@@ -103,7 +107,7 @@ def outcomes(
         chosen = [case for case in chosen if _recorded(bench, case)]
     prepared = [_prepare(bench, case) for case in chosen]
     # The quickest first, but those without control images before: beside a picture, noise is not always seen apart.
-    prepared.sort(key=lambda p: (bool(p.subject.settings.control), p.seconds))
+    prepared.sort(key=lambda p: (not p.whole, bool(p.subject.settings.control), p.seconds))
     if not prepared:
         return
     with encodings_kept(prepared[0].subject.pipe.vae):
@@ -127,8 +131,9 @@ def _prepare(bench: Bench, case: Case) -> Prepared:
     _ = subject.pipe  # loading is no part of the case's time
     started = time.perf_counter()
     ours = bench.render(subject.pipeline, subject.settings)
-    prepared = Prepared(case, golden, subject, golden.frames(), Trace.load(golden.path("trace")),
-                        time.perf_counter() - started)  # fmt: skip
+    seconds, trace = time.perf_counter() - started, Trace.load(golden.path("trace"))
+    whole = all(np.isfinite(distance) for distance in divergence.distances(trace, ours.trace).values())
+    prepared = Prepared(case, golden, subject, golden.frames(), trace, whole, seconds)
     outside = [m.name for m in _measured(prepared, ours, bench) if not m.within]
     if outside:
         raise NotMatching(f"{case.id} does not match without any variation ({', '.join(outside)}); mend it first")
@@ -176,7 +181,7 @@ def _on(bench: Bench, variation: Variation, prepared: Prepared) -> Outcome:
     )
     if outcome.verdict == "survived":
         return outcome
-    limit = bench.tolerances(prepared.case, prepared.golden)["trace"].limit
+    limit = partial(tolerances.of_stage, bench.tolerances(prepared.case, prepared.golden))
     found = divergence.distances(prepared.trace, ours.trace)
     stage = divergence.first(found, limit) or runner.finished(measured) or ""
     golden_mode = prepared.golden.settings.get("lora_mode")
@@ -222,17 +227,16 @@ def read(path: Path) -> list[Outcome]:
 
 
 def of_model(task: tuple[str, list[str], str, Where, list[str], Path]) -> str:
-    """Append the outcomes of one model to a file, as they come: (model, cases, tag, where, variations to leave out,
-    file).
+    """Append the outcomes of one model to a file, as they come: (model, cases, tag, where, variations to try, file).
 
     A worker of its own: it sets up the mini hub and loads the model. Returns the model's id.
     """
-    model, only_cases, tag, where, done, file = task
+    model, only_cases, tag, where, wanted, file = task
     from lora_drift.harness.hf_logging import quiet
 
     runner.use_minihub()  # before any Hugging Face library is imported, which `quiet` does
     quiet()
-    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation not in done, where):
+    for outcome in outcomes(model, only_cases, tag, lambda _model, variation: variation in wanted, where):
         with file.open("a", encoding="utf-8") as stream:  # one write a line: several workers append
             stream.write(outcome.model_dump_json() + "\n")
     return model
@@ -248,8 +252,9 @@ def run(
     file: Path,
     resume: bool,
     progress: Callable[[int, str], object],
+    variations: Sequence[str] = tuple(LIBRARY),
 ) -> list[Outcome]:
-    """Every variation on every chosen model, a model at a time in each of `workers` processes.
+    """Every variation (or those named) on every chosen model, a model at a time in each of `workers` processes.
 
     `file` holds the outcomes as they come; with `resume`, those that it holds already are kept.
 
@@ -261,12 +266,10 @@ def run(
     if not resume:
         file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    before: dict[str, list[str]] = {}
-    for outcome in read(file):
-        before.setdefault(outcome.model, []).append(outcome.variation)
-    tasks = [(m, only_cases, tag, where, before.get(m, []), file) for m in models]
+    before = {(outcome.model, outcome.variation) for outcome in read(file)}
+    tasks = [(m, only_cases, tag, where, [v for v in variations if (m, v) not in before], file) for m in models]
     # A process a model, which gives its memory back. (An executor that replaces its workers was seen to hang here.)
     with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
         for number, model in enumerate(pool.imap_unordered(of_model, tasks), 1):
             progress(number, model)
-    return [outcome for outcome in read(file) if outcome.model in models]
+    return [outcome for outcome in read(file) if outcome.model in models and outcome.variation in variations]

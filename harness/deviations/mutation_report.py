@@ -1,18 +1,23 @@
 """What a mutation run found: the table in the terminal, and reports/mutation.{json,md}."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lora_drift.harness.check import divergence
+from lora_drift.harness.deviations.equivalent import EQUIVALENT
 from lora_drift.harness.deviations.library import LIBRARY
 from lora_drift.harness.deviations.mutation import Outcome
 from lora_drift.harness.paths import ROOT
+from lora_drift.harness.tags import TagError
 
 REPORT = ROOT / "reports" / "mutation"
 LOCATED = 0.95
 """The share of caught variations whose stage the localiser must name."""
+PLACES = [value for name, value in vars(divergence).items() if name.isupper() and isinstance(value, str)]
 MARKS = {"survived": "SURVIVED", "error": "ERROR", "equivalent": "="}
 
 
@@ -89,13 +94,50 @@ def write(outcomes: list[Outcome], tag: str, variant: str = "", out: Path = REPO
     return text
 
 
+def with_committed(outcomes: list[Outcome], variations: list[str], tag: str, out: Path = REPORT) -> list[Outcome]:
+    """The outcomes of a run of some `variations`, and what the committed report says of all others.
+
+    Raises:
+        TagError: the report is of another tag.
+    """
+    report = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    if report["tag"] != tag:
+        raise TagError(f"{out.name}.json is of {report['tag']}, this run of {tag}; run all variations")
+    kept = [
+        _outcome(model, name, row)
+        for model, rows in report["models"].items()
+        for name, row in rows.items()
+        if name in LIBRARY and name not in variations
+    ]
+    return kept + outcomes
+
+
+def _outcome(model: str, variation: str, row: list[Any]) -> Outcome:
+    """A row of the report, as far as the report is made of it."""
+    found: dict[str, Any] = {"model": model, "variation": variation, "case": f"{model}/{row[0]}"}
+    shows = LIBRARY[variation].always_shows
+    if len(row) == 3:
+        reason = EQUIVALENT.get((variation, model)) or EQUIVALENT.get((variation, ""), "")
+        note = reason if row[1] == "equivalent" else ""
+        return Outcome(verdict=row[1], distance=row[2], truth=shows, note=note, **found)
+    misplaced = re.fullmatch(r"(.*) \[(\S+)] \(should be (.*)\)", row[1])
+    if misplaced:
+        named, boundary, truth = misplaced.groups()
+    else:
+        named, boundary = row[1], ""
+        truth = shows or max((place for place in PLACES if divergence.agrees(named, place)), key=len)
+    return Outcome(verdict="caught", named=named, boundary=boundary, truth=truth, **found)
+
+
 def _json(outcomes: list[Outcome], tag: str) -> str:
     """Model -> variation -> [case, stage that was named]; of what was not caught [case, verdict, distance]."""
     models: dict[str, dict[str, Any]] = {}
     for o in outcomes:
         stem = o.case.partition("/")[2]
-        what = [stem, o.named.partition(" (")[0] if o.located else f"{o.named} (should be {o.truth})"]
-        models.setdefault(o.model, {})[o.variation] = what if o.verdict == "caught" else [stem, o.verdict, o.distance]
+        named = o.named.partition(" (")[0] if o.located else f"{o.named} [{o.boundary}] (should be {o.truth})"
+        models.setdefault(o.model, {})[o.variation] = (
+            [stem, named] if o.verdict == "caught" else [stem, o.verdict, o.distance]
+        )
     lines = [f" {json.dumps(model)}: {json.dumps(rows, separators=(',', ':'))}" for model, rows in models.items()]
     return f'{{"tag": {json.dumps(tag)}, "models": {{\n' + ",\n".join(lines) + "\n}}\n"
 

@@ -24,7 +24,7 @@ from lora_drift.harness.check.runner import encodings_kept
 from lora_drift.harness.deviations.library.base import Kind, Subject, Variation, patched
 
 CHANGE_ENCODERS: set[Kind] = {"encode", "precision"}
-CHANGE_DENOISERS: set[Kind] = {"precision"}
+CHANGE_DENOISERS: set[Kind] = {"denoiser", "precision"}
 CHANGE_VAE: set[Kind] = {"precision", "output"}
 """Kinds of variations that change how these compute, not only what they are given."""
 

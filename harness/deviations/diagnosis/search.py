@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ from lora_drift.pipelines.errors import NotFinite
 Verdict = Literal["same", "explained", "ambiguous", "unexplained"]
 
 ORDER: tuple[Kind, ...] = (
-    "output", "guidance", "request", "noise", "schedule", "adapter", "text", "encode", "control", "precision",
+    "output", "guidance", "request", "noise", "schedule", "adapter", "text", "encode", "control", "denoiser",
+    "precision",
 )  # fmt: skip
 """Kinds of variations by what they cost, the cheapest first: those of the output need no denoising."""
 FIRSTS = 3
@@ -92,9 +94,27 @@ class Diagnosis(BaseModel):
         """The nearest, and what makes the same picture as it."""
         return [c for c in self.ranking if c.picture == self.ranking[0].picture]
 
+    @property
+    def nearest(self) -> Candidate | None:
+        """The nearest, if it takes away at least a fifth of the distance: less is no evidence. Of a picture of another
+        size, the distance that counts is the least that any one variation leaves."""
+        return nearest(self.ranking, self.reference)
+
 
 Progress = Callable[[int, int, "Candidate | None"], object]
-"""Called as (renders done, renders planned, the nearest so far)."""
+"""Called as (renders done, renders planned, the nearest so far, if it is near enough to be named)."""
+
+
+def nearest(ranking: list[Candidate], reference: float | None) -> Candidate | None:
+    """See `Diagnosis.nearest`."""
+    if not ranking:
+        return None
+    if reference is None:
+        single = next((c for c in ranking if len(c.variations) == 1), None)
+        if single is None or (single.distance or 0) * PROMISING < (ranking[0].distance or 0):
+            return single
+        return ranking[0]
+    return ranking[0] if (ranking[0].distance or 0) <= PROMISING * reference else None
 
 
 def diagnose(
@@ -279,7 +299,9 @@ class Search:
     def _tolerances(self, tier: str) -> dict[str, tolerances.Tolerance] | None:
         base = self.subject.pipeline.base
         try:
-            return tolerances.load(tier, facts(base.device, base.dtype), {"cpu": "theirs, whatever it was"})
+            return tolerances.load(
+                tier, facts(base.device, base.dtype), {"cpu": "theirs, whatever it was"}, base.spec.id
+            )
         except tolerances.ToleranceError:
             return None
 
@@ -303,7 +325,8 @@ class Search:
     def _divergence(self, ours: Trace) -> str:
         """Where their trace leaves ours."""
         assert self.trace is not None
-        limit = self._limits["trace"].limit if self._limits else UNMEASURED
+        limits = self._limits
+        limit = partial(tolerances.of_stage, limits) if limits else lambda _stage: UNMEASURED
         first = divergence.first(divergence.distances(ours, self.trace), limit)
         facts = {"control": self.subject.settings.control}
         return divergence.place(first, ours, self.trace, facts) if first else ""
@@ -315,7 +338,7 @@ class Search:
         return sorted(compared, key=lambda c: (c.distance, len(c.variations)))
 
     def _nearest(self) -> Candidate | None:
-        return next(iter(self._ranking()), None)
+        return nearest(self._ranking(), self.reference)
 
     def _explained(self) -> list[Candidate]:
         """Those whose distance is arithmetic."""

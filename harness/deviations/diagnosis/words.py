@@ -27,10 +27,9 @@ def headline(diagnosis: Diagnosis) -> str:
 
 
 def _unexplained(diagnosis: Diagnosis) -> str:
-    best = diagnosis.ranking[0] if diagnosis.ranking else None
-    nearer = best is not None and (diagnosis.reference is None or (best.distance or 0) < diagnosis.reference)
-    if best is None or not nearer:
-        return "Nothing in the library explains it; no variation comes nearer than the reference itself."
+    best = diagnosis.nearest
+    if best is None:
+        return "Nothing in the library explains it; no variation takes away as much as a fifth of the distance."
     unknown = " (how much of that is the codec cannot be known)" if diagnosis.limit is None else ""
     return f'Nothing in the library explains it. The nearest is "{best.name}": {_falls(diagnosis, best)}{unknown}'
 

@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from lora_drift.harness.deviations.library import (  # noqa: F401  each adds its variations
     adapter,
     control,
+    denoiser,
     encode,
     guidance,
     noise,
     output,
     precision,
+    references,
     request,
     schedule,
     text,

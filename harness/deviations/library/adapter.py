@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_drift.harness.check.divergence import DENOISER, LORA
+from lora_drift.harness.check.divergence import DENOISER, LORA, PROMPTS
 from lora_drift.harness.deviations.library.base import Subject, patched, variation
 from lora_drift.pipelines import adapter
 from lora_drift.pipelines.lora import Delta, LoKr, LowRank
@@ -23,6 +23,12 @@ def _scales(s: Subject) -> bool:
 
 def _low_rank(s: Subject) -> bool:
     return s.lora is not None and any(isinstance(d.change, LowRank) for d in s.lora.deltas)
+
+
+def _strength(s: Subject) -> str:
+    """Where another strength shows first: in the prompts, if the LoRA changes a text encoder."""
+    encodes = s.lora is not None and any(d.component.startswith("text_encoder") for d in s.lora.deltas)
+    return PROMPTS if encodes else DENOISER
 
 
 def _rescaled(s: Subject, scale: Callable[[LowRank | LoKr], float]) -> Iterator[Subject]:
@@ -56,7 +62,7 @@ def lora_off(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "adapter",
-    shows=DENOISER,
+    shows=_strength,
     source="runcomfy ai-toolkit-inference ltx2.py lines 155-158: the first load ignores a scale other than 1",
     applies=lambda s: _has(s) and s.settings.multiplier != 1,
 )
@@ -67,13 +73,24 @@ def multiplier_ignored(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "adapter",
-    shows=DENOISER,
+    shows=_strength,
     source="runcomfy ai-toolkit-inference: each LoRA switch stacked on the fused old one; diffusers 5604, cog-flux 24",
     applies=_has,
 )
 def lora_applied_twice(s: Subject) -> Iterator[Subject]:
     """The LoRA is fused into weights that already hold it."""
     yield s.but(multiplier=2 * s.settings.multiplier)
+
+
+@variation(
+    "adapter",
+    shows=_strength,
+    source="slider LoRAs, whose two ends change places between programs; the trainer's merge_out adds with a minus",
+    applies=_has,
+)
+def lora_inverted(s: Subject) -> Iterator[Subject]:
+    """The LoRA is subtracted where it should be added."""
+    yield s.but(multiplier=-s.settings.multiplier)
 
 
 @variation(
@@ -214,6 +231,98 @@ def last_module_not_loaded(s: Subject) -> Iterator[Subject]:
     assert s.lora is not None
     last = s.lora.deltas[-1]
     yield s.with_deltas(lambda d: None if d is last else d)
+
+
+SINGLE = r"^single_"
+
+
+@variation(
+    "adapter",
+    shows=LORA,
+    source="loaders for double blocks only (XLabs' FLUX adapters); ComfyUI's block-weight nodes with SINGLE at 0",
+    applies=_drops_some(SINGLE),
+)
+def single_blocks_not_loaded(s: Subject) -> Iterator[Subject]:
+    """The LoRA of the blocks in which words and picture are one sequence is skipped."""
+    yield s.with_deltas(_without(s, SINGLE))
+
+
+OF_WORDS = r"add_[qkv]_proj$|to_add_out$|ff_context|norm1_context|txt_m|attn1\.to_(q|k|v|out)_t$|ff_t\."
+
+
+@variation(
+    "adapter",
+    shows=LORA,
+    source="converters of fused qkv matrices that know the picture's stream only (txt_attn, add_q_proj left over)",
+    # Wan's add_k_proj is for the picture that CLIP sees.
+    applies=lambda s: s.spec.family != "wan" and _drops_some(OF_WORDS)(s),
+)
+def layers_for_words_not_loaded(s: Subject) -> Iterator[Subject]:
+    """Of blocks with a stream for words and one for the picture, the LoRA changes the picture's alone."""
+    yield s.with_deltas(_without(s, OF_WORDS))
+
+
+def _of_later_blocks(s: Subject) -> set[tuple[str, str]]:
+    """(component, module) of what lies in the second half of the denoiser's blocks of its kind."""
+    assert s.lora is not None
+    matches = [(d, re.match(r"(.*?)\.(\d+)\.", d.module)) for d in s.lora.deltas if not _of_encoder(s, d)]
+    placed = [(d, m[1], int(m[2])) for d, m in matches if m]
+    last: dict[str, int] = {}
+    for _, kind, number in placed:
+        last[kind] = max(last.get(kind, 0), number)
+    return {(d.component, d.module) for d, kind, number in placed if number > last[kind] / 2}
+
+
+@variation(
+    "adapter",
+    shows=LORA,
+    source="block weights (sd-webui-lora-block-weight, ComfyUI Inspire's LoRA Loader by blocks) with later blocks at 0",
+    applies=lambda s: s.lora is not None and 0 < len(_of_later_blocks(s)) < len(s.lora.deltas),
+)
+def later_blocks_not_loaded(s: Subject) -> Iterator[Subject]:
+    """The LoRA changes the first half of the blocks of each kind only."""
+    later = _of_later_blocks(s)
+    yield s.with_deltas(lambda d: None if (d.component, d.module) in later else d)
+
+
+def _in_steps(s: Subject, *, first: bool) -> Subject:
+    """With the denoiser's LoRA in the first half of the steps only, or in the others only."""
+    varied = s.with_deltas(lambda delta: delta)  # by its hash another one, whose answers are other than the whole one's
+    whole, adapter_of = varied.lora, s.pipeline.base.adapter
+    assert whole is not None
+    for_words = replace(whole, deltas=tuple(d for d in whole.deltas if _of_encoder(s, d)))
+
+    def act(step: int) -> None:
+        now = (step < s.settings.steps // 2) == first
+        adapter_of.set(whole if now else for_words, s.settings.multiplier, varied.pipeline.mode)
+
+    return varied.before_each_step(act)
+
+
+def _in_several_steps(s: Subject) -> bool:
+    return _has(s) and s.settings.steps > 1
+
+
+@variation(
+    "adapter",
+    shows=DENOISER,
+    source="ComfyUI's LoRA hooks and A1111's [<lora:x:1>::0.5]: a LoRA that ends halfway",
+    applies=_in_several_steps,
+)
+def lora_in_the_first_half_of_the_steps(s: Subject) -> Iterator[Subject]:
+    """From the middle of the steps on, the denoiser is without the LoRA."""
+    yield _in_steps(s, first=True)
+
+
+@variation(
+    "adapter",
+    shows=DENOISER,
+    source="ComfyUI's LoRA hooks, second samplers and refiners: a LoRA that begins halfway",
+    applies=_in_several_steps,
+)
+def lora_in_the_second_half_of_the_steps(s: Subject) -> Iterator[Subject]:
+    """Up to the middle of the steps, the denoiser is without the LoRA."""
+    yield _in_steps(s, first=False)
 
 
 @variation(

@@ -56,8 +56,13 @@ class Subject:
 
     @property
     def guided(self) -> bool:
-        """Does a second pass read the negative prompt?"""
+        """Is there a second pass?"""
         return self.spec.guides(self.settings.guidance_scale)
+
+    @property
+    def reads_negative(self) -> bool:
+        """Does it read the negative prompt?"""
+        return self.spec.reads_negative(self.settings.guidance_scale)
 
     def but(self, **settings: Any) -> Subject:
         """With other settings."""
@@ -103,19 +108,49 @@ class Subject:
 
             return wrapper(own, pipe, settings, call)
 
-        wrapped: Any = SimpleNamespace(render=render, check=family.check)
-        base.family = wrapped
+        around: Any = SimpleNamespace(render=render, check=family.check)
+        base.family = around
         return replace(self, pipeline=replace(self.pipeline, base=base))
+
+    def before_each_step(self, act: Callable[[int], None]) -> Subject:
+        """With `act(step)` called before each step; steps count from 0, before which prompts are encoded."""
+
+        def render(original: Callable[..., Any], pipe: Any, settings: Settings, call: dict[str, Any]) -> Any:
+            after = call["callback_on_step_end"]
+
+            def next_step(pipe: Any, step: int, *others: Any) -> Any:
+                act(step + 1)
+                return after(pipe, step, *others)
+
+            act(0)
+            return original(pipe, settings, **{**call, "callback_on_step_end": next_step})
+
+        return self.around_render(render)
+
+    def with_predictions(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Subject:
+        """With `change` of each guided prediction, in front of the scheduler and of a trace."""
+
+        def step(original: Any, *args: Any, **kwargs: Any) -> Any:
+            if args:
+                return original(change(args[0]), *args[1:], **kwargs)
+            return original(**{**kwargs, "model_output": change(kwargs["model_output"])})
+
+        def render(original: Callable[..., Any], pipe: Any, settings: Settings, call: dict[str, Any]) -> Any:
+            with wrapped(pipe.scheduler, "step", step):
+                return original(pipe, settings, **call)
+
+        return self.around_render(render)
 
 
 Change = Callable[[Subject], Iterator[Subject]]
 Shows = str | Callable[[Subject], str]
 Kind = Literal[
-    "request", "adapter", "text", "encode", "control", "schedule", "noise", "guidance", "precision", "output"
+    "request", "adapter", "text", "encode", "control", "schedule", "noise", "denoiser", "guidance", "precision",
+    "output",
 ]  # fmt: skip
 """What part of the inference graph a variation changes: the request, the LoRA, the letters of prompts, their encoding,
-control images, the schedule with its scheduler, the noise, the guidance, the numbers that anything computes with, or
-the decoding and what follows it."""
+control images, the schedule with its scheduler, the noise, what the denoiser computes, the guidance, the numbers that
+anything computes with, or the decoding and what follows it."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -132,6 +167,11 @@ class Variation:
     applies: Callable[[Subject], bool]
     change: Change
     _shows: Shows
+
+    @property
+    def always_shows(self) -> str:
+        """The stage at which it must show first, whatever is rendered; "" if that depends on it."""
+        return self._shows if isinstance(self._shows, str) else ""
 
     def shows(self, subject: Subject) -> str:
         """The stage at which it must show first: a prefix of `divergence.place`."""
@@ -175,6 +215,15 @@ def families(*names: str) -> Callable[[Subject], bool]:
     return lambda s: s.spec.family in names
 
 
+POSTERIOR_FIRST = ("flex2", "omnigen2", "krea2_o_edit", "krea2_o_edit_turbo")
+"""Models that sample the posterior of control images before they draw the noise."""
+
+
+def posterior_first(s: Subject) -> bool:
+    """Is a control image's posterior sampled, so that another draw is another control image too?"""
+    return bool(s.settings.control) and s.spec.id in POSTERIOR_FIRST
+
+
 def config(s: Subject, name: str) -> Any:
     """An entry of the scheduler's config, None if it has none."""
     return s.spec.scheduler.config.get(name)
@@ -182,7 +231,7 @@ def config(s: Subject, name: str) -> Any:
 
 def flow_euler(s: Subject) -> bool:
     """Diffusers' flow-matching Euler scheduler, or ours that only lay it out or round otherwise."""
-    ours = ("ours.FlowMatchEulerToZero", "ours.FlowMatchEulerInModelDtype")
+    ours = ("ours.FlowMatchEulerToZero", "ours.FlowMatchEulerInModelDtype", "ours.FlowMatchEulerUpwards")
     return s.spec.scheduler.cls in ("diffusers.FlowMatchEulerDiscreteScheduler", *ours)
 
 

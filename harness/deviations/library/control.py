@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lora_drift.harness.check.divergence import CONTROL, NEGATIVE, NOISE, POSITIVE
 from lora_drift.harness.deviations.library.base import Subject, called_with, patched, variation, wrapped
@@ -30,8 +30,8 @@ def _encoded(s: Subject) -> str:
 
 
 def _opened(s: Subject) -> str:
-    """Where another picture shows first: Qwen's text encoders see it."""
-    return POSITIVE if s.spec.id in EDIT else _encoded(s)
+    """Where another picture shows first: the text encoders of editing models see it."""
+    return POSITIVE if _sees(s) or s.spec.family == "krea2" else _encoded(s)
 
 
 def _opening(change: Callable[[Picture], Picture]) -> AbstractContextManager[None]:
@@ -185,6 +185,35 @@ def transparency_blended_with_white(s: Subject) -> Iterator[Subject]:
         yield s
 
 
+ORIENTATION = 0x112
+"""The EXIF tag that says how a picture is to be turned."""
+
+
+def _turned(s: Subject) -> bool:
+    for path in s.settings.control:
+        with Image.open(path) as image:
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                return True
+    return False
+
+
+@variation(
+    "control",
+    shows=_opened,
+    source="ComfyUI's LoadImage, Diffusers' load_image and browsers turn photos as EXIF says; the trainer does not",
+    applies=_turned,
+)
+def control_image_turned_upright(s: Subject) -> Iterator[Subject]:
+    """The control image is turned as its camera noted in EXIF."""
+
+    def opened(path: str) -> Picture:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    with patched(images, "rgb", opened):
+        yield s
+
+
 @variation(
     "control",
     shows=CONTROL,
@@ -226,7 +255,7 @@ def first_control_image_only(s: Subject) -> Iterator[Subject]:
     "control",
     shows=POSITIVE,
     source="trainer toolkit/models/base_model.py: ctrl_img is also ctrl_img_1, so the text encoder sees it twice",
-    applies=lambda s: bool(s.settings.shown) and s.spec.family == "qwen",
+    applies=lambda s: bool(s.settings.shown) and s.spec.family in ("qwen", "krea2"),
 )
 def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
     """A picture given as ctrl_img is seen once."""
@@ -236,7 +265,7 @@ def ctrl_img_seen_once(s: Subject) -> Iterator[Subject]:
 @variation(
     "control",
     # Where the control image's posterior is drawn before the noise, the noise becomes another without it.
-    shows=lambda s: NOISE if s.spec.id == "flex2" else _encoded(s),
+    shows=lambda s: NOISE if s.spec.id == "flex2" else _opened(s),
     source="runcomfy ai-toolkit-inference flex2.py lines 63-77, flux2_diffusers.py line 56: control images ignored",
     applies=lambda s: _has(s) and s.spec.controls[0] == 0,
 )

@@ -152,6 +152,19 @@ def template_tokens_not_dropped(s: Subject) -> Iterator[Subject]:
         yield s
 
 
+@variation(
+    "encode",
+    shows=POSITIVE,
+    source="output_hidden_states of transformers has the last layer's output behind the final norm",
+    applies=families("ideogram4"),
+)
+def last_layer_behind_the_norm(s: Subject) -> Iterator[Subject]:
+    """Of the layers that Ideogram 4 reads, the last one is read behind the norm that follows."""
+    language = s.pipe.text_encoder.language_model
+    with answering(language.layers[-1], language.norm):
+        yield s
+
+
 # ----------------------------------------------------------------------------------------------------- which encoder
 
 

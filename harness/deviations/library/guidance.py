@@ -1,13 +1,23 @@
 """How predictions with and without the prompt become one."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 
-from lora_drift.harness.check.divergence import CONTROL, DENOISER, GUIDANCE
-from lora_drift.harness.deviations.library.base import Subject, called_with, families, hooked, patched, variation
+from lora_drift.harness.check.divergence import CONTROL, DENOISER, GUIDANCE, NEGATIVE
+from lora_drift.harness.deviations.library.base import (
+    Subject,
+    answering,
+    called_with,
+    families,
+    hooked,
+    patched,
+    variation,
+)
+from lora_drift.pipelines.adapter import underneath
 
 
 def _embedded(s: Subject) -> bool:
@@ -288,3 +298,88 @@ def guidance_in_the_first_steps_only(s: Subject) -> Iterator[Subject]:
     """Lumina 2 is guided in the first quarter of the schedule only."""
     with called_with(type(s.pipe), cfg_trunc_ratio=0.25):
         yield s
+
+
+def _guided_flow(s: Subject) -> bool:
+    # LTX-2's sound has a scheduler of its own, a copy of the video's.
+    return s.guided and s.settings.steps > 1 and s.spec.family not in ("sd", "ltx2")
+
+
+@variation(
+    "guidance",
+    shows=GUIDANCE,
+    source="CFG-Zero*'s zero-init: WanVideoWrapper's use_zero_init, Diffusers' ClassifierFreeZeroStarGuidance",
+    applies=_guided_flow,
+)
+def first_step_zeroed(s: Subject) -> Iterator[Subject]:
+    """The first step's guided prediction is zero."""
+    steps: list[int] = []
+
+    def change(prediction: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return torch.zeros_like(prediction) if len(steps) == 1 else prediction
+
+    yield s.with_predictions(change)
+
+
+@variation(
+    "guidance",
+    shows=GUIDANCE,
+    source="CFG-Zero* (ComfyUI's CFGZeroStar node, Wan2GP, WanVideoWrapper; Diffusers' guider of that name)",
+    applies=lambda s: s.guided and s.spec.family == "wan",  # whose two passes are two calls, the words' first
+)
+def negative_prediction_scaled_to_fit(s: Subject) -> Iterator[Subject]:
+    """The negative prediction is first scaled to lie as near to the positive one as it can."""
+    passes: list[torch.Tensor] = []
+
+    def change(guided: torch.Tensor) -> torch.Tensor:
+        made = passes.copy()
+        passes.clear()
+        if len(made) == 1:  # another variation took the second away
+            return guided
+        positive, negative = made
+        fit = (positive * negative).sum() / (negative.square().sum() + 1e-8)
+        return negative * fit + s.settings.guidance_scale * (positive - negative * fit)
+
+    with ExitStack() as stack:
+        for denoiser in s.denoisers:
+            stack.enter_context(answering(denoiser, lambda output: passes.append(output[0].float())))
+        yield s.with_predictions(change)
+
+
+@variation(
+    "guidance",
+    shows=DENOISER,
+    source="trainer before 0.10.13, jobs without unconditional_lora_path: the second pass is the model's own",
+    applies=lambda s: s.guided and s.spec.family == "ideogram4",
+)
+def second_pass_without_its_lora(s: Subject) -> Iterator[Subject]:
+    """Ideogram 4's pass without text has no LoRA of its own."""
+    with patched(s.pipe, "unconditional", ()):
+        yield s
+
+
+@variation(
+    "guidance",
+    shows=DENOISER,
+    source="a LoRA for the pass without text, loaded as any other (load_lora_weights, ComfyUI's LoraLoader)",
+    applies=families("ideogram4"),
+)
+def lora_of_the_second_pass_in_both(s: Subject) -> Iterator[Subject]:
+    """The LoRA of Ideogram 4's pass without text is on in the other, too."""
+    with ExitStack() as hooks:
+        for layer, change in s.pipe.unconditional:
+            hooks.callback(underneath(layer, change, s.pipe.transformer.dtype).remove)
+        with patched(s.pipe, "unconditional", ()):
+            yield s
+
+
+@variation(
+    "guidance",
+    shows=NEGATIVE,
+    source="trainer before 0.10.12, and every program that guides Ideogram 4 as other models: a negative prompt",
+    applies=lambda s: s.guided and s.spec.family == "ideogram4",
+)
+def second_pass_reads_the_negative_prompt(s: Subject) -> Iterator[Subject]:
+    """Ideogram 4's second pass reads the negative prompt."""
+    yield s.with_spec(guidance="cfg")

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 
 from lora_drift.harness.check.divergence import CONTROL, NOISE, STEP
-from lora_drift.harness.deviations.library.base import Subject, everywhere, patched, variation
+from lora_drift.harness.deviations.library.base import (
+    POSTERIOR_FIRST,
+    Subject,
+    everywhere,
+    patched,
+    posterior_first,
+    variation,
+)
 from lora_drift.pipelines import noise
 from lora_drift.pipelines.spec import NoiseStream
 
@@ -28,7 +35,7 @@ def _spatial(s: Subject) -> bool:
 
 @variation(
     "noise",
-    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
     source="ostris/ai-toolkit issue 589, musubi-tuner issue 198, SimpleTuner issue 409: noise of a CUDA generator",
     applies=everywhere,
 )
@@ -42,11 +49,6 @@ def noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
     with _drawing(change):
         yield s
-
-
-def _posterior_first(s: Subject) -> bool:
-    """Is a control image's posterior sampled, so that another draw is another control image too?"""
-    return bool(s.settings.control) and s.spec.id in ("flex2", "omnigen2")
 
 
 def _in_bfloat16(stream: NoiseStream) -> AbstractContextManager[None]:
@@ -65,7 +67,7 @@ def _draws_otherwise(stream: NoiseStream) -> Callable[[Subject], bool]:
 
 @variation(
     "noise",
-    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
     source="torch's bfloat16 normal stream changed in 2.12; ComfyUI and half-precision pipelines draw so",
     applies=_draws_otherwise("torch-2.13"),
 )
@@ -77,7 +79,7 @@ def noise_drawn_in_bfloat16(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "noise",
-    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
     source="torch's bfloat16 normal stream changed in 2.12; the trainer's README installs 2.7.0",
     applies=_draws_otherwise("torch-2.11"),
 )
@@ -89,7 +91,7 @@ def noise_drawn_in_bfloat16_by_an_older_torch(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "noise",
-    shows=lambda s: CONTROL if _posterior_first(s) else NOISE,
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
     source="a float32 draw cast to a half-precision pipeline's dtype (Diffusers pitfalls.md: noise dtype)",
     applies=everywhere,
 )
@@ -103,7 +105,7 @@ def noise_rounded_to_float16(s: Subject) -> Iterator[Subject]:
     "noise",
     shows=NOISE,
     source="JAX and MLX ports (mflux, DiffusionKit) draw noise with the channels last",
-    applies=lambda s: _spatial(s) and not _posterior_first(s),
+    applies=lambda s: _spatial(s) and not posterior_first(s),
 )
 def noise_drawn_with_channels_last(s: Subject) -> Iterator[Subject]:
     """The same numbers fill the latents in another order."""
@@ -157,8 +159,7 @@ def step_noise_of_another_generator(s: Subject) -> Iterator[Subject]:
 
 
 def _samples_posterior(s: Subject) -> bool:
-    sampling = s.spec.id in ("flex2", "omnigen2", "wan22_14b_i2v", "wan22_5b")
-    return sampling and bool(s.settings.control)
+    return bool(s.settings.control) and s.spec.id in (*POSTERIOR_FIRST, "wan22_14b_i2v", "wan22_5b")
 
 
 @variation(
@@ -216,7 +217,7 @@ def control_image_drawn_unseeded(s: Subject) -> Iterator[Subject]:
     "noise",
     shows=NOISE,
     source="SD.Next's and A1111's `initial noise multiplier`, 'eta noise seed delta'; ComfyUI's inject-noise nodes",
-    applies=lambda s: not _posterior_first(s),
+    applies=lambda s: not posterior_first(s),
 )
 def noise_multiplied(s: Subject) -> Iterator[Subject]:
     """The initial noise is multiplied by 1.03."""
@@ -225,6 +226,22 @@ def noise_multiplied(s: Subject) -> Iterator[Subject]:
     def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
         draws.append(1)
         return normal(shape, generator, dtype) * (1.03 if len(draws) == 1 else 1.0)
+
+    with _drawing(change):
+        yield s
+
+
+@variation(
+    "noise",
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
+    source="ComfyUI's batch_size, Diffusers' num_images_per_prompt: one generator draws the noise of a whole batch",
+    applies=everywhere,
+)
+def second_picture_of_a_batch(s: Subject) -> Iterator[Subject]:
+    """The picture is the second of a batch, so that its numbers are those that the seed gives after the first's."""
+
+    def change(shape: Shape, generator: noise.Generator, dtype: torch.dtype) -> torch.Tensor:
+        return normal((2 * shape[0], *shape[1:]), generator, dtype)[shape[0] :]
 
     with _drawing(change):
         yield s

@@ -204,6 +204,40 @@ def limited_range(s: Subject) -> Iterator[Subject]:
     yield from _each(s, lambda frame: _levels(frame, lambda x: (16 + x * 219) / 255))
 
 
+def _to_ycbcr(red: float, blue: float) -> np.ndarray[Any, Any]:
+    """RGB -> brightness and colour differences, by what red and blue weigh in the brightness."""
+    brightness = np.array([red, 1 - red - blue, blue])
+    differences = ((np.array([0, 0, 1]) - brightness) / (1 - blue), (np.array([1, 0, 0]) - brightness) / (1 - red))
+    return np.stack([brightness, *differences])
+
+
+BT601, BT709 = _to_ycbcr(0.299, 0.114), _to_ycbcr(0.2126, 0.0722)
+
+
+@variation(
+    "output",
+    shows=PICTURE,
+    source="ffmpeg converts RGB by BT.601 and writes no tag; players take untagged HD video for BT.709",
+    applies=everywhere,
+)
+def bt601_read_as_bt709(s: Subject) -> Iterator[Subject]:
+    """Colours were saved by the matrix of BT.601 and shown by that of BT.709."""
+    change = np.linalg.inv(BT709) @ BT601
+    yield from _each(s, lambda frame: _levels(frame, lambda x: x @ change.T))
+
+
+@variation(
+    "output",
+    shows=PICTURE,
+    source="video tagged BT.709, of which OpenCV and others make RGB by BT.601, whatever the tag says",
+    applies=everywhere,
+)
+def bt709_read_as_bt601(s: Subject) -> Iterator[Subject]:
+    """Colours were saved by the matrix of BT.709 and shown by that of BT.601."""
+    change = np.linalg.inv(BT601) @ BT709
+    yield from _each(s, lambda frame: _levels(frame, lambda x: x @ change.T))
+
+
 @variation(
     "output",
     shows=PICTURE,

@@ -72,6 +72,21 @@ def base_in_float8(s: Subject) -> Iterator[Subject]:
     yield from _denoiser_weights(s, _float8)
 
 
+def _float8_e5m2(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.float8_e5m2).to(weight.dtype) if weight.dim() > 1 else weight
+
+
+@variation(
+    "precision",
+    shows=DENOISER,
+    source="ComfyUI's weight_dtype fp8_e5m2, for GPUs whose compiler knows no e4m3 (RTX 30); Forge's float8-e5m2",
+    applies=lambda s: not s.pipeline.base.quantization.quantize,
+)
+def base_in_float8_e5m2(s: Subject) -> Iterator[Subject]:
+    """The denoiser's weights are rounded to the float8 with two bits of mantissa."""
+    yield from _denoiser_weights(s, _float8_e5m2)
+
+
 @variation(
     "precision",
     shows=DENOISER,

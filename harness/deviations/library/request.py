@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from lora_drift.harness.check.divergence import NEGATIVE, NOISE, PICTURE, POSITIVE, SCHEDULE, SIZE
-from lora_drift.harness.deviations.library.base import Subject, everywhere, variation
+from lora_drift.harness.check.divergence import CONTROL, NEGATIVE, NOISE, PICTURE, POSITIVE, SCHEDULE, SIZE
+from lora_drift.harness.deviations.library.base import Subject, everywhere, posterior_first, variation
 from lora_drift.pipelines.settings import resolve
 
 
@@ -49,7 +49,7 @@ def prompt_ends_with_a_full_stop(s: Subject) -> Iterator[Subject]:
     "request",
     shows=NEGATIVE,
     source='runcomfy ai-toolkit-inference sends "" to Chroma; diffusers issue 13377: ignored without a mask',
-    applies=lambda s: s.guided and bool(s.settings.negative_prompt),
+    applies=lambda s: s.reads_negative and bool(s.settings.negative_prompt),
 )
 def negative_prompt_ignored(s: Subject) -> Iterator[Subject]:
     """The negative prompt is taken for an empty one."""
@@ -71,7 +71,7 @@ def empty_negative_prompt_sent_as_a_space(s: Subject) -> Iterator[Subject]:
     "request",
     shows=NEGATIVE,
     source="ComfyUI's and Wan's workflows fill in a default negative prompt; the trainer's is empty",
-    applies=lambda s: s.guided and not s.settings.negative_prompt,
+    applies=lambda s: s.reads_negative and not s.settings.negative_prompt,
 )
 def negative_prompt_of_another_stack(s: Subject) -> Iterator[Subject]:
     """An empty negative prompt becomes the default of another program."""
@@ -80,7 +80,7 @@ def negative_prompt_of_another_stack(s: Subject) -> Iterator[Subject]:
 
 @variation(
     "request",
-    shows=NOISE,
+    shows=lambda s: CONTROL if posterior_first(s) else NOISE,
     source="runcomfy ai-toolkit-inference: default seed + index of the prompt; trainer sample.walk_seed",
     applies=everywhere,
 )

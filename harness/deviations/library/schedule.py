@@ -167,6 +167,17 @@ def mu_of_stock_diffusers(s: Subject) -> Iterator[Subject]:
 @variation(
     "schedule",
     shows=SCHEDULE,
+    source="Diffusers' Ideogram4Pipeline: std 1.5; trainer ideogram4/src/pipeline.py, as ComfyUI: 1.75",
+    applies=families("ideogram4"),
+)
+def spread_of_stock_diffusers(s: Subject) -> Iterator[Subject]:
+    """Ideogram 4's sigmas are spread less."""
+    yield s.with_spec(schedule_std=1.5)
+
+
+@variation(
+    "schedule",
+    shows=SCHEDULE,
     source="OmniGen2's own README counts tokens after patching; trainer pipeline_omnigen2.py line 630 before",
     applies=families("omnigen2"),
 )
@@ -253,7 +264,7 @@ def timesteps_offset_by_one(s: Subject) -> Iterator[Subject]:
     "schedule",
     shows=SCHEDULE,
     source="discrete samplers round flow timesteps to integers; Diffusers .ai/references/pitfalls.md: timestep dtype",
-    applies=lambda s: not _ddpm(s) and not _unipc(s) and s.spec.family != "omnigen2",
+    applies=lambda s: not _ddpm(s) and not _unipc(s) and s.spec.family not in ("omnigen2", "ideogram4"),
 )
 def timesteps_truncated_to_integers(s: Subject) -> Iterator[Subject]:
     """The denoiser is told whole numbers of a thousand."""

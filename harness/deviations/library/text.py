@@ -1,12 +1,17 @@
 """What becomes of the prompt's letters before a tokenizer cuts them into tokens."""
 
-from collections.abc import Iterator
+import html
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
 from lora_drift.harness.check.divergence import POSITIVE
 from lora_drift.harness.deviations.library.base import Subject, patched, variation
+from lora_drift.pipelines.families.ideogram4_captions import digested
 
 WORDS = 8
 """Fewer than most prompts have."""
@@ -90,3 +95,105 @@ def prompt_lower_cased(s: Subject) -> Iterator[Subject]:
 def prompt_cut(s: Subject) -> Iterator[Subject]:
     """Of a longer prompt eight words are left."""
     yield s.but(prompt=" ".join(s.settings.prompt.split()[:WORDS]))
+
+
+def _reads_otherwise(change: Callable[[str], str]) -> Callable[[Subject], bool]:
+    """Does any tokenizer make other tokens of the prompt that `change` makes?"""
+
+    def applies(s: Subject) -> bool:
+        clean = getattr(sys.modules[type(s.pipe).__module__], "prompt_clean", str)  # what Wan's pipeline does first
+        text, changed = clean(s.settings.prompt), clean(change(s.settings.prompt))
+        return changed != text and any(t(changed).input_ids != t(text).input_ids for t in _tokenizers(s, ""))
+
+    return applies
+
+
+def _plain(text: str) -> str:
+    """Quotes, dashes and ellipses as a typewriter has them."""
+    for sign, plain in zip("‘’“”–—…", ("'", "'", '"', '"', "-", "-", "..."), strict=True):
+        text = text.replace(sign, plain)
+    return text
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="prompt boxes and shells that undo typography (ftfy in front of all encoders, Windows' clipboards)",
+    applies=_reads_otherwise(_plain),
+)
+def typography_made_plain(s: Subject) -> Iterator[Subject]:
+    """Typographic quotes, dashes and ellipses of the prompt are replaced by those of a keyboard."""
+    yield s.but(prompt=_plain(s.settings.prompt))
+
+
+def _single_spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="Diffusers' whitespace_clean, and prompt boxes: spaces at the ends, line breaks and double spaces go",
+    applies=_reads_otherwise(_single_spaces),
+)
+def spaces_collapsed(s: Subject) -> Iterator[Subject]:
+    """Between the prompt's words is one space each, and none around them."""
+    yield s.but(prompt=_single_spaces(s.settings.prompt))
+
+
+def _compatible(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="programs that normalise what is typed to NFKC (Python identifiers, search boxes, SentencePiece's nmt_nfkc)",
+    applies=_reads_otherwise(_compatible),
+)
+def unicode_normalised(s: Subject) -> Iterator[Subject]:
+    """Ligatures, full-width signs and accents of the prompt are brought to Unicode's form NFKC."""
+    yield s.but(prompt=_compatible(s.settings.prompt))
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="Diffusers' basic_clean (html.unescape twice), and servers that take prompts from forms",
+    applies=_reads_otherwise(html.unescape),
+)
+def html_entities_resolved(s: Subject) -> Iterator[Subject]:
+    """Entities like &amp; in the prompt become the signs that they stand for."""
+    yield s.but(prompt=html.unescape(s.settings.prompt))
+
+
+WEIGHTED = re.compile(r"(?<!\\)\(([^()]+?)(?::\s*[-+]?\d*\.?\d+)?(?<!\\)\)")
+
+
+def _unweighted(text: str) -> str:
+    """Without the brackets that give words a weight, like (fox:1.2) and ((old))."""
+    while (simpler := WEIGHTED.sub(r"\1", text)) != text:
+        text = simpler
+    return text
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="A1111's, Forge's and ComfyUI's prompt weights, where they have no effect (emphasis mode Ignore)",
+    applies=_reads_otherwise(_unweighted),
+)
+def prompt_weights_left_out(s: Subject) -> Iterator[Subject]:
+    """Brackets that give words a weight, like (fox:1.2), are taken out of the prompt, weight and all."""
+    yield s.but(prompt=_unweighted(s.settings.prompt))
+
+
+@variation(
+    "text",
+    shows=POSITIVE,
+    source="Diffusers' Ideogram4Pipeline takes captions as they are; trainer toolkit/ideogram_caption.py does not",
+    applies=lambda s: s.spec.family == "ideogram4" and digested(s.settings.prompt) != s.settings.prompt,
+)
+def caption_as_it_is(s: Subject) -> Iterator[Subject]:
+    """A caption in JSON is not brought to Ideogram 4's form."""
+    yield s.with_spec(digests_captions=False)
