@@ -18,10 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from lora_drift.harness.check import cases, goldens, metrics, runner
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, metrics, runner
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.hf_logging import quiet
-from lora_drift.harness.minihub import factory
 from lora_drift.harness.studies import stock_diffusers
 
 
@@ -39,7 +39,7 @@ def distance(golden: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
 
 
 def measure(bench: runner.Bench, case: Case) -> dict[str, Any]:
-    golden = goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
+    golden = bench.golden(case)
     pipeline, settings = bench.pipeline(case, golden), bench.settings(case)
     row: dict[str, Any] = {"case": case.id}
     ours, ours_seconds = twice(lambda: bench.render(pipeline, settings))
@@ -64,11 +64,11 @@ def main() -> None:
     args = parser.parse_args()
     runner.use_minihub()
     quiet()
-    bench = runner.Bench()
+    bench = runner.Bench(tag=tags.newest_of(args.model or []))
     if not args.json:
         print(f"{'case':34} {'ours: max / mean':18} {'stock: max / mean':26} seconds ours/stock")
-    for case in cases.load_all():
-        if case.tier == "mini" and (not args.model or case.model in args.model):
+    for case in cases.known(bench.tag):
+        if not args.model or case.model in args.model:
             row = measure(bench, case)
             ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
             line = f"{row['case']:34} {shown(row['ours']):18} {shown(row['stock']):26} {ratio}"

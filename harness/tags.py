@@ -1,5 +1,6 @@
 """The supported trainer versions: the rows of tags.yaml."""
 
+from collections.abc import Collection
 from functools import cache
 
 import yaml
@@ -79,3 +80,15 @@ def names() -> list[str]:
 
 def newest() -> str:
     return rows()[-1].tag
+
+
+def newest_of(models: Collection[str]) -> str:
+    """The newest tag whose trainer has all of `models`: a recorded one, or if there is none, one that is begun.
+
+    Raises:
+        TagError: no trainer has them all.
+    """
+    for row in reversed([*(row for row in all_rows() if row.begun), *rows()]):
+        if not set(models) & set(row.lacks):
+            return row.tag
+    raise TagError(f"no tag's trainer has all of {', '.join(sorted(models))}")

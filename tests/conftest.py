@@ -20,7 +20,8 @@ from installed import rendering as rendering
 from installed import whole as whole
 
 from lora_drift import pipelines
-from lora_drift.harness.check import cases, goldens, runner
+from lora_drift.harness import tags
+from lora_drift.harness.check import cases, goldens
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
@@ -53,7 +54,7 @@ def golden_of() -> Callable[[str], Golden]:
     @cache
     def golden(case_id: str) -> Golden:
         case = cases.load(cases.CASES / f"{case_id}.yaml")
-        return goldens.load(runner.newest_tag(), case, factory.manifest_sha256(case.model, case.extras))
+        return goldens.load(tags.newest_of([case.model]), case, factory.manifest_sha256(case.model, case.extras))
 
     return golden
 

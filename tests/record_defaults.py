@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 FACTS = HERE / "trainer_defaults.json"
 OPTIONS = ("ui/src/app/jobs/new/options.ts", "ui/src/app/jobs/new/options.tsx")
 DEFAULT = re.compile(r"'config\.process\[0\]\.(model|sample)\.(\w+)':\s*\[\s*('[^']*'|true|false|[\d.]+)\s*,")
+EDITS = re.compile(r"'config\.process\[0\]\.model\.model_kwargs':\s*\[\s*(\{\s*edit: true,[^}]*\})")
+"""By which a model that edits pictures is told from the one of the same arch that does not."""
 UNSAID = {"assistant_lora_path", "layer_offloading", "compile"}
 """Of the model's fields: what changes no picture of ours."""
 
@@ -65,10 +67,11 @@ def offered(clone: Path, commit: str) -> Iterator[tuple[str, dict[str, Any]]]:
         assert name is not None
         said = {(section, field): yaml.safe_load(value) for section, field, value in DEFAULT.findall(part)}
         model = {field: value for (section, field), value in said.items() if section == "model" and field not in UNSAID}
+        edits = {"model_kwargs": yaml.safe_load(found[1])} if (found := EDITS.search(part)) else {}
         facts = {
             "job": "extension",
             "type": "diffusion_trainer",
-            "model": {**model, "arch": name[1]},
+            "model": {**model, "arch": name[1], **edits},
             "network": "lora",
             "sampler": said.get(("sample", "sampler")),
             "samples": True,

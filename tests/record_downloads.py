@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lora_drift.harness import downloads
+from lora_drift.harness import downloads, tags
 from lora_drift.harness.check import cases, runner
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.minihub.repos import MODELS
@@ -62,7 +62,7 @@ def opened(root: Path) -> Iterator[set[Path]]:
 def files_of(model: str, home: Path) -> dict[str, list[str]]:
     """Repository -> files that loading the model and rendering its plainest case open, as downloads.json says."""
     case = cases.load(cases.CASES / model / "base.yaml")
-    bench = runner.Bench("cpu")
+    bench = runner.Bench("cpu", tag=tags.newest_of([model]))
     settings = replace(bench.settings(case), steps=2)
     with opened(home / "hub") as paths:
         bench.pipeline(case, bench.golden(case)).render(settings)

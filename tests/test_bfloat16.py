@@ -12,7 +12,7 @@ from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.results import PASSING, Result
 from lora_drift.harness.check.runner import Bench
 
-MODELS = sorted({case.model for case in cases.load_all()})
+MODELS = sorted({case.model for case in cases.known(tags.newest())})
 
 
 def check(model: str, out: Path, *, controls: bool, capability: str = "") -> tuple[Result, Golden]:

@@ -16,7 +16,7 @@ def ids(*, tag: str = NEWEST, models: tuple[str, ...] = (), named: tuple[str, ..
 
 
 def test_nothing_named_is_all_of_the_mini_tier() -> None:
-    assert ids() == [case.id for case in cases.load_all()]
+    assert ids() == [case.id for case in cases.known(NEWEST)]
 
 
 def test_a_model_and_a_case_narrow_each_other_down() -> None:
@@ -41,13 +41,13 @@ def test_what_a_trainer_lacks_is_left_out_unless_nothing_else_was_asked_for() ->
 @pytest.mark.parametrize(
     ("models", "named", "message"),
     [
-        (("sd16",), (), r"no such case or model: sd16 \(did you mean sd15\?\); there are the models chroma, "),
+        (("sd16",), (), r"no such case or model: sd16 \(did you mean sd15\?\); there are the models anima, "),
         (
             (),
             ("sd15/lroa",),
             r"no such case or model: sd15/lroa \(did you mean sd15/lora\?\); there are sd15/apostrophe, ",
         ),
-        ((), ("nowhere/x",), "no such case or model: nowhere/x; there are the models chroma, "),
+        ((), ("nowhere/x",), "no such case or model: nowhere/x; there are the models anima, "),
         (("sd15",), ("flux/lora",), "no case belongs to both --model sd15 and --case flux/lora"),
     ],
 )

@@ -198,11 +198,12 @@ def test_shellcheck_finds_nothing_in_the_steps_themselves() -> None:
 
 
 NETWORK = "needs the package index"
-TRAINER = "needs the trainer; tests/test_recorder.py records again without it"
+TRAINER = "needs the trainer; tests/test_tampering.py judges what is recorded again"
 RUN_BY = {
     "make test*": "whoever reads this",
     ".venv/bin/lora-drift doctor": "tests/test_downloads.py",
     ".venv/bin/lora-drift check *": "tests/test_plugin.py",
+    ".venv/bin/lora-drift mutate-code *": "tests/test_code_mutation.py",
     ".github/summary *": "test_the_summary_of_a_run_is_its_comment",
     ".github/issues *": "test_a_cause_is_one_issue_that_is_commented_while_it_lasts_and_closed_when_it_is_gone",
     ".github/release-issues *": "test_a_matrix_that_drifts_is_an_issue_with_its_table",

@@ -82,7 +82,7 @@ def test_values_that_exclude_each_other_are_no_pair() -> None:
 
 
 def test_the_command_says_what_is_missing() -> None:
-    done = CliRunner().invoke(app, ["coverage", "--model", "sdxl", "--propose"])
+    done = CliRunner().invoke(app, ["coverage", "--model", "krea2", "--propose"])
     assert done.exit_code == 0, done.output
     assert "values" in done.output and "never: " in done.output and "propose: " in done.output
     assert CliRunner().invoke(app, ["coverage", "--model", "sd16"]).exit_code == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_drift.harness.minihub.weights import head, parse_head, write_safetensors
-from lora_drift.pipelines.files import tensor_shapes, whole
+from lora_drift.pipelines.files import lines_of, tensor_shapes, whole
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -45,3 +45,15 @@ def test_the_head_of_a_weight_file_is_read_as_it_was_written(tmp_path: Path, dty
     sizes = {name: (t["dtype"], t["shape"], t["data_offsets"][1] - t["data_offsets"][0]) for name, t in header.items()}
     again, places = head(sizes)
     assert data[:start] == again and places["a"] == start
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for text, lines in (
+        ("", []),
+        ("\n", [""]),
+        ("a", ["a"]),
+        ("a\u2028b\u0085cd\n\né\n", ["a\u2028b\u0085cd", "", "é"]),
+    ):
+        path.write_bytes(text.encode())
+        assert lines_of(path) == lines

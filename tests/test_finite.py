@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from lora_drift.harness.check.runner import Bench
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.paths import ROOT
-from lora_drift.pipelines import Pipeline
+from lora_drift.pipelines import Pipeline, finite
 from lora_drift.pipelines.errors import NotFinite
+from lora_drift.pipelines.lora import Coverage, Delta, Lora, LowRank
 from lora_drift.pipelines.settings import Request, resolve
 
 PipelineOf = Callable[[str], Pipeline]
@@ -104,3 +106,50 @@ def test_the_harness_still_measures_it(pipeline_of: PipelineOf, lora_of: Callabl
     settings = replace(resolve(pipeline.spec, Request("a fox", **SMALL)), multiplier=1e39)
     rendered = Bench.render(pipeline, settings)
     assert rendered.trace.sketches and rendered.frames.shape == (1, 64, 64, 3)
+
+
+def test_stages_are_counted_from_one_and_the_first_that_broke_is_told() -> None:
+    stages = finite.Stages()
+    stages.call("denoising: unet", torch.ones(2))
+    stages.call("denoising: unet", [torch.ones(2), {"last_hidden_state": torch.tensor([1.0, float("nan")])}])
+    assert stages.first == ""  # what was decoded decides
+    stages.call("decoding: vae", torch.tensor([float("inf"), 0.0]))
+    assert stages.first == "denoising: unet (call 2)"
+    quiet = finite.Stages()
+    quiet.call("decoding: vae", (torch.empty(0), torch.ones(2, dtype=torch.int64), torch.tensor([-1.0])))
+    assert quiet.first == ""
+    quiet.call("decoding: vae", torch.tensor([float("-inf")]))
+    assert quiet.first == "decoding: vae (call 2)"
+
+
+@pytest.mark.parametrize("role", ["vae", "audio_vae"])
+def test_what_is_decoded_is_watched_and_nothing_of_the_call_is_lost(role: str) -> None:
+    class Vae:
+        def decode(self, latents: torch.Tensor, *, return_dict: bool = True) -> tuple[torch.Tensor, bool]:
+            return latents * float("inf"), return_dict
+
+    vae = Vae()
+    with finite.watched({role: vae, "other": Vae()}, {}) as stages:
+        assert vae.decode(torch.ones(1), return_dict=False)[1] is False
+    assert stages.first == f"decoding: {role} (call 1)"
+    assert "decode" not in vars(vae)
+
+
+@pytest.mark.parametrize(
+    ("size", "weight", "words"),
+    [
+        (1.0, 1.0, r"changes weights by up to 2 at multiplier 2; without it, or in float32 \(this is bfloat16\)"),
+        (1e5, 1.0, r"by up to 2e\+05 at multiplier 2: that is no training's"),
+        (float("inf"), 1.0, r"change of layer is not finite: its scale \(alpha / rank\) is 1, the multiplier 2"),
+        (None, 1.0, "The base model itself makes them in bfloat16"),
+        (None, float("nan"), "The base model's unet.weight is not finite: fetch the base model again"),
+    ],
+)
+def test_the_cause_is_told_in_words(size: float | None, weight: float, words: str) -> None:
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, weight)
+    lora = None
+    if size is not None:
+        change = LowRank(torch.ones(1, 1), torch.full((1, 1), size), 1.0)
+        lora = Lora((), (), (Delta("unet", "layer", change),), Coverage(0, 0, 0, (), (), (), ()))
+    assert re.search(words, finite.words("denoising: unet", {"unet": layer}, lora, 2.0, "bfloat16"))

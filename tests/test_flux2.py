@@ -1,5 +1,7 @@
 """FLUX.2: one model in two file layouts, and keys that are fused in LoRA files."""
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.minihub import layout
 from lora_drift.harness.minihub.repo import Repo
 from lora_drift.harness.minihub.repos import flux2
+from lora_drift.pipelines.families import chroma
+from lora_drift.pipelines.families import flux2 as flux2_family
 from lora_drift.pipelines.lora import Target, _stacked
 
 
@@ -47,6 +51,22 @@ def test_targets_of_a_fused_key_take_stacked_rows() -> None:
     shapes = {"t": {"q": (4, 8), "k": (2, 8), "v": (2, 8)}}
     found = _stacked([Target(n, component="t") for n in "qkv"], shapes)
     assert [t.rows for t in found] == [slice(0, 4), slice(4, 6), slice(6, 8)]
+
+
+@pytest.mark.parametrize("family", [flux2_family, chroma])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "double_blocks.0.img_attn.qkv", "double_blocks.11.txt_attn.proj", "double_blocks.0.img_mlp.0",
+        "double_blocks.0.txt_mlp.2", "single_blocks.20.linear1", "single_blocks.0.linear2", "img_in", "txt_in",
+        "time_in.in_layer", "final_layer.linear", "final_layer.adaLN_modulation.1",
+        "double_stream_modulation_img.lin", "single_stream_modulation.lin",
+        "distilled_guidance_layer.layers.0.in_layer", "distilled_guidance_layer.in_proj",
+    ],
+)  # fmt: skip
+def test_an_old_lokr_with_underscores_for_dots_changes_the_same_modules(family: ModuleType, name: str) -> None:
+    assert family.lora_targets(name.replace(".", "_")) == family.lora_targets(name)
+    assert family.lora_targets(name) != [Target(name.replace(".", "_"))] or "." not in name
 
 
 def test_the_schedule_is_the_trainers() -> None:

@@ -67,7 +67,9 @@ def test_every_model_has_a_full_case_with_the_settings_of_its_row() -> None:
         assert (sample.width, sample.height, sample.sample_steps) == (spec.width, spec.height, spec.steps), model
         assert (sample.guidance_scale, sample.num_frames) == (spec.guidance_scale, spec.num_frames), model
         assert spec.num_frames == 1 or sample.fps == spec.fps, model
-        assert len(sample.control) == spec.controls[0], model
+        assert spec.controls[0] <= len(sample.control) <= max(spec.controls[0], 1), (
+            model
+        )  # Krea 2 edits without one, too
         assert case.lora is not None
         assert (case.lora.network.linear, case.lora.network.linear_alpha, case.lora.mode) == (32, 32, "merged")
 

@@ -18,7 +18,8 @@ from lora_drift.harness.check import cases
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.runner import Bench, encodings_kept
 from lora_drift.pipelines import MODELS, Cancelled, LoraError, Pipeline
-from lora_drift.pipelines.adapter import Adapter
+from lora_drift.pipelines.adapter import Adapter, live
+from lora_drift.pipelines.lora import LowRank
 from lora_drift.pipelines.settings import LoraMode
 
 PipelineOf = Callable[[str], Pipeline]
@@ -409,3 +410,19 @@ def test_a_pipeline_is_not_changed_by_giving_it_a_lora(unloaded: PipelineOf, lor
     assert with_lora.base is base.base
     assert with_lora.toolkit == "0.7.29", "the version that made the LoRA"
     assert replace(with_lora, lora=None, mode=base.mode, toolkit=base.toolkit) == base
+
+
+@pytest.mark.parametrize(("rows", "multiplier"), [(70, 0.7), (70, 1.0), (2, 0.7), (331, -1.3)])
+def test_a_live_dora_takes_the_mean_of_one_multiplier_a_row(rows: int, multiplier: float) -> None:
+    """As toolkit/network_mixins.py has it: of many rows that mean is rounded, and guidance makes much of that."""
+    torch.manual_seed(1)
+    linear, x = torch.nn.Linear(24, 16), torch.randn(rows, 24)
+    down, up = torch.randn(3, 24), torch.randn(16, 3)
+    change = LowRank(down=down, up=up, scale=2.0, magnitude=linear.weight.detach().norm(dim=1))
+    with torch.no_grad():
+        ours = live(change, linear, multiplier)(linear, (x,), linear(x))
+        each = torch.tensor([multiplier]).repeat_interleave(rows)
+        weight = linear.weight + (up @ down) * each.mean()
+        stretch = (change.magnitude / torch.linalg.norm(weight, dim=1) - 1).view(1, -1)
+        added = (x @ down.T @ up.T) * 2.0 * each[:, None] + stretch * torch.nn.functional.linear(x, weight)
+        assert torch.equal(ours, linear(x) + added)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.torch import load_file
 
-from lora_drift.harness.minihub import factory, weights
+from lora_drift.harness.minihub import factory, layout, weights
 from lora_drift.harness.minihub.factory import MiniHubError
 from lora_drift.harness.minihub.repo import Repo
 from lora_drift.harness.minihub.repos import MODELS, REPOS
@@ -222,6 +222,23 @@ def test_every_tokenizer_gives_a_prompt_back(model: str, pipeline_of: Callable[[
             assert len(ids) > 5
             told = tokenizer.decode(ids, skip_special_tokens=True)
             assert told.replace(" ", "") == prompt.replace(" ", "")
+
+
+NAMES = st.from_regex(r"(blocks|x)(\.([0-3]|2-1|norm)){1,3}\.(weight|bias)", fullmatch=True)
+
+
+@given(st.dictionaries(NAMES, st.sampled_from(["4", "4x4"])))
+def test_names_of_blocks_that_are_alike_are_one_line_and_come_back(shapes: dict[str, str]) -> None:
+    folded = layout.folded(shapes)
+    assert {name: shape for one, shape in folded.items() for name in layout.unfolded(one)} == shapes
+
+
+def test_layouts_say_in_one_line_what_many_blocks_have() -> None:
+    assert layout.folded({f"b.{n}.w": "4" for n in range(48)} | {"b.9.c": "1"}) == {"b.{0-47}.w": "4", "b.9.c": "1"}
+    for path in layout.LAYOUTS.glob("*.json"):
+        said = json.loads(path.read_text())
+        whole = {name: shape for one, shape in said.items() for name in layout.unfolded(one)}
+        assert layout.folded(whole) == said, f"{path.name}: not as read_layouts writes it"
 
 
 def test_every_pipelines_repositories_are_in_the_hub() -> None:

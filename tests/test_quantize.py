@@ -16,7 +16,8 @@ from lora_drift import pipelines
 from lora_drift.harness.check import cases
 from lora_drift.harness.check.cases import CaseError
 from lora_drift.harness.cli.main import app
-from lora_drift.pipelines import Pipeline, RequestError, quantized_layers
+from lora_drift.pipelines import Pipeline, RequestError, quantize, quantized_layers
+from lora_drift.pipelines.lora import Delta, LowRank
 from lora_drift.pipelines.quantize import Quantization
 from lora_drift.pipelines.quantized_layers import Packed
 from lora_drift.pipelines.registry import spec_of
@@ -101,6 +102,32 @@ def test_restoring_a_quantised_base_after_a_live_lora_gives_its_bytes_again(lora
     first, second, third = pixels(base), pixels(adapted), pixels(base)
     assert first == third
     assert first != second
+
+
+def test_a_recovery_adapter_computes_in_the_models_dtype() -> None:
+    torch.manual_seed(1)
+    layer = nn.Linear(64, 64).bfloat16()
+    down, up = torch.randn(4, 64), torch.randn(64, 4)
+    adapter = SimpleNamespace(deltas=[Delta("transformer", "layer", LowRank(down, up, 0.5))])
+    quantize._with_adapter({"transformer": nn.ModuleDict({"layer": layer})}, "uint3", adapter)  # type: ignore[arg-type]
+    assert isinstance(layer, Packed)
+    x = torch.randn(3, 64).bfloat16()
+    change = nn.functional.linear(nn.functional.linear(x, down.bfloat16()), up.bfloat16())
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias) + change * 0.5)
+
+
+def test_a_receipt_counts_quantised_layers_and_names_the_adapter() -> None:
+    spec = spec_of("flux")
+    assert spec.quantizes is not None
+    parts = {name: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.ReLU())
+             for name in (*spec.denoisers.values(), *spec.quantizes.encoders)}  # fmt: skip
+    quantized_layers.quantize(parts["transformer"][0], "qfloat8")
+    adapter = SimpleNamespace(paths=(Path("folder/a.safetensors"), Path("b.safetensors")), sha256=("c0", "ff"))
+    asked = Quantization(quantize=True, qtype="uint3")
+    said = quantize.report(SimpleNamespace(**parts), spec, asked, adapter)  # type: ignore[arg-type]
+    assert said["quantized"] == {"transformer": "1 of 2 linear layers"}
+    assert said["adapter"] == {"a.safetensors": "c0", "b.safetensors": "ff"} and said["qtype"] == "uint3"
+    assert quantize.report(SimpleNamespace(**parts), spec, asked, None)["adapter"] == {}
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,24 @@
-"""The recorder, as far as it runs without the trainer: what it proves, what it asks the trainer for, what it stores."""
+"""The recorder, as far as it runs without the trainer: what it proves and what it asks the trainer for."""
 
-import io
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from lora_drift.harness import tags
-from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner, user_cache
-from lora_drift.harness.check.goldens import Golden
+from lora_drift.harness.check import cases, golden_file, goldens, runner, user_cache
 from lora_drift.harness.environment import PACKAGES
-from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.tags import TagError
-from lora_drift.harness.trainer.recorder import build_environment, job_config, offline, pins, store
+from lora_drift.harness.trainer.recorder import build_environment, job_config, offline, pins
 from lora_drift.harness.trainer.recorder.pins import PinError
 
 TAG = runner.newest_tag()
@@ -358,184 +351,3 @@ def test_a_live_lora_is_a_job_with_two_multipliers() -> None:
     case = cases.load(cases.CASES / "flux" / "lora-live.yaml")
     samples = job_config.job(case, Path("FOLDER"), Path("LORA"))["config"]["process"][0]["sample"]["samples"]
     assert [sample["network_multiplier"] for sample in samples] == [1.2, 0.0]
-
-
-# ------------------------------------------------------------------------------------------------------------- store
-
-
-class Shelf:
-    """A goldens folder, and one golden to store there as the recorder would."""
-
-    def __init__(self, root: Path, golden: Golden, sources: Path) -> None:
-        self.root, self.sources = root, sources
-        self.content = golden.model_dump(exclude={"artefacts", "seal"}, exclude_unset=True)
-        self.artefacts = {}
-        sources.mkdir()
-        for name in golden.artefacts:
-            self.artefacts[name] = sources / f"{name}{store.SUFFIXES[name]}"
-            self.artefacts[name].write_bytes(golden.path(name).read_bytes())
-
-    def write(self, *, dry: bool = False, **changes: Any) -> str:
-        return store.write({**self.content, **changes}, self.artefacts, self.root, dry=dry)
-
-    def files(self) -> dict[str, bytes]:
-        found = self.root.rglob("*")
-        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in found if path.is_file()}
-
-    def load(self) -> Golden:
-        case = cases.load(cases.CASES / "sd15" / "lora.yaml")
-        return goldens.load(TAG, case, factory.manifest_sha256("sd15"), root=self.root)
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, golden_of: Callable[[str], Golden]) -> Shelf:
-    return Shelf(tmp_path / "goldens", golden_of("sd15/lora"), tmp_path / "staged")
-
-
-def test_a_golden_is_stored_once_and_then_found_the_same(shelf: Shelf, golden_of: Callable[[str], Golden]) -> None:
-    assert shelf.write() == "new"
-    first = shelf.files()
-    assert len(first) == 5  # the model's file; four artefacts
-    assert shelf.write() == "same bytes"
-    assert shelf.files() == first
-    assert shelf.load() == golden_of("sd15/lora")
-
-
-def test_a_models_goldens_stand_in_one_file_and_recording_one_leaves_the_others_alone(shelf: Shelf) -> None:
-    shelf.write()
-    path = goldens.golden_path(TAG, "sd15/lora", shelf.root)
-    first = golden_file.read(path)["sd15/lora"]
-    assert shelf.write(case="sd15/other", environment={**shelf.content["environment"], "torch": "2.99.0"}) == "new"
-    both = golden_file.read(path)
-    assert (list(both), both["sd15/lora"]) == (["sd15/lora", "sd15/other"], first)
-    assert both["sd15/other"]["environment"]["torch"] == "2.99.0"
-    assert shelf.write() == "same bytes"
-    assert shelf.write(case="sd15/other") == "CHANGED: environment"
-    assert golden_file.read(path)["sd15/lora"] == first
-
-
-def test_what_changed_is_named(shelf: Shelf) -> None:
-    shelf.write()
-    before = set(shelf.files())
-    data = bytearray(shelf.artefacts["latents"].read_bytes())
-    data[-1] ^= 1
-    shelf.artefacts["latents"].write_bytes(data)
-    assert shelf.write(patches=["a patch"]) == "CHANGED: patches, latents file"
-    assert shelf.load().patches == ["a patch"]
-    assert len(set(shelf.files()) - before) == 1  # the latents
-    assert store.prune(shelf.root) == 1
-
-
-def test_a_dry_run_compares_and_writes_nothing(shelf: Shelf) -> None:
-    assert shelf.write(dry=True) == "new"
-    assert shelf.files() == {}
-    shelf.write()
-    first = shelf.files()
-    assert shelf.write(dry=True) == "same bytes"
-    assert shelf.write(dry=True, recorder="2") == "CHANGED: recorder"
-    assert shelf.files() == first
-
-
-def test_a_damaged_artefact_is_stored_again(shelf: Shelf) -> None:
-    shelf.write()
-    first = shelf.files()
-    next(shelf.root.glob("objects/sd15/*.png")).write_bytes(b"damaged")
-    shelf.write()
-    assert shelf.files() == first
-
-
-def test_an_artefact_that_is_gone_is_named(shelf: Shelf) -> None:
-    shelf.write()
-    del shelf.artefacts["lora"]
-    assert shelf.write() == "CHANGED: lora file"
-
-
-def test_two_tags_share_equal_artefacts_and_pruning_keeps_them(shelf: Shelf) -> None:
-    shelf.write()
-    shelf.write(tag="v9")
-    assert sum(name.startswith("objects/") for name in shelf.files()) == 4
-    goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
-    stray = shelf.root / "objects" / "sd15" / "0000000000000000.png"
-    stray.touch()
-    assert store.prune(shelf.root) == 1
-    assert not stray.exists()
-    assert shelf.load().tag == TAG
-
-
-def nudged(shelf: Shelf) -> None:
-    """One step in one pixel, as another trainer version might have it."""
-    with Image.open(shelf.artefacts["picture"]) as image:
-        pixels = np.array(image)
-    pixels[3, 4, 0] ^= 1
-    Image.fromarray(pixels).save(shelf.artefacts["picture"])
-
-
-def test_another_tags_similar_picture_is_stored_as_a_difference_that_pruning_keeps(shelf: Shelf) -> None:
-    shelf.write()
-    whole = shelf.load()
-    nudged(shelf)
-    assert shelf.write(tag="v9") == "new"
-    assert shelf.write(tag="v9") == "same bytes"
-    case = cases.load(cases.CASES / "sd15" / "lora.yaml")
-    assert golden_store.base_of(goldens.load("v9", case, None, shelf.root).stored("picture")) == whole.stored("picture")
-    # The base's own golden goes; the base is still needed.
-    goldens.golden_path(TAG, "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 0
-    other = goldens.load("v9", case, None, shelf.root)
-    assert np.abs(other.frames().astype(int) - whole.frames()).sum() == 1
-    # And once the difference goes, nobody needs the base.
-    goldens.golden_path("v9", "sd15/lora", shelf.root).unlink()
-    assert store.prune(shelf.root) == 5
-    assert shelf.files() == {}
-
-
-def test_recording_a_differences_base_anew_leaves_the_difference_alone(shelf: Shelf) -> None:
-    shelf.write()
-    before = shelf.artefacts["picture"].read_bytes()
-    nudged(shelf)
-    shelf.write(tag="v9")
-    Image.new("RGB", (128, 128), "green").save(shelf.artefacts["picture"])
-    assert shelf.write() == "CHANGED: picture file"
-    assert store.prune(shelf.root) == 0
-    case = cases.load(cases.CASES / "sd15" / "lora.yaml")
-    with Image.open(io.BytesIO(before)) as image:
-        steps = np.abs(goldens.load("v9", case, None, shelf.root).frames()[0].astype(int) - np.asarray(image))
-    assert steps.sum() == 1
-
-
-def test_a_picture_packed_by_another_zlib_is_the_same_bytes(shelf: Shelf) -> None:
-    shelf.write()
-    first = shelf.files()
-    with Image.open(shelf.artefacts["picture"]) as image:
-        image.load()
-    image.save(shelf.artefacts["picture"], compress_level=1)
-    assert shelf.write() == "same bytes"
-    assert shelf.files() == first
-
-
-def reordered(data: bytes) -> bytes:
-    """The same safetensors file with its header's keys in another order."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(reversed(header.get("__metadata__", {}).items()))
-    text = json.dumps(dict(reversed(header.items())), separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + size :]
-
-
-def test_another_order_of_a_loras_metadata_is_the_same_file(shelf: Shelf) -> None:
-    shelf.write()
-    first = shelf.files()
-    data = shelf.artefacts["lora"].read_bytes()
-    shelf.artefacts["lora"].write_bytes(reordered(data))
-    assert shelf.artefacts["lora"].read_bytes() != data
-    assert shelf.write() == "same bytes"
-    assert shelf.files() == first
-
-
-def test_another_weight_in_a_lora_is_not(shelf: Shelf) -> None:
-    shelf.write()
-    data = bytearray(reordered(shelf.artefacts["lora"].read_bytes()))
-    data[-1] ^= 1
-    shelf.artefacts["lora"].write_bytes(data)
-    assert shelf.write() == "CHANGED: lora file"

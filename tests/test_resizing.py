@@ -62,3 +62,22 @@ def test_an_unknown_order_is_refused_and_without_control_images_none_is_named() 
     with pytest.raises(RequestError, match="resize_order 'pillow-9': use pillow-12 or pillow-13"):
         pipelines.load("flux_kontext", resize_order="pillow-9")
     assert "resize_order" not in pipelines.load("sd15").sample("a fox", width=64, height=64, steps=1).receipt
+
+
+def test_an_order_holds_inside_its_block_and_the_one_around_it_comes_back() -> None:
+    assert resizing._order.get() is None
+    with resizing.in_order("pillow-12"):
+        with resizing.in_order("pillow-13"):
+            assert resizing._order.get() == "pillow-13"
+        assert resizing._order.get() == "pillow-12"
+    assert resizing._order.get() is None
+    picture = record.picture("RGB", (9, 7))
+    assert picture.resize((4, 3)).size == (4, 3)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "1"])
+def test_what_pillow_takes_apart_itself_is_resized_as_by_the_pillow_at_hand(mode: str) -> None:
+    picture = record.picture("RGBA", (40, 37)).convert(mode)
+    plain = picture.resize((11, 5), Image.Resampling.BICUBIC)
+    with resizing.in_order(resize_order_of(PIL.__version__)):
+        assert picture.resize((11, 5), Image.Resampling.BICUBIC).tobytes() == plain.tobytes()

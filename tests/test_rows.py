@@ -32,8 +32,8 @@ from lora_drift.pipelines.spec import INFORMS, RESIZE_ORDER, Quantizes, Schedule
 
 VIDEO_ONLY = ("num_frames", "frame_step", "frames_floored")
 """Of rows that make one picture they change nothing: it has one frame."""
-ELSEWHERE = ("tokenization", "slow_tokenizers")
-"""Few texts show them; tests/test_text.py has those."""
+ELSEWHERE = ("tokenization", "slow_tokenizers", "digests_captions")
+"""Few texts show them; tests/test_text.py and tests/test_ideogram4.py have those."""
 IN_HALF_PRECISION = ("norms_in_float32",)
 """tests/test_bfloat16.py."""
 TOLD = "quantizes.by_default"
@@ -213,7 +213,7 @@ LOADED = {
     "base", "pipeline", "components", "denoisers", "encoder_attention", "norm_eps", "logit_softcapping",
     "transformer_file", "vae_file", "text_encoder_class", "tokenizer_class", "padding_side", "read_in",
     "reference_dtype", "max_sequence_length", "boundary_ratio", "expand_timesteps", "clip_resize", "seen_in_place",
-    "prompt_reversed",
+    "prompt_reversed", "unconditional_lora",
 }  # fmt: skip
 """Fields that are read when weights load; the others when a render begins."""
 NEEDS_WEIGHTS = {*LOADED, "guidance"}
@@ -280,6 +280,8 @@ def asked_of(row: ModelSpec, tmp: Path) -> list[Settings]:
         common["num_frames"] = row.frame_step + 1
     if row.id == "hidream":  # 256x64 becomes 2048x512, which the miniature's patches of 64 pixels divide
         common["width"] = 256
+    if row.id == "ideogram4":  # of two steps, the second begins at the median, however wide its sigmas are spread
+        common["steps"] = 3
     prompt = "a photo of a red fox by the sea, and behind it a ship, in the evening light"
     long_side = Image.open(ASSETS / "tall.png").convert("RGB").resize((64, 500))
     long_side.save(tmp / "long.png")
@@ -295,6 +297,9 @@ def asked_of(row: ModelSpec, tmp: Path) -> list[Settings]:
     if row.id.startswith("qwen_image_edit_plus"):  # of these sides, a resized picture is resized to others once more
         Image.new("RGB", (160, 64), "red").save(tmp / "wide.png")
         shown.append({"control": (str(tmp / "wide.png"),)})
+    if row.id.startswith("krea2_o_edit"):  # one that the text encoder sees smaller than it is, and one enlarged
+        Image.new("RGB", (20, 64), "red").save(tmp / "narrow.png")
+        shown += [{"control": (str(tmp / name),)} for name in ("long.png", "narrow.png")]
     scales = (3.0, 0.5)
     return [resolve(row, Request(prompt, guidance_scale=scale, **common, **more)) for more in shown for scale in scales]
 

@@ -207,6 +207,13 @@ def test_trigger_and_name_in_a_prompt(fields: dict[str, str], prompt: str) -> No
     assert resolved("[trigger] by [name]", **fields).prompt == prompt
 
 
+def test_the_name_of_the_job_stands_in_the_negative_prompt_and_the_trigger_word_too() -> None:
+    named = resolved("[trigger]", negative="no [name], [trigger]", trigger_word="a [name]", job_name="fox")
+    assert named.prompt == "a fox"
+    assert named.negative_prompt == named.negative_prompt_2 == "no fox, [trigger]"
+    assert resolved("a", negative="no [name]").negative_prompt == "no [name]"
+
+
 # ---------------------------------------------------------------------------------------------------- control images
 
 TALL, WIDE, OTHER = (str(cases.ASSETS / name) for name in ("tall.png", "wide.png", "other.png"))
@@ -326,6 +333,22 @@ def test_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(RequestError) as error:
         spec_of("sd16")
     assert all(model in str(error.value) for model in ("'sd16'", *MODELS))
+    assert str(error.value).count("did you mean") == 1
+    with pytest.raises(RequestError, match=r"unknown model 'qwertz'; the models are"):
+        spec_of("qwertz")
+
+
+@pytest.mark.parametrize(
+    ("model", "scale", "told"),
+    [("sd15", 4.0, 4.0), ("sd15", 1.5, 1.5), ("sd15", 1.0, 1.0), ("sd15", 0.0, 1.0), ("flux", 1.0, 1.0),
+     ("flux", 0.5, 0.5), ("zimage", 0.5, 0.5), ("zimage", 0.0, 0.0), ("zimage", -1.0, 0.0)],
+)  # fmt: skip
+def test_a_pipeline_that_must_not_guide_is_told_a_scale_at_which_none_does(
+    model: str, scale: float, told: float
+) -> None:
+    spec = spec_of(model, "0.7.29")
+    assert spec.pipeline_scale(scale) == told
+    assert spec.guides(scale) == (scale > 1 if model == "sd15" else scale > 0 if model == "zimage" else False)
 
 
 @given(

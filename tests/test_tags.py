@@ -15,7 +15,7 @@ from lora_drift.harness.check import cases, goldens, runner
 from lora_drift.harness.check.verified_by import vouching
 from lora_drift.harness.minihub import factory
 from lora_drift.pipelines import MODELS, RequestError
-from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.registry import ROWS, spec_of
 from lora_drift.pipelines.spec import NEWEST, TOOLKITS, Earlier, age, nearest, noise_stream_at
 
 UNSEEN = {"zimage", "zimage_deturbo"}
@@ -31,14 +31,18 @@ CHANGES = [
 
 def test_the_pipelines_know_the_versions_of_the_tags() -> None:
     assert tuple(row.version for row in tags.rows()) == TOOLKITS
-    for row in tags.rows():
-        lacks = {model for model, spec in MODELS.items() if age(spec.since) > age(row.version)}
+    for row in tags.all_rows():
+        lacks = {model for model, spec in ROWS.items() if age(spec.since) > age(row.version)}
         assert set(row.lacks) == lacks
 
 
 def test_a_version_without_the_model_is_refused_with_the_first_that_has_it() -> None:
     with pytest.raises(RequestError, match=r"trainer 0.7.19 does not know flux2_klein_4b yet; the first .* is 0.7.20"):
         pipelines.load("flux2_klein_4b", toolkit="0.7.19")
+    with pytest.raises(RequestError, match=r"trainer 0.7.29 does not know krea2 yet; the first that does is 0.10.17"):
+        pipelines.load("krea2", toolkit="0.7.29")
+    with pytest.raises(RequestError, match=r"does not know krea2_o_edit yet; the first that does is 0.10.20"):
+        pipelines.load("krea2_o_edit", toolkit="0.10.19")
     for unknown in ("0.6", "0.7.18", "99.0.0", "newest", ""):
         said = f"unknown trainer version '{unknown}'; reproduced are those from 0.7.19 to {NEWEST}"
         with pytest.raises(RequestError, match=re.escape(said)):

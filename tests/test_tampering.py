@@ -90,7 +90,7 @@ def test_another_processors_rounding_is_no_forgery(
 
 def test_a_sample_is_another_each_day_and_all_are_seen() -> None:
     known_cases = cases.load_all()
-    chosen = [again.drawn(known_cases, 12, str(date(2027, 1, 1) + timedelta(days=n))) for n in range(120)]
+    chosen = [again.drawn(known_cases, 12, str(date(2027, 1, 1) + timedelta(days=n))) for n in range(240)]
     assert chosen[0] == again.drawn(known_cases, 12, "2027-01-01") != chosen[1]
     assert all(len({case.id for case in day}) == 12 for day in chosen)
     assert {case.id for day in chosen for case in day} == {case.id for case in known_cases}

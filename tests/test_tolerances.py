@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_drift.harness.check import tolerances
 from lora_drift.harness.check.goldens import CPU
-from lora_drift.harness.check.results import Metric
+from lora_drift.harness.check.results import Metric, Result, Verdict
 from lora_drift.harness.check.tolerances import FACTORS, Tolerance, ToleranceError
 from lora_drift.harness.studies import spread as measure
 
@@ -47,6 +47,46 @@ def test_another_processor_than_that_of_the_golden_has_tolerances_of_its_own() -
     assert same == tolerances.load("mini", CPU)
     assert all(other[name].spread >= tolerance.spread for name, tolerance in same.items())
     assert "the trainer on" in other["latents_rel_l2"].seen_in
+
+
+def test_on_another_processor_a_stage_is_held_to_what_its_kind_was_measured_to_spread() -> None:
+    here = CPU | {"cpu": "AMD EPYC", "cpu_capability": "AVX2"}
+    limits = tolerances.load("mini", here, here | {"cpu_capability": "AVX512"}, "flux_kontext")
+    noise, prediction = (tolerances.of_stage(limits, stage) for stage in ("step0/noise", "step1/denoiser#0"))
+    least = tolerances.load("mini", here)["trace"].limit
+    assert noise == pytest.approx(least), "noise is equal to the bit, but legal variants of one processor are not"
+    assert prediction > 2 * least
+    assert tolerances.of_stage(limits, "step0/noise") < limits["trace"].limit
+    same = tolerances.load("mini", here, here, "flux_kontext")
+    assert tolerances.of_stage(same, "step1/denoiser#0") == same["trace"].limit
+
+
+def test_the_spread_of_stages_comes_from_cases_that_match_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = CPU | {"cpu": "A"}, CPU | {"cpu": "B"}
+
+    def ran(case: str, verdict: Verdict, golden: dict[str, str], trace: dict[str, float | None]) -> Result:
+        return Result(case=case, model=case.split("/")[0], tag="t", tier="mini", device="cpu", dtype="float32",
+                      verdict=verdict, environment=here, golden_environment=golden, trace=trace)  # fmt: skip
+
+    found = measure.of_stages([
+        ran("flux/a", "match", there, {"step0/noise": 0.0, "step0/denoiser#0": 1e-5, "step1/denoiser#0": None}),
+        ran("flux/b", "match", there, {"step0/denoiser#0": 3e-5, "step0/denoiser#0.timestep": 1e-8}),
+        ran("flux/c", "drift", there, {"step0/denoiser#0": 0.5}),
+        ran("flux/d", "match", here, {"step0/denoiser#0": 0.5}),
+    ])  # fmt: skip
+    key = "mini/cpu/float32/another processor"
+    assert found == {key: {"flux": {"initial noise": 0.0, "denoiser": 3e-5, "schedule": 1e-8}}}
+
+    file = tmp_path / "tolerances.json"
+    file.write_text(tolerances.TOLERANCES.read_text())
+    monkeypatch.setattr(tolerances, "TOLERANCES", file)
+    before = tolerances.load("mini", here, there, "sd15")
+    measure.write_stages(found)
+    limits = tolerances.load("mini", here, there, "flux")
+    assert tolerances.of_stage(limits, "step3/denoiser#1") == pytest.approx(8 * 3e-5)
+    assert tolerances.load("mini", here, there, "sd15") == before, "other models keep theirs"
 
 
 def test_tolerances_are_filled_in_and_other_metrics_left_alone() -> None:

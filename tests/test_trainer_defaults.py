@@ -69,6 +69,58 @@ def test_a_job_of_the_trainers_own_is_rendered_or_refused_for_a_true_reason(
     assert outcome(facts, tmp_path / "job.yaml") == facts["outcome"]
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"edit": True, "match_target_res": True, "kv_cache": True}, "krea2_o_edit"),
+        ({"edit": False}, "krea2"),
+        (
+            {"edit": True, "match_target_res": True},
+            "refused: `model.model_kwargs.kv_cache: false` is not rendered: krea2_o_edit is with true, as the UI of "
+            "trainer 0.12.26 writes it",
+        ),
+        (
+            {"edit": True, "match_target_res": False, "kv_cache": True},
+            "refused: `model.model_kwargs.match_target_res: false` is not rendered: krea2_o_edit is with true, as the "
+            "UI of trainer 0.12.26 writes it",
+        ),
+    ],
+)
+def test_a_krea_2_that_edits_pictures_is_not_taken_for_the_one_that_does_not(
+    kwargs: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = {"name_or_path": "krea/Krea-2-Raw", "arch": "krea2", "model_kwargs": kwargs}
+    job = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True, "model": model}
+    assert outcome(job, tmp_path / "job.yaml") == said
+
+
+def test_what_krea_2s_references_are_shown_follows_the_ui_of_the_jobs_trainer(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = {"edit": True}
+    model = {"name_or_path": "krea/Krea-2-Turbo", "arch": "krea2:o_edit_turbo", "model_kwargs": kwargs}
+    facts = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True, "model": model}
+    job = reader.read(written(facts, tmp_path / "job.yaml"))
+    assert plan.plan(job, None, "0.10.21").spec.own["references_apart"] is False
+    with pytest.raises(JobError, match="kv_cache: false` is not rendered"):
+        plan.plan(job, None, "0.10.22")
+    kwargs |= {"kv_cache": True, "match_target_res": True, "vlm_max_pixels": 64}
+    planned = plan.plan(reader.read(written(facts, tmp_path / "job.yaml")), None, "0.10.22")
+    assert planned.spec.own["references_apart"] is True
+    assert [note for note in planned.notes if "model_kwargs" in note] == [
+        "model.model_kwargs.vlm_max_pixels: 64 is not honoured: rendered as without it"
+    ]
+
+
+def test_a_quantised_anima_is_told_what_stays_as_it_is(tmp_path: Path) -> None:
+    job = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True}
+    named = {"name_or_path": "circlestone-labs/Anima-Base-v1.0-Diffusers", "arch": "anima"}
+    found = {}
+    for quantize in (False, True):
+        facts = {**job, "model": {**named, "quantize": quantize, "quantize_te": False}}
+        notes = plan.plan(reader.read(written(facts, tmp_path / "job.yaml")), None).notes
+        found[quantize] = [note for note in notes if "text conditioner" in note]
+    assert found[False] == [] and len(found[True]) == 1
+
+
 def test_the_documentation_has_them_all() -> None:
     text = (ROOT / "docs" / "field.md").read_text(encoding="utf-8")
     missing = [row["file"] for row in JOBS if line(row) not in text]

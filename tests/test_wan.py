@@ -41,3 +41,30 @@ def test_a_file_of_one_expert_goes_where_it_is_sent_and_nowhere_unasked(tmp_path
     assert [delta.component for delta in lora.deltas] == ["transformer_2"]
     with pytest.raises(LoraError, match="Give the file of one expert as high or low"):
         read({"": path}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)
+
+
+def test_a_lokr_in_the_old_format_has_names_that_the_trainer_renamed_in_part(tmp_path: Path) -> None:
+    """Of Wan's names it turns those of the attention into the original ones, and leaves the others as Diffusers has
+    them, since there are underscores where it looks for dots."""
+    modules = {
+        "blocks_0_self_attn_q": "blocks.0.attn1.to_q",
+        "blocks_0_cross_attn_v": "blocks.0.attn2.to_v",
+        "blocks_0_cross_attn_k_img": "blocks.0.attn2.add_k_proj",
+        "blocks_0_cross_attn_to_out_0": "blocks.0.attn2.to_out.0",
+        "blocks_0_ffn_net_0_proj": "blocks.0.ffn.net.0.proj",
+    }
+    parts = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.ones(())}
+    file = tmp_path / "old.safetensors"
+    save_file({f"lycoris_{name}.{part}": value.clone() for name in modules for part, value in parts.items()}, file)
+    shapes = {"transformer": dict.fromkeys(modules.values(), (6, 6))}
+    lora = read({"": file}, spec_of("wan21_i2v_14b"), shapes, wan.lora_targets)
+    assert {delta.module for delta in lora.deltas} == set(modules.values())
+
+    both = tmp_path / "both.safetensors"
+    save_file({f"lycoris_transformer_{i}_blocks_0_self_attn_q.{part}": value.clone() for i in (1, 2)
+               for part, value in parts.items()}, both)  # fmt: skip
+    lora = read({"": both}, spec_of("wan22_14b_t2v"), SHAPES, wan.lora_targets)
+    assert {(delta.component, delta.module) for delta in lora.deltas} == {
+        ("transformer", "blocks.0.attn1.to_q"),
+        ("transformer_2", "blocks.0.attn1.to_q"),
+    }

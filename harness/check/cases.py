@@ -290,6 +290,12 @@ def load_all(root: Path = CASES, tier: Tier = "mini") -> list[Case]:
     return [load(path) for path in files(root, tier)]
 
 
+def known(tag: str, tier: Tier = "mini") -> list[Case]:
+    """The cases whose models the trainer of `tag` has."""
+    lacking = tags.row(tag).lacks
+    return [case for case in load_all(tier=tier) if case.model not in lacking]
+
+
 def of_both_tiers(root: Path = CASES) -> list[Case]:
     return [*load_all(root), *load_all(root, "full")]
 

@@ -6,12 +6,12 @@ scheduler makes its first step, but the denoiser has read it before.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from lora_drift.harness.check.trace import Trace, errors, sketch
+from lora_drift.harness.check.trace import Trace, errors, sketch, without_ones
 
 LORA = "LoRA"
 TOKENS = "tokens"
@@ -82,7 +82,8 @@ def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
     of their steps.
 
     Its step is Euler's, x' = x + (t' - t) p, and sketches are linear: p follows from the inputs of two steps. Pictures
-    behind the latents in the sequence are the same in both and cancel.
+    behind the latents in the sequence are the same in both and cancel; those that only the first call reads (Krea 2)
+    are ours, without our noise: where they are not the golden's, that shows before.
     """
     if any(name.startswith("schedule/") for name in golden.sketches) or "schedule/sigmas" not in ours.sketches:
         return golden, {}
@@ -94,7 +95,10 @@ def _completed(golden: Trace, ours: Trace) -> tuple[Trace, dict[str, float]]:
         if then not in sketches or name not in ours.sketches:
             break
         difference = _number(sketches[then]) - _number(sketches[now])
-        x, x_then = (sketches[unit.format(s, "hidden_states")].astype(np.float64) for s in (step, step + 1))
+        inputs = [unit.format(s, "hidden_states") for s in (step, step + 1)]
+        x, x_then = (sketches[stage].astype(np.float64) for stage in inputs)
+        if golden.shapes[inputs[0]] != golden.shapes[inputs[1]]:
+            x -= ours.sketches[inputs[0]].astype(np.float64) - ours.sketches["step0/noise"]
         sketches[name], shapes[name] = (x_then - x) / difference, ours.shapes[name]
         lengths[name] = abs(difference)
     return Trace(sketches, shapes, golden.tokens), lengths
@@ -105,13 +109,13 @@ def _number(sketched: np.ndarray) -> float:
     return float(sketched @ sketch(np.ones(1)))
 
 
-def first(found: Mapping[str, float], limit: float) -> str | None:
-    """The stage beyond `limit` that comes first in the order of causes.
+def first(found: Mapping[str, float], limit: Callable[[str], float]) -> str | None:
+    """The stage beyond its limit that comes first in the order of causes. `limit`: stage -> tolerance.
 
     What does not reach the final latents is no cause of what comes after them.
     """
-    beyond = [name for name, error in found.items() if not error <= limit]
-    if found.get("decode/in", float("inf")) <= limit:
+    beyond = [name for name, error in found.items() if not error <= limit(name)]
+    if found.get("decode/in", float("inf")) <= limit("decode/in"):
         beyond = [name for name in beyond if name == "decode/out"]
     return min(beyond, key=_rank, default=None)
 
@@ -143,6 +147,20 @@ def _rank(stage: str) -> tuple[int, int]:
     return int(step), {"scheduler.prediction": 3, "latents": 4}.get(other or "", 2)
 
 
+def kind(stage: str) -> str:
+    """What a stage is one of. Rounding spreads alike over the stages of a kind, and otherwise over the next."""
+    if stage.startswith("lora/"):
+        return LORA
+    if stage.startswith("decode/"):
+        return DECODER_INPUT if stage == "decode/in" else DECODER
+    if stage.rpartition(".")[2] in TIMES:
+        return SCHEDULE
+    step, within = _rank(stage)
+    if step == -1:
+        return (TOKENS, PROMPTS, PROMPTS, SCHEDULE, CONDITIONING, CONTROL, NOISE)[within]
+    return (SCHEDULE, INPUT, DENOISER, GUIDANCE, STEP)[within]
+
+
 def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
     """The component that a stage belongs to, in words. `facts` are the settings of the run."""
     if stage.startswith("lora/"):
@@ -167,14 +185,14 @@ def place(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> s
         return f"{SCHEDULE}: {stage.removeprefix('schedule/')}"
     theirs, our = golden.shapes.get(stage), ours.shapes.get(stage)
     words = stage.endswith(TEXTS) or stage.startswith("encode/")
-    if facts.get("control") and theirs and our and theirs != our and not words:
+    if facts.get("control") and theirs and our and without_ones(theirs) != without_ones(our) and not words:
         # Tokens, their places and their times: more or fewer of them are those of control images.
         return f"{CONTROL}: another number of tokens"
     prediction = stage.replace("scheduler.prediction", "denoiser#0")
     if _passes(golden) == 1 and golden.shapes.get(prediction) != ours.shapes.get(prediction):
         # Unguided, so that the scheduler gets what the denoiser gave, which the two sides lay out otherwise.
         stage = prediction
-    return _in_step(stage, golden, facts)
+    return _in_step(stage, golden, ours, facts)
 
 
 def agrees(place: str, expected: str) -> bool:
@@ -183,10 +201,12 @@ def agrees(place: str, expected: str) -> bool:
     return place.startswith((expected, expected.replace(PROMPTS, TOKENS)))
 
 
-def _in_step(stage: str, golden: Trace, facts: Mapping[str, Any]) -> str:
+def _in_step(stage: str, golden: Trace, ours: Trace, facts: Mapping[str, Any]) -> str:
     parts = _PARTS.fullmatch(stage)
     assert parts is not None, stage
     step, call, argument, other = parts.groups()
+    if not any(name.startswith(f"step{step}/") for name in ours.sketches):
+        return f"{SCHEDULE}: there is no step {step}"
     if other == "noise":
         return NOISE
     if other is not None:
@@ -196,7 +216,8 @@ def _in_step(stage: str, golden: Trace, facts: Mapping[str, Any]) -> str:
     if argument in TIMES:
         return f"{SCHEDULE}: {argument} as the denoiser reads it at step {step}"
     if argument in TEXTS:
-        sign = (POSITIVE, NEGATIVE)[int(call)] if call in "01" and _calls(golden) > 1 else PROMPTS
+        apart = _calls(golden) > 1 or _passes(golden) == 1  # else one call reads all prompts
+        sign = (POSITIVE, NEGATIVE)[int(call)] if call in "01" and apart else PROMPTS
         return f"{sign} ({argument})"
     if argument == "guidance":
         return f"{GUIDANCE}: the scale as the denoiser reads it"

@@ -75,6 +75,8 @@ class CaseFile(pytest.File):
         if lacking := extras.lacking("check"):
             raise CaseError(f"checking a case {lacking}")
         case = cases.load(self.path)
+        if case.model in tags.row(self.config.getoption("--drift-tag") or tags.newest()).lacks:
+            return
         device, dtype = plugin_options.device(self.config), self.config.getoption("--drift-dtype")
         parts = (device if device != "cpu" else "", dtype, profile if profile != "reference" else "")
         where = "-".join(part for part in parts if part)

@@ -13,7 +13,7 @@ LONG = 60
 
 def negative_counts(pipeline: Pipeline, settings: Settings) -> bool:
     """Does this model read the negative prompt at this guidance?"""
-    return pipeline.spec.guides(settings.guidance_scale)
+    return pipeline.spec.reads_negative(settings.guidance_scale)
 
 
 def controls(pipeline: Pipeline, settings: Settings) -> Iterator[tuple[str, Pipeline, Settings]]:

@@ -362,7 +362,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
 
     reference = golden.frames()
     if reference.shape != ours.frames.shape:
-        _trace(result, golden, ours, limits["trace"].limit)
+        _trace(result, golden, ours, limits)
         result.verdict = "drift"
         result.message = (
             f"the trainer rendered {_shape(reference)}, we rendered {_shape(ours.frames)}: another size or frame rule"
@@ -374,7 +374,7 @@ def _compare(result: Result, bench: Bench, case: Case, golden: Golden, out: Path
     if "audio" in golden.artefacts and ours.audio is not None:
         measured.append(metrics.audio(golden.audio(), ours.audio))
     result.metrics = tolerances.apply(measured, limits)
-    _trace(result, golden, ours, limits["trace"].limit)
+    _trace(result, golden, ours, limits)
     outside = [m for m in result.metrics if not m.within]
     blind = [c.name for c in result.controls if not c.caught]
     if outside or told:
@@ -477,21 +477,21 @@ def _where(result: Result) -> str:
     return result.first_divergence.sentence if result.first_divergence else ""
 
 
-def _trace(result: Result, golden: Golden, ours: Rendered, limit: float) -> None:
+def _trace(result: Result, golden: Golden, ours: Rendered, limits: dict[str, tolerances.Tolerance]) -> None:
     """Where the run leaves its golden; `result.metrics` say whether it does so in what follows the traced ones."""
     reference = Trace.load(golden.path("trace"))
-    found = divergence.distances(reference, ours.trace)
+    found, limit = divergence.distances(reference, ours.trace), partial(tolerances.of_stage, limits)
     result.trace = {name: error if math.isfinite(error) else None for name, error in found.items()}
-    for name in (name for name, error in found.items() if name.startswith("schedule/") and not error <= limit):
+    for name in (name for name, error in found.items() if name.startswith("schedule/") and not error <= limit(name)):
         result.schedule[name.removeprefix("schedule/")] = reference.numbers(name), ours.trace.numbers(name)
     facts = {**result.settings, "golden_lora_mode": golden.settings.get("lora_mode")}
     first = divergence.first(found, limit) or finished(result.metrics)
     if first is not None:
         place = divergence.place(first, reference, ours.trace, facts)
-        tolerances = {m.name: m for m in result.metrics}
+        judged = {m.name: m for m in result.metrics}
         behind = {divergence.PIXELS: "pixel_max", divergence.AUDIO: "audio_rel_l2"}.get(first)
-        error = tolerances[behind].value if behind else result.trace[first]
-        tolerance = tolerances[behind].gate or 0.0 if behind else limit
+        error = judged[behind].value if behind else result.trace[first]
+        tolerance = judged[behind].gate or 0.0 if behind else limit(first)
         result.first_divergence = Divergence(boundary=first, error=error, gate=tolerance, place=place)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_drift.harness.check import divergence
 from lora_drift.harness.check.results import Metric
 from lora_drift.harness.environment import architecture, same_processor
 
@@ -24,6 +25,10 @@ ANOTHER_PROCESSOR = "/another processor"
 ANOTHER_ARCHITECTURE = "/another architecture/"
 """In half precision correct renders on two architectures are far apart, and how far depends on the model: a tolerance a
 model. What a person sees is judged, too (SSIM, FLIP), since no bit is equal."""
+STAGE = "trace: "
+"""... and a kind of stage. Between processors some stages are equal to the bit (noise, tokens) and some are far apart
+(the denoiser of FLUX.2), and how far depends on the model: with one tolerance for all, a rounding mistake in the noise
+hides in what denoisers differ by, and the stage that is named is a later one."""
 FACTOR_BETWEEN_ARCHITECTURES = 1.5
 """Small, so that the negative controls still show: it is measured on each model, and on its own cases."""
 
@@ -90,19 +95,30 @@ def key(tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | N
 def load(
     tier: str, environment: Mapping[str, Any], golden: Mapping[str, Any] | None = None, model: str = ""
 ) -> dict[str, Tolerance]:
-    """Metric name -> tolerance, for what `key` says.
+    """Metric name -> tolerance, for what `key` says; with `model`, those of its kinds of stages, too.
 
     Raises:
         ToleranceError: nothing was measured there; a run without a tolerance cannot pass.
     """
     wanted = key(tier, environment, golden, model)
-    table = json.loads(TOLERANCES.read_text(encoding="utf-8"))["gates"]
-    if wanted not in table:
+    table = json.loads(TOLERANCES.read_text(encoding="utf-8"))
+    if wanted not in table["gates"]:
         device = "cpu" if environment["device"] == "cpu" else "cuda"
         options = f"--tier {tier} --device {device} --dtype {environment['dtype']} --write"
-        raise ToleranceError(f"no tolerances were measured for {wanted} (known: {', '.join(table)}), so nothing "
-                             f"passes; measure them: lora-drift tolerances {options}")  # fmt: skip
-    return {name: Tolerance.model_validate(value) for name, value in table[wanted].items()}
+        raise ToleranceError(f"no tolerances were measured for {wanted} (known: {', '.join(table['gates'])}), so "
+                             f"nothing passes; measure them: lora-drift tolerances {options}")  # fmt: skip
+    limits = {name: Tolerance.model_validate(value) for name, value in table["gates"][wanted].items()}
+    # Never less than what legal variants differ by on one processor.
+    least = table["gates"][f"{tier}/cpu/float32"]["trace"]["spread"] if wanted in table["stages"] else 0.0
+    for kind, spread in table["stages"].get(wanted, {}).get(model, {}).items():
+        seen = f"{model}, all cases: {kind}"
+        limits[STAGE + kind] = Tolerance(spread=max(spread, least), factor=FACTORS["trace"], seen_in=seen)
+    return limits
+
+
+def of_stage(limits: Mapping[str, Tolerance], stage: str) -> float:
+    """How far a traced stage may be from the golden's: by its kind where that was measured for the model."""
+    return limits.get(STAGE + divergence.kind(stage), limits["trace"]).limit
 
 
 def apply(metrics: Iterable[Metric], tolerances: dict[str, Tolerance]) -> list[Metric]:

@@ -133,7 +133,7 @@ def errors(golden: Trace, ours: Trace) -> dict[str, float]:
         may_lack = name.startswith("encode/") or re.search(r"/denoiser#\d+\.", name)
         if may_lack and name not in ours.sketches:
             continue
-        same_shape = name in ours.sketches and _without_ones(golden.shapes[name]) == _without_ones(ours.shapes[name])
+        same_shape = name in ours.sketches and without_ones(golden.shapes[name]) == without_ones(ours.shapes[name])
         if (
             name in ours.sketches
             and not same_shape
@@ -155,7 +155,8 @@ def _in_another_layout(name: str, golden: list[int], ours: list[int]) -> bool:
     return latents and (len(golden) != len(ours) or golden[-1] != ours[-1])
 
 
-def _without_ones(shape: list[int]) -> list[int]:
+def without_ones(shape: list[int]) -> list[int]:
+    """A shape as far as it tells how many numbers there are: the trainer's and ours have other dimensions of one."""
     return [n for n in shape if n != 1]
 
 

@@ -19,6 +19,7 @@ UNREAD = (
     ("flux2", "black-forest-labs/*", ("text_encoder", "transformer", "vae")),
     ("flux2_diffusers", "black-forest-labs/*", ("text_encoder",)),
     ("flux2_klein_*", "black-forest-labs/*", ("text_encoder", "transformer", "vae")),
+    ("krea2*", "Qwen/Qwen-Image", ("text_encoder", "transformer")),
     ("ltx2.3", "diffusers/*", ("text_encoder",)),
     ("sd15", "*", ("safety_checker",)),
     ("wan2*", "*-Diffusers*", ("text_encoder",)),

@@ -140,8 +140,8 @@ def wanted() -> str:
     found: dict[str, dict[str, Any]] = {}
     plainest = ("base", "lora")
     for case in sorted(cases.load_all(), key=lambda case: case.id.partition("/")[2] not in plainest):
-        if case.base and not case.quantization:
-            continue  # it vouches for another base model
+        if case.model not in MODELS or (case.base and not case.quantization):
+            continue  # nothing checked it yet, or it vouches for another base model
         sample = case.sample
         named = {name: getattr(sample, name) for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")}
         settings = resolve(MODELS[case.model], Request(sample.prompt, width=sample.width, height=sample.height,

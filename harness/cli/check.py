@@ -151,7 +151,11 @@ def tolerances(
         Path | None, typer.Option(help="compare with a folder that --save wrote in another environment")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="take the spread from a file of `pytest --drift-floor` instead")
+        Path | None,
+        typer.Option(
+            help="take the spread from a file of `pytest --drift-floor` instead; in float32 on another processor or a "
+            "GPU, also that of each kind of stage"
+        ),
     ] = None,
     recorded: Annotated[
         Path | None,
@@ -188,10 +192,14 @@ def tolerances(
             fail("--write: works in a checkout of lora-drift only, whose file it changes; leave it out")
 
         if results is not None:
-            spreads = measure.of_results(files.read(results))
-            if not spreads:
-                fail(f"{results}: holds no noise floor; write one with `pytest cases --drift-floor --drift-json FILE`")
-            _finish(spreads, write, as_json)
+            read = files.read(results)
+            spreads, stages = measure.of_results(read), measure.of_stages(read)
+            if not spreads and not stages:
+                fail(f"{results}: holds no noise floor, and no case whose golden is of another processor; write one "
+                     "with `pytest cases --drift-floor --drift-json FILE`")  # fmt: skip
+            if write:
+                measure.write_stages(stages)
+            _finish(spreads, write, as_json, stages)
             raise typer.Exit
         if architectures:
             with progress("measuring", len(cases.load_all()), quiet=as_json) as advance:
@@ -224,15 +232,22 @@ def tolerances(
         _finish({limits.key(tier, runner.Bench(device, dtype).environment): spread}, write, as_json)
 
 
-def _finish(spreads: dict[str, Any], write: bool, as_json: bool) -> None:
+def _finish(
+    spreads: dict[str, Any], write: bool, as_json: bool, stages: dict[str, dict[str, dict[str, float]]] | None = None
+) -> None:
     from lora_drift.harness.studies import spread as measure
 
     for key, spread in spreads.items() if write else ():
         measure.write(spread, key)
     if as_json:
-        typer.echo(json.dumps(spreads, indent=2))
+        typer.echo(json.dumps(spreads | ({"stages": stages} if stages else {}), indent=2))
         return
     for key, spread in spreads.items():
         typer.echo(key)
         for name, (value, where) in sorted(spread.items()):
             typer.echo(f"  {name:16} {value:.3g}  ({where})")
+    for key, models in (stages or {}).items():
+        typer.echo(f"{key}, by kind of stage: the largest of {len(models)} models")
+        for kind in sorted({kind for found in models.values() for kind in found}):
+            value, model = max((found.get(kind, 0.0), model) for model, found in models.items())
+            typer.echo(f"  {kind:16} {value:.3g}  ({model})")

@@ -197,7 +197,7 @@ def _subject(model: str, request: Request, lora: list[str], tag: str | None, min
     from lora_drift.pipelines.settings import resolve
 
     files, mode = lora_files(lora), options.pop("mode")
-    toolkit = trainer_version(tag, list(files.values()))
+    toolkit = trainer_version(tag, list(files.values()), model)
     if request.seed == -1:
         fail("--seed -1: the picture has a seed; say which")
     resolve(spec_of(model, toolkit), request)

@@ -10,7 +10,17 @@ PANELS = {
     "Verify": ("verify", "diagnose", "comfy-check"),
     "Serve / Check": ("serve", "check"),
     "Report": ("report", "known"),
-    "Study / Maintain": ("matrix", "mutate", "fuzz", "coverage", "tolerances", "case", "minihub", "version"),
+    "Study / Maintain": (
+        "matrix",
+        "mutate",
+        "mutate-code",
+        "fuzz",
+        "coverage",
+        "tolerances",
+        "case",
+        "minihub",
+        "version",
+    ),
 }
 """Title -> commands. Everything has a place here (tests/test_cli_help.py)."""
 WORDS = {

@@ -116,7 +116,7 @@ def sample(
         from lora_drift.pipelines.settings import Request, resolve
 
         files = lora_files(lora or [])
-        toolkit = trainer_version(tag, list(files.values()))
+        toolkit = trainer_version(tag, list(files.values()), model)
         spec = spec_of(model, toolkit)
         if spec.kind != "video" and frames not in (None, 1):
             fail(f"--frames {frames}: {spec.id} makes pictures; leave it out")

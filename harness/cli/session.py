@@ -45,7 +45,7 @@ def run(
         CaseError, TagError: an unknown case, model or tag, a broken case file, or no cases or goldens here.
         NoCluster: nobody answers at `ray`.
     """
-    tag = tags.row(tag).tag if tag else tags.newest()
+    tag = tags.row(tag).tag if tag else tags.newest_of(only_models)
     cases_folder = cases_folder.resolve()
     goldens_folder = (goldens_folder or cases_folder.parent / "goldens").resolve()
     paths = _paths(only_models, only_cases, tag, device, cases_folder)

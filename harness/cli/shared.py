@@ -56,9 +56,9 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Any]:
         yield advance
 
 
-def trainer_version(tag: str | None, loras: Sequence[Path]) -> str:
-    """The trainer version to render as: that of `tag`, which may be a version itself; without one, that which made the
-    LoRA, or the nearest that is reproduced.
+def trainer_version(tag: str | None, loras: Sequence[Path], model: str) -> str:
+    """The trainer version to render `model` as: that of `tag`, which may be a version itself; without one, that which
+    made the LoRA, or the nearest that is reproduced.
 
     Raises:
         TagError: there is no such tag or version.
@@ -66,13 +66,15 @@ def trainer_version(tag: str | None, loras: Sequence[Path]) -> str:
     """
     from lora_drift.harness import tags
     from lora_drift.pipelines.lora import trainer_of
-    from lora_drift.pipelines.spec import TOOLKITS, nearest
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.spec import nearest
 
     if tag is not None:
         return tags.version_of(tag)
     said = next(filter(None, map(trainer_of, loras)), "")
-    chosen = nearest(said)
-    if chosen != TOOLKITS[-1]:
+    usual = spec_of(model).toolkit
+    chosen = nearest(said) if said else usual
+    if chosen != usual:
         made = "which made the LoRA" if chosen == said else f"the nearest that is reproduced: {said} made the LoRA"
         typer.echo(f"rendered as trainer {chosen} does, {made} (--tag names another)", err=True)
     return chosen

@@ -86,22 +86,32 @@ def coverage(
     propose: Annotated[bool, typer.Option("--propose", help="list requests that would visit what is missing")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show which values of a model's inputs its cases visit, and which pairs of values."""
+    """Show which values of a model's inputs its cases visit, and which pairs of values.
+
+    Samples of random jobs that the trainer rendered (`lora-drift fuzz --render --keep`) count apart; what neither
+    visits is what is missing.
+    """
     with user_errors(needs="check"):
-        from lora_drift.harness.check import cases, coverage
+        from lora_drift.harness import tags
+        from lora_drift.harness.check import cases, coverage, sketched
         from lora_drift.pipelines import MODELS
         from lora_drift.pipelines.registry import spec_of
 
         chosen = [spec_of(name).id for name in model or MODELS]
         known = cases.load_all()
-        found = {name: coverage.measure(name, known) for name in chosen}
-        wanted = {name: list(coverage.proposed(name, known)) for name in chosen} if propose else {}
+        drawn = {name: sketched.cases_of(tags.newest(), name) for name in chosen}
+        alone = {name: coverage.measure(name, known) for name in chosen}
+        found = {name: coverage.measure(name, [*known, *drawn[name]]) for name in chosen}
+        wanted = {name: list(coverage.proposed(name, [*known, *drawn[name]])) for name in chosen} if propose else {}
     if as_json:
-        told = {name: {**of._asdict(), **({"proposed": wanted[name]} if propose else {})} for name, of in found.items()}
+        told = {name: {**of._asdict(), "cases_alone": {"values": alone[name].visited_values,
+                                                       "pairs": alone[name].visited_pairs},
+                       **({"proposed": wanted[name]} if propose else {})} for name, of in found.items()}  # fmt: skip
         typer.echo(json.dumps(told, indent=2))
         return
     for name, of in found.items():
-        typer.echo(f"{name:28} {of.words}")
+        more = f"; with {len(drawn[name])} random samples {of.words}" if drawn[name] else ""
+        typer.echo(f"{name:28} {alone[name].words}{more}")
         if model and of.unvisited:
             typer.echo("  never: " + ", ".join(f"{axis} {value}" for axis, value in of.unvisited))
         for row in wanted.get(name, ()):
@@ -113,10 +123,10 @@ def show_model(model: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
     from lora_drift.harness.report import PAGES
-    from lora_drift.pipelines import MODELS
+    from lora_drift.pipelines.registry import spec_of
 
     if as_json:
-        typer.echo(json.dumps(asdict(MODELS[model]), indent=2))
+        typer.echo(json.dumps(asdict(spec_of(model)), indent=2))
     else:
         text = (PAGES / f"{model}.md").read_text(encoding="utf-8").split("-->\n", 1)[1]
         Console(width=None if sys.stdout.isatty() else 120).print(Markdown(text))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lora_drift.harness import doctor, tags
-from lora_drift.harness.check import cases, coverage, verified_by
+from lora_drift.harness.check import cases, coverage, sketched, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
@@ -31,6 +31,7 @@ GUIDANCE = {
     "cfg": "two passes above 1",
     "cfg_always": "two passes",
     "cfg_above_zero": "two passes above 0, `pos + g (pos - neg)`",
+    "cfg_without_text": "two passes above 1, the second without any text; the negative prompt is ignored",
     "embedded": "one pass; the scale is an input of the model",
 }
 
@@ -160,8 +161,18 @@ class Catalogue:
         found = self.summaries.get(tag, {}).get("cases", [])
         return [case for case in found if case["model"] == model]
 
+    def rows(self, model: str) -> list[tags.Tag]:
+        """The tags that the model's page tells of: those that are recorded, and the one by which a model is held that
+        all of these lack."""
+        begun = tags.row(tags.newest_of([model]))
+        return [*tags.rows(), *([begun] if begun.begun else [])]
+
     def status(self, model: str, row: tags.Tag) -> Status:
         """How the model stands at one tag."""
+        if row.begun:
+            own = [case for case in self.cases if case.model == model]
+            there = sum(content(row.tag, case.id, self.goldens) is not None for case in own)
+            return Status(row.tag, row.commit, f"being recorded, with {there} of {len(own)} cases of this model")
         if model in row.lacks:
             return Status(row.tag, row.commit, "the trainer does not have it yet")
         change = history.change([case for case in self.cases if case.model == model], row.tag, self.goldens)
@@ -207,7 +218,7 @@ class Catalogue:
 
     def _golden(self, case: Case) -> tuple[str, str]:
         """(size, origin) from the golden; dashes where the trainer has not rendered the case."""
-        golden = content(tags.newest(), case.id, self.goldens)
+        golden = content(tags.newest_of([case.model]), case.id, self.goldens)
         if golden is None:
             return "–", "not recorded"
         out = golden["output"]
@@ -279,17 +290,24 @@ def _page(catalogue: Catalogue, spec: ModelSpec) -> dict[str, Any]:
         "repositories": _repositories(spec),
         "size": _size(spec),
         "controls": _controls(spec),
-        "statuses": [catalogue.status(spec.id, row) for row in reversed(tags.rows())],
+        "statuses": [catalogue.status(spec.id, row) for row in reversed(catalogue.rows(spec.id))],
         "sensitivity": catalogue.sensitivity(spec.id),
         "mutation": catalogue.mutation(spec.id),
         "speed": catalogue.speeds.get(spec.id),
         "cases": catalogue.shown(spec.id),
         "coverage": coverage.measure(spec.id, catalogue.cases).words,
+        "drawn": _drawn(spec.id, catalogue.cases),
         "command": _command(spec),
         "quantised": _quantised(spec),
-        "newest": tags.row(tags.newest()),
-        "comfyui": in_comfyui(spec.id),
+        "newest": tags.row(tags.newest_of([spec.id])),
+        "comfyui": in_comfyui(spec.id) if spec.id in MODELS else None,
     }
+
+
+def _drawn(model: str, known: list[Case]) -> str:
+    """What the samples of random jobs add to the inputs that the cases visit."""
+    drawn = sketched.cases_of(tags.newest(), model)
+    return f"{len(drawn)} samples of random jobs: {coverage.measure(model, [*known, *drawn]).words}" if drawn else ""
 
 
 def _environment() -> Environment:

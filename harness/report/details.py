@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lora_drift.harness.check.results import PASSING, Metric, Result
 from lora_drift.harness.report import scale
 from lora_drift.harness.report.root_cause import Blame, blame, golden_settings, step, verdict
-from lora_drift.pipelines import MODELS
+from lora_drift.pipelines.registry import ROWS
 
 DATA = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 TEXT = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -82,7 +82,7 @@ def index_line(view: View, file: str, golden: str) -> list[Any]:
         result.case,
         result.model,
         result.verdict,
-        MODELS[result.model].kind if result.model in MODELS else "",
+        ROWS[result.model].kind if result.model in ROWS else "",
         " ".join(filter(None, (result.lora, result.settings.get("lora_mode")))) or "none",
         *_where(view),
         why.part,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_drift.harness.check import cases, goldens, metrics, noise_floor, runner, tolerances
+from lora_drift.harness.check import cases, divergence, goldens, metrics, noise_floor, runner, tolerances
 from lora_drift.harness.check.cases import Case, Tier
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.check.runner import Bench
@@ -51,6 +51,27 @@ def of_results(results: Iterable[Result]) -> dict[str, Spread]:
     return spreads
 
 
+StageSpread = dict[str, dict[str, dict[str, float]]]
+"""What tolerances are filed under -> model -> kind of stage -> largest distance."""
+
+
+def of_stages(results: Iterable[Result]) -> StageSpread:
+    """How far renders that match are from goldens of another processor (or a GPU from the CPU's) at each kind of stage,
+    in float32, where a trace shows it."""
+    spreads: StageSpread = {}
+    for result in results:
+        if result.verdict != "match" or result.environment["dtype"] != "float32":
+            continue
+        if not tolerances.elsewhere(result.environment, result.golden_environment):
+            continue
+        key = tolerances.key(result.tier, result.environment, result.golden_environment)
+        spread = spreads.setdefault(key, {}).setdefault(result.model, {})
+        for stage, error in result.trace.items():
+            kind = divergence.kind(stage)
+            spread[kind] = max(spread.get(kind, 0.0), error or 0.0)  # None: of another shape, and no cause of anything
+    return spreads
+
+
 def _widen(spread: Spread, case_id: str, floors: Mapping[str, Mapping[str, float]]) -> None:
     for comparison, values in floors.items():
         for name, value in values.items() if comparison != noise_floor.DETERMINISTIC else ():
@@ -59,7 +80,7 @@ def _widen(spread: Spread, case_id: str, floors: Mapping[str, Mapping[str, float
 
 
 def _goldens(bench: Bench, tier: Tier = "mini") -> Iterator[tuple[Case, goldens.Golden]]:
-    for case in cases.load_all(tier=tier):
+    for case in cases.known(bench.tag, tier):
         try:
             golden = bench.golden(case)
         except goldens.Missing:
@@ -97,7 +118,7 @@ def of_recordings(there: Path, tag: str) -> dict[str, Spread]:
     Trainings are left out: on another processor they end in another LoRA.
     """
     spread: Spread = {}
-    for case in cases.load_all():
+    for case in cases.known(tag):
         manifest = factory.manifest_sha256(case.model, case.extras)
         try:
             pair = [goldens.load(tag, case, manifest, root) for root in (goldens.GOLDENS, there)]
@@ -116,7 +137,7 @@ def between_architectures(tag: str, progress: Callable[[int, str], None]) -> dic
     meet to the bit at home: what tolerances are filed under -> the largest distances, a model each."""
     runner.use_minihub()
     bench, spreads = Bench("cpu", "bfloat16", tag=tag, controls=False), dict[str, Spread]()
-    for number, case in enumerate(cases.load_all()):
+    for number, case in enumerate(cases.known(tag)):
         progress(number, case.id)
         for environment in goldens.environments(tag, "bfloat16"):
             try:
@@ -146,13 +167,20 @@ def _recorded(golden: goldens.Golden) -> Rendered:
 
 def write(spread: Spread, key: str) -> None:
     """Put the tolerances derived from `spread` into tolerances.json under `key`."""
-    table = (
-        json.loads(tolerances.TOLERANCES.read_text(encoding="utf-8"))
-        if tolerances.TOLERANCES.is_file()
-        else {"gates": {}}
-    )
+    table = json.loads(tolerances.TOLERANCES.read_text(encoding="utf-8"))
     table["gates"][key] = {
         name: {"spread": float(f"{value:.3g}"), "factor": tolerances.factor(key, name), "seen_in": seen}
         for name, (value, seen) in sorted(spread.items())
     }
+    tolerances.TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def write_stages(spreads: StageSpread) -> None:
+    """Put the spreads of kinds of stages into tolerances.json; other models keep theirs."""
+    table = json.loads(tolerances.TOLERANCES.read_text(encoding="utf-8"))
+    for key, models in spreads.items():
+        rounded = {
+            model: {kind: float(f"{v:.2g}") for kind, v in sorted(found.items())} for model, found in models.items()
+        }
+        table["stages"][key] = dict(sorted({**table["stages"].get(key, {}), **rounded}.items()))
     tolerances.TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -108,9 +108,10 @@ def stock(model: str, dtype: str = "float32") -> tuple[Any, str]:
     import torch
 
     from lora_drift import pipelines
-    from lora_drift.pipelines import MODELS, loading
+    from lora_drift.pipelines import loading
+    from lora_drift.pipelines.registry import spec_of
 
-    spec, torch_dtype = MODELS[model], getattr(torch, dtype)
+    spec, torch_dtype = spec_of(model), getattr(torch, dtype)
     if spec.pipeline == "ours":
         raise NoStockScript(f"Diffusers has no pipeline for {spec.title}")
     loaded = f'pipe = DiffusionPipeline.from_pretrained("{spec.base}", torch_dtype=torch.{dtype})'

@@ -97,7 +97,7 @@ function diagnosis(d) {
     make("th", { scope: "row" }, name, make("small", {}, about)),
     make("td", { class: "num" }, short(distance))));
   return make("table", { class: "diagnosis" },
-    make("caption", {}, "Diagnosis ", make("small", {}, "deviations that come nearest to this picture, applied where the case matches")),
+    make("caption", {}, "Diagnosis ", make("small", {}, "how far this picture is from what each deviation makes where the case matches")),
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "deviation"), make("th", { scope: "col", class: "num" }, "distance, of 255"))),
     make("tbody", {}, ...rows));
 }

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
-from lora_drift.harness.check import divergence, metrics, runner
+from lora_drift.harness.check import divergence, metrics, runner, tolerances
 from lora_drift.harness.check.trace import Trace
 from lora_drift.harness.deviations.library import LIBRARY, Subject
 from lora_drift.harness.deviations.library.base import patched
@@ -59,7 +60,7 @@ def measured(model: str) -> tuple[unmatched.Measured, str]:
     with changed(model, subject) as varied:
         ours = bench.render(varied.pipeline, varied.settings)
     found = divergence.distances(Trace.load(golden.path("trace")), ours.trace)
-    stage = divergence.first(found, bench.tolerances(case, golden)["trace"].limit)
+    stage = divergence.first(found, partial(tolerances.of_stage, bench.tolerances(case, golden)))
     if stage is None:
         raise ValueError(f"{case.id}: nothing differs")
     theirs, pixels = golden.frames(), ours.frames

@@ -11,9 +11,10 @@ from lora_drift.pipelines.profiles import attending_with_cudnn
 
 
 def flux_fast(pipe: Any) -> None:
-    """github.com/huggingface/flux-fast (README, utils/pipeline_utils.py): q, k and v in one, the decoder channels last,
-    float8 weights and inputs by torchao, torch.compile with its flags. Compiled block by block, as Diffusers advises,
-    since all of it at once takes tens of minutes; so it tries tile sizes for over four minutes (an H200)."""
+    """github.com/huggingface/flux-fast (README, utils/pipeline_utils.py), the denoiser: q, k and v in one, float8
+    weights and inputs by torchao, torch.compile with its flags. Compiled block by block, as Diffusers advises, since
+    all of it at once takes tens of minutes; so it tries tile sizes for a quarter of an hour (an H200). torch keeps
+    what it tried in TORCHINDUCTOR_CACHE_DIR, from where a run that was cut off goes on."""
     from torch._inductor import config
 
     config.coordinate_descent_tuning = True
@@ -31,18 +32,23 @@ def flux_fast_untuned(pipe: Any) -> None:
 
 
 def _flux_fast(pipe: Any) -> None:
-    import torch
     from torch._inductor import config
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
 
     config.conv_1x1_as_mm = True
     config.epilogue_fusion = False
     pipe.transformer.fuse_qkv_projections()
-    pipe.vae.to(memory_format=torch.channels_last)
     quantize_(pipe.transformer, Float8DynamicActivationFloat8WeightConfig())
     pipe.transformer.compile_repeated_blocks(fullgraph=True, mode="max-autotune-no-cudagraphs")
-    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune-no-cudagraphs", fullgraph=True)
     pipe.transformer.forward = attending_with_cudnn(pipe.transformer.forward)
+
+
+def flux_fast_decoder(pipe: Any) -> None:
+    """The rest of flux-fast: four minutes more of trying, for a tenth of a second a picture."""
+    import torch
+
+    pipe.vae.to(memory_format=torch.channels_last)
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune-no-cudagraphs", fullgraph=True)
 
 
 def torchao_float8(pipe: Any) -> None:
@@ -54,10 +60,11 @@ def torchao_float8(pipe: Any) -> None:
     pipe.transformer.forward = attending_with_cudnn(pipe.transformer.forward)
 
 
-RECIPES: dict[str, Callable[[Any], None]] = {
-    "torchao-float8": torchao_float8,
-    "flux-fast-untuned": flux_fast_untuned,
-    "flux-fast": flux_fast,
+RECIPES: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "torchao-float8": (torchao_float8,),
+    "flux-fast-untuned": (flux_fast_untuned, flux_fast_decoder),
+    "flux-fast": (flux_fast, flux_fast_decoder),
 }
-"""Name -> what it does to a pipeline. Recipes that skip steps by how little the last ones changed (cache-dit,
+"""Name -> what it does to a pipeline, one after the other: measured after each, so that a run that is cut off while it
+compiles the decoder has the denoiser's seconds. Recipes that skip steps by how little the last ones changed (cache-dit,
 Diffusers' first-block cache) are not here: with random weights that says nothing."""

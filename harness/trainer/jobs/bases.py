@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_drift.harness.trainer.jobs import JobError
 from lora_drift.harness.trainer.recorder.job_config import MODELS
-from lora_drift.pipelines.registry import MODELS as SPECS
+from lora_drift.pipelines.registry import ROWS
 from lora_drift.pipelines.spec import ModelSpec
 
 SAME_WEIGHTS = {
@@ -29,7 +29,7 @@ CHROMA = re.compile(r"lodestones/Chroma/v\d+")
 
 def usual(model: str, named: str) -> bool:
     """Does `named` stand for the model's usual base?"""
-    return named in (MODELS[model]["name_or_path"], SPECS[model].base) or SAME_WEIGHTS.get(named) == model
+    return named in (MODELS[model]["name_or_path"], ROWS[model].base) or SAME_WEIGHTS.get(named) == model
 
 
 def base(path: Path, model: str, named: str) -> str | None:
@@ -38,7 +38,7 @@ def base(path: Path, model: str, named: str) -> str | None:
     Raises:
         JobError: something that is not read, or not here. Remedy "base".
     """
-    spec = SPECS[model]
+    spec = ROWS[model]
     if usual(model, named):
         return None
     problem = _problem(spec, named)

@@ -14,8 +14,7 @@ from lora_drift.harness.trainer.jobs.reader import Job
 from lora_drift.harness.trainer.recorder.job_config import DDPM, MODELS
 from lora_drift.pipelines import RequestError
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.registry import MODELS as SPECS
-from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.registry import ROWS, spec_of
 from lora_drift.pipelines.settings import LoraMode, Request, Settings, resolve
 from lora_drift.pipelines.spec import NEWEST, TOOLKITS, ModelSpec, age, nearest, reproduced
 
@@ -86,12 +85,13 @@ def plan(
     notes: list[str] = []
     model = _model(job, notes)
     said = folder.version if folder else ""
-    version, decided = (tags.version_of(tag), "as asked") if tag else _version(said, job, notes)
+    version, decided = (tags.version_of(tag), "as asked") if tag else _version(said, job, model, notes)
     dtype = process.train.dtype
     if dtype == "float16":
         raise JobError(f"{job.path}: `train.dtype: fp16` is not rendered: our pipelines know float32 and bfloat16.",
                        "dtype")  # fmt: skip
     spec = spec_of(model, version)
+    _check_references(job, spec)
     quantization = _quantization(process.model, spec)
     try:
         quantization.check(spec)
@@ -104,6 +104,22 @@ def plan(
              *_other_parts(model, process.model, dtype)]  # fmt: skip
     base = base or bases.base(job.path, model, process.model.name_or_path)
     return Plan(model, base, version, dtype, quantization, tuple(notes), not _arch(process.model)[0], decided)
+
+
+def _check_references(job: Job, spec: ModelSpec) -> None:
+    """Reference pictures are read as the job of the trainer's UI has it, with which a LoRA is trained, too.
+
+    Raises:
+        JobError: this job has it otherwise.
+    """
+    if "references_apart" not in spec.own:
+        return
+    usual = {"kv_cache": spec.own["references_apart"], "match_target_res": spec.own["reference_area"] is None}
+    for name, value in usual.items():
+        said = job.process.model.model_kwargs.get(name, False)
+        if bool(said) != value:
+            raise JobError(f"{job.path}: `model.model_kwargs.{name}: {str(said).lower()}` is not rendered: {spec.id} "
+                           f"is with {str(value).lower()}, as the UI of trainer {spec.toolkit} writes it")  # fmt: skip
 
 
 def _quantization(model: Model, spec: ModelSpec) -> Quantization:
@@ -129,7 +145,12 @@ def _model(job: Job, notes: list[str]) -> str:
     if not field and not bases.usual("sd15", path):
         notes.append("model.arch is missing, so this is read as sd15, as the trainer reads it")
     known = {model: row for model, row in MODELS.items() if model not in TWINS}
-    same = [m for m, row in known.items() if _plain(row["arch"]) == _plain(arch)]
+    edits = bool(job.process.model.model_kwargs.get("edit"))  # by which the trainer knows a Krea 2 that edits pictures
+    same = [
+        m
+        for m, row in known.items()
+        if _plain(row["arch"]) == _plain(arch) and (_plain(arch) != "krea2" or edits == ("model_kwargs" in row))
+    ]
     if not same:
         there = ", ".join(sorted({row["arch"] for row in known.values()}))
         raise JobError(f"{job.path}: `model.{field}` says {arch}, which is not a model that we render (`model.arch` of "
@@ -156,7 +177,7 @@ def _arch(model: Model) -> tuple[str, str]:
     return "arch", {"sd1": "sd15"}.get(model.arch, model.arch)
 
 
-def _version(said: str, job: Job, notes: list[str]) -> tuple[str, str]:
+def _version(said: str, job: Job, model: str, notes: list[str]) -> tuple[str, str]:
     """The trainer version to render as, and how it was decided: by the LoRA files, the job's fields, or neither."""
     if reproduced(said):
         return said, "the LoRA files say so"
@@ -170,7 +191,7 @@ def _version(said: str, job: Job, notes: list[str]) -> tuple[str, str]:
         notes.append(f"{newer.place} is read by trainers from {newer.since} on, so the job is of such a one; rendered "
                      f"as by {NEWEST}")  # fmt: skip
         return NEWEST, f"the newest that we reproduce: {newer.place} is read from {newer.since} on"
-    return TOOLKITS[-1], "the newest: no LoRA file says which"
+    return spec_of(model).toolkit, "the newest: no LoRA file says which"
 
 
 def _unread(job: Job, version: str, decided: str) -> Iterator[str]:
@@ -195,14 +216,20 @@ def _notes(model: str, version: str, process: Process) -> Iterator[str]:
             yield (f"{name}.sampler: {sampling.sampler} is not honoured: {model} is rendered with {sampler}, the "
                    "scheduler that the trainer's UI writes")  # fmt: skip
     effects = [LOW_VRAM_MATTERS[model]] if model in LOW_VRAM_MATTERS else []
-    if model.startswith(("qwen", "wan")) and age(version) >= age(TILED_SINCE):
+    if model.startswith(("qwen", "wan", "krea2")) and age(version) >= age(TILED_SINCE):
         effects.append("the trainer then decodes in tiles, whose seams may show")
     if process.model.low_vram and effects:
         yield f"model.low_vram: true is not honoured: {'; '.join(effects)}"
-    if process.train.train_text_encoder and not SPECS[model].encoder_prefixes:
+    if process.train.train_text_encoder and not ROWS[model].encoder_prefixes:
         yield f"train.train_text_encoder: true is not honoured: LoRAs on the text encoders of {model} are not applied"
     if process.caches_prompts and process.trigger_word is not None:
         yield CACHED
+    if model == "ideogram4" and (usual := ROWS[model].at(version).own["unconditional_lora"]):
+        named = (process.model.model_extra or {}).get("unconditional_lora_path")
+        if named != MODELS[model]["unconditional_lora_path"]:
+            yield f"model.unconditional_lora_path: {named} is not honoured: the pass without text has the UI's, {usual}"
+    if model == "anima" and process.model.quantize:
+        yield "model.quantize: true is not honoured in Anima's text conditioner, which the trainer quantises too"
 
 
 def _other_parts(model: str, section: Model, dtype: str) -> Iterator[str]:
@@ -215,7 +242,7 @@ def _other_parts(model: str, section: Model, dtype: str) -> Iterator[str]:
         if (value := getattr(section, field)) not in (None, dtype):
             yield f"model.{field}: {value} is not honoured: all parts are in {dtype}"
     for key, value in section.model_kwargs.items():
-        if value and key not in MODEL_KWARGS.split():
+        if value and key not in (*MODEL_KWARGS.split(), *row.get("model_kwargs", ())):
             yield f"model.model_kwargs.{key}: {value!r} is not honoured: rendered as without it"
 
 
