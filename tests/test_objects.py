@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 
 from lora_drift.harness.check import golden_store
 from lora_drift.harness.minihub.weights import lora as drawn_weights
@@ -84,6 +85,29 @@ def test_any_two_other_contents_come_back_byte_by_byte(shelf: Path, one: bytes, 
     golden_store.save(shelf, files[0], one, [])
     golden_store.save(shelf, files[1], other, files[:1])
     assert [golden_store.read(golden_store.stored(shelf, file)) for file in files] == [one, other]
+
+
+def test_a_trace_with_more_in_it_is_kept_as_a_small_difference(tmp_path: Path) -> None:
+    """Traces of newer recorders have the ids of prompts, too."""
+    sketches = np.random.default_rng(0).standard_normal((32, 128)).astype(np.float32)
+    tokens = {f"tokens/{name}": np.arange(77, dtype=np.int32) for name in "ab"}
+    other = sketches.copy()
+    other[3] = 0
+    contents = [
+        save({"128": sketches}),
+        save({"128": other, **tokens}),
+        save({"256": sketches[:, :64].copy(), **tokens}),
+    ]
+    files = [named(content, ".safetensors") for content in contents]
+    for position, (file, content) in enumerate(zip(files, contents, strict=True)):
+        golden_store.save(tmp_path, file, content, files[:position])
+    paths = [golden_store.stored(tmp_path, file) for file in files]
+    assert [golden_store.read(path) for path in paths] == contents
+    assert golden_store.base_of(paths[1]) == paths[0]
+    assert paths[1].stat().st_size * 10 < paths[0].stat().st_size
+    paths[1].write_bytes(lzma.compress(contents[1]))  # not of its base
+    with pytest.raises(golden_store.Damaged, match="other bytes"):
+        golden_store.read(paths[1])
 
 
 def chain(root: Path) -> list[tuple[str, bytes]]:

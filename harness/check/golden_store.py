@@ -3,7 +3,9 @@
 Trainer versions render much the same noise, which hardly packs; their difference does. So an artefact that goldens call
 `objects/<model>/<id>.<suffix>` (the id begins the SHA-256 of its content) lies in `<id>.png` or `<id>.safetensors.xz`,
 or in `<id>-from-<id of its base>` and the same ending: a picture minus its base (modulo 256), other bytes XOR theirs.
-A LoRA file may lie in `<id>-from-drawn`: XOR what the recorder drew for it (`lora_drift.harness.check.lora_codec`).
+Where the heads of two safetensors files differ (the trace of one has more in it), that head stays, and tensors of the
+same name and size are XORed. A LoRA file may lie in `<id>-from-drawn`: XOR what the recorder drew for it
+(`lora_drift.harness.check.lora_codec`).
 
 The content of a picture is its PPM file, because the bytes of a PNG depend on the zlib that packed them.
 """
@@ -21,14 +23,15 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from lora_drift.harness.check import lora_codec
+from lora_drift.harness.minihub import weights
 
 FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 2, "pb": 2}]
 """Packing for numbers of four bytes (each byte is predicted by its place in it): 7 % smaller than the default."""
 
-NO_LORA = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What `lora_codec.without` raises for a file that is no LoRA."""
+NOT_SAFETENSORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What reading the head of a file that is none raises."""
 
-BROKEN = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, lzma.LZMAError, *NO_LORA)
+BROKEN = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, lzma.LZMAError, *NOT_SAFETENSORS)
 """What Pillow and lzma, too, raise for a file that is not what it should be."""
 
 IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -115,10 +118,11 @@ def save(root: Path, file: str, data: bytes, bases: Iterable[str]) -> None:
     for base in bases:
         path = stored(root, base)
         below = sound(path)
-        if below is not None and _header(below) == _header(data) and len(below) == len(data):
+        difference = None if below is None else _taken(data, below)
+        if difference is not None:
             name = whole.name.replace(".", f"{FROM}{identity(path)}.", 1)
-            ways[whole.with_name(name)] = _packed(file, _taken(data, below))
-    with suppress(*NO_LORA):
+            ways[whole.with_name(name)] = _packed(file, difference)
+    with suppress(*NOT_SAFETENSORS):
         name = whole.name.replace(".", f"{DRAWN}.", 1)
         ways[whole.with_name(name)] = _packed(file, lora_codec.without(data, whole.parent.name))
     best = min(ways, key=lambda path: len(ways[path]))
@@ -173,16 +177,52 @@ def _header(data: bytes) -> bytes:
     return b"\n".join(data.split(b"\n", 3)[:3]) if data.startswith(b"P6\n") else b""
 
 
-def _taken(data: bytes, base: bytes) -> bytes:
-    """The difference of two contents of one shape."""
+def _taken(data: bytes, base: bytes) -> bytes | None:
+    """The difference of two contents; None: they have nothing in common."""
+    if _header(data) != _header(base):
+        return None
     if _header(data):
         return _ppm(ImageChops.subtract_modulo(*(Image.open(io.BytesIO(d)) for d in (data, base))))
-    return (int.from_bytes(data, "big") ^ int.from_bytes(base, "big")).to_bytes(len(data), "big")
+    try:
+        if _head(data) != _head(base):
+            return _by_tensor(data, base)
+    except NOT_SAFETENSORS:
+        pass
+    return _xor(data, base) if len(data) == len(base) else None
 
 
 def _added(difference: bytes, base: bytes) -> bytes:
-    if _header(difference) != _header(base) or len(difference) != len(base):
+    if _header(difference) != _header(base):
         raise ValueError("it is not of the size of its base")
     if _header(difference):
         return _ppm(ImageChops.add_modulo(*(Image.open(io.BytesIO(d)) for d in (difference, base))))
-    return _taken(difference, base)
+    try:
+        return _by_tensor(difference, base)
+    except NOT_SAFETENSORS:  # equal heads have gone to zeros
+        if len(difference) != len(base):
+            raise ValueError("it is not of the size of its base") from None
+        return _xor(difference, base)
+
+
+def _head(data: bytes) -> bytes:
+    """Raises one of `NOT_SAFETENSORS`."""
+    return data[: weights.parse_head(data)[1]]
+
+
+def _by_tensor(data: bytes, base: bytes) -> bytes:
+    """`data` with each tensor XOR that of the same name and size in `base`; done twice, it is `data` again.
+
+    Raises one of `NOT_SAFETENSORS`.
+    """
+    (tensors, start), (others, its_start) = weights.parse_head(data), weights.parse_head(base)
+    mixed = bytearray(data)
+    for name in tensors.keys() & others.keys() - {"__metadata__"}:
+        (first, last), (its_first, its_last) = tensors[name]["data_offsets"], others[name]["data_offsets"]
+        if last - first == its_last - its_first:
+            here = slice(start + first, start + last)
+            mixed[here] = _xor(mixed[here], base[its_start + its_first : its_start + its_last])
+    return bytes(mixed)
+
+
+def _xor(data: bytes, base: bytes) -> bytes:
+    return (int.from_bytes(data, "big") ^ int.from_bytes(base, "big")).to_bytes(len(data), "big")
