@@ -78,7 +78,7 @@ class Adapter:
             elif module not in merged:
                 weight = self._originals[module].to(weight.device)
             merged.add(module)
-            module.weight.data = (weight.float() + scaled(change, multiplier)).to(weight.dtype)
+            module.weight.data = where_it_was(weight, weight.float() + scaled(change, multiplier))
         elif multiplier != 0:
             self._hooks.append(module.register_forward_hook(live(change, module, multiplier)))
 
@@ -123,6 +123,19 @@ def in_main_memory(weight: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.empty_like(weight, device="cpu", pin_memory=weight.device.type == "cuda").copy_(weight)
+
+
+def where_it_was(weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`values` in the weight's dtype, in memory that begins as far from a multiple of 64 bytes as the weight's does.
+
+    The trainer merges into the memory that it loaded (`load_state_dict`), which a checkpoint file seldom aligns, and
+    the CPU sums a product of one row, as in a time embedding, in another order where memory is aligned otherwise.
+    """
+    if weight.device.type != "cpu":
+        return values.to(weight.dtype)
+    ahead = weight.data_ptr() % 64 // weight.element_size()
+    room = weight.new_empty(ahead + weight.numel())  # begins at a multiple of 64
+    return room[ahead:].as_strided(weight.shape, weight.stride()).copy_(values)
 
 
 def scaled(change: LowRank | LoKr, multiplier: float) -> torch.Tensor:

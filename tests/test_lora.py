@@ -18,7 +18,7 @@ from lora_drift.harness.check import cases
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.check.runner import Bench, encodings_kept
 from lora_drift.pipelines import MODELS, Cancelled, LoraError, Pipeline
-from lora_drift.pipelines.adapter import Adapter, live
+from lora_drift.pipelines.adapter import Adapter, live, where_it_was
 from lora_drift.pipelines.lora import LowRank
 from lora_drift.pipelines.settings import LoraMode
 
@@ -426,3 +426,16 @@ def test_a_live_dora_takes_the_mean_of_one_multiplier_a_row(rows: int, multiplie
         stretch = (change.magnitude / torch.linalg.norm(weight, dim=1) - 1).view(1, -1)
         added = (x @ down.T @ up.T) * 2.0 * each[:, None] + stretch * torch.nn.functional.linear(x, weight)
         assert torch.equal(ours, linear(x) + added)
+
+
+def test_a_merged_weight_lies_in_memory_as_the_loaded_one_did() -> None:
+    """The trainer merges in place; a product of one row is summed otherwise where memory is aligned otherwise."""
+    room = torch.arange(64 * 64 + 16, dtype=torch.float32)
+    for ahead in (0, 1, 7, 15):
+        loaded = room[ahead : ahead + 64 * 64].view(64, 64)
+        for weight in (loaded, loaded.T):
+            merged = where_it_was(weight, weight + 1)
+            assert merged.data_ptr() % 64 == weight.data_ptr() % 64 == 4 * ahead
+            assert merged.stride() == weight.stride()
+            assert torch.equal(merged, weight + 1)
+            assert torch.equal(room, torch.arange(64 * 64 + 16)), "the loaded one stays"
