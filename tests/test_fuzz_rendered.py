@@ -177,15 +177,22 @@ def _hashable(case: Case) -> Any:
     return case.model_copy(update={"lora": lora, "quantization": quantization})
 
 
-def test_the_record_keeps_other_models_and_what_was_mended(tmp_path: Path) -> None:
+def test_the_record_keeps_other_models_and_seeds_and_what_was_mended(tmp_path: Path) -> None:
     file = tmp_path / "fuzz.json"
     environment = dict.fromkeys(record.NOTED, "1")
-    record.write({"tag": TAG, "seed": 0, "models": {"a": {"drawn": 1}}, "found": []}, environment, file)
+    larger = {"kind": "size", "models": ["a"], "told": "larger"}
+    found = [{**larger, "case": "/somewhere/a.yaml"}]
+    record.write({"tag": TAG, "seed": 0, "models": {"a": {"drawn": 1}}, "found": found}, environment, file)
     said = json.loads(file.read_text())
     said["mended"] = [{"cause": "x"}]
     file.write_text(json.dumps(said))
-    found = [{"kind": "size", "models": ["b"], "told": "larger", "case": "/somewhere/b.yaml"}]
-    record.write({"tag": TAG, "seed": 0, "models": {"b": {"drawn": 2}}, "found": found}, environment, file)
+    record.write({"tag": TAG, "seed": 0, "models": {"b": {"drawn": 2}}, "found": []}, environment, file)
+    record.write({"tag": TAG, "seed": 1, "models": {"a": {"drawn": 3}}, "found": []}, environment, file)
     said = json.loads(file.read_text())
-    assert (said["models"], said["mended"]) == ({"a": {"drawn": 1}, "b": {"drawn": 2}}, [{"cause": "x"}])
-    assert said["found"] == [{"kind": "size", "models": ["b"], "told": "larger"}]
+    assert said["mended"] == [{"cause": "x"}]
+    assert said["seeds"] == {
+        "0": {"found": [larger], "models": {"a": {"drawn": 1}, "b": {"drawn": 2}}},
+        "1": {"found": [], "models": {"a": {"drawn": 3}}},
+    }
+    record.write({"tag": TAG, "seed": 0, "models": {"a": {"drawn": 4}}, "found": []}, environment, file)
+    assert json.loads(file.read_text())["seeds"]["0"] == {"found": [], "models": {"a": {"drawn": 4}, "b": {"drawn": 2}}}

@@ -1,7 +1,7 @@
 """What rendered fuzzing came to, in one compact file: reports/fuzz.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,28 @@ NOTED = ("torch", "diffusers", "transformers", "pillow", "cpu")
 
 
 def write(told: Mapping[str, Any], environment: Mapping[str, Any], file: Path = FILE) -> None:
-    """Store the figures of a run: a line a model; those of other models, and the table of what was found and mended
-    (`mended`, written by hand), stay."""
+    """Store the figures of a run, those of each seed by themselves: a line a model. Those of other models and seeds,
+    and the table of what was found and mended (`mended`, written by hand), stay."""
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    models = {**(before.get("models", {}) if before.get("tag") == told["tag"] else {}), **told["models"]}
-    found = [{key: one[key] for key in ("kind", "models", "told")} for one in told["found"]]
-    head = {"tag": told["tag"], "seed": told["seed"], "trainer": {name: environment[name] for name in NOTED}}
+    seeds = before["seeds"] if before.get("tag") == told["tag"] else {}
+    here = seeds.setdefault(str(told["seed"]), {"found": [], "models": {}})
+    here["found"] = [one for one in here["found"] if not {*one["models"]} & told["models"].keys()] + [
+        {key: one[key] for key in ("kind", "models", "told")} for one in told["found"]
+    ]
+    here["models"] = dict(sorted({**here["models"], **told["models"]}.items()))
+    head = {"tag": told["tag"], "trainer": {name: environment[name] for name in NOTED}}
     parts = [f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in head.items()]
-    for key, rows in (("found", found), ("mended", before.get("mended", []))):
-        parts.append(f'"{key}": [' + ",".join(f"\n {json.dumps(row, ensure_ascii=False)}" for row in rows) + "]")
-    lines = ",".join(f'\n "{model}": {json.dumps(figures)}' for model, figures in sorted(models.items()))
-    parts.append(f'"models": {{{lines}}}')
+    parts.append(f'"mended": {_rows(before.get("mended", []))}')
+    drawn = []
+    for seed, one in sorted(seeds.items()):
+        lines = ",".join(f'\n "{model}": {json.dumps(figures)}' for model, figures in one["models"].items())
+        drawn.append(f'"{seed}": {{"found": {_rows(one["found"])},\n"models": {{{lines}}}}}')
+    parts.append('"seeds": {\n' + ",\n".join(drawn) + "}")
     file.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def _rows(rows: Sequence[Any]) -> str:
+    return "[" + ",".join(f"\n {json.dumps(row, ensure_ascii=False)}" for row in rows) + "]"
 
 
 def lines(told: Mapping[str, Any], seconds: float) -> list[str]:
