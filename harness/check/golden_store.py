@@ -224,5 +224,5 @@ def _by_tensor(data: bytes, base: bytes) -> bytes:
     return bytes(mixed)
 
 
-def _xor(data: bytes, base: bytes) -> bytes:
+def _xor(data: bytes | bytearray, base: bytes) -> bytes:
     return (int.from_bytes(data, "big") ^ int.from_bytes(base, "big")).to_bytes(len(data), "big")
