@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner
 from lora_drift.harness.check.goldens import Golden
@@ -271,3 +273,26 @@ def test_another_weight_in_a_lora_is_not(shelf: Shelf) -> None:
     data[-1] ^= 1
     shelf.artefacts["lora"].write_bytes(data)
     assert shelf.write() == "CHANGED: lora file"
+
+
+def test_a_golden_from_before_the_ids_of_prompts_were_kept_stays(shelf: Shelf) -> None:
+    """Another number in its trace does not."""
+    trace = shelf.artefacts["trace"]
+    with safe_open(trace, framework="np") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("tokens/")}
+    ids = {"tokens/text_encoder#0": np.arange(77, dtype=np.int32)}
+    save_file(without, trace, metadata)
+    assert shelf.write() == "new"
+    first = shelf.files()
+    save_file({**without, **ids}, trace, metadata)
+    assert shelf.write() == "same bytes"
+    assert shelf.files() == first
+    (name, sketches), *_ = without.items()
+    save_file({**without, **ids, name: sketches + 1}, trace, metadata)
+    assert shelf.write(dry=True) == "CHANGED: trace file"
+    assert shelf.write() == "CHANGED: trace file"
+    save_file(
+        {**without, "tokens/text_encoder#0": ids["tokens/text_encoder#0"] + 1, name: sketches + 1}, trace, metadata
+    )
+    assert shelf.write() == "CHANGED: trace file", "its ids are recorded now"
