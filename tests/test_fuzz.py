@@ -1,6 +1,7 @@
 """Jobs that were drawn once, and what the trainer made of them: we make the same of each, for every model."""
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def by_the_trainer(prompt: str = "a fox", **changes: Any) -> dict[str, Any]:
     return {"samples": [{**sample, **changes}]}
 
 
-@pytest.mark.parametrize("path", sorted(corpus.FOLDER.glob("settings-*.jsonl")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(corpus.FOLDER.glob("settings-*.jsonl.xz")), ids=lambda path: path.stem)
 def test_every_job_of_the_corpus_is_resolved_as_the_trainer_resolved_it(path: Path, tmp_path: Path) -> None:
-    head = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    head = json.loads(lzma.decompress(path.read_bytes()).splitlines()[0])
     row = tags.row(head["tag"])
     assert head == {"tag": row.tag, "commit": row.commit}
     entries = corpus.read(path)
@@ -106,12 +107,12 @@ def test_a_refusal_of_one_side_counts() -> None:
 
 
 def test_the_corpus_keeps_what_shows_something_new(tmp_path: Path) -> None:
-    kept = corpus.Corpus(tmp_path / "c.jsonl", {"tag": "t", "commit": "c"})
+    kept = corpus.Corpus(tmp_path / "c.jsonl.xz", {"tag": "t", "commit": "c"})
     for prompt in ("a --s 3", "a --s 4", "a --w 3 --s 3", "a --w 5 --s 9"):
         kept.offer(job(prompt), {"samples": []})
     kept.add(job("found"), {"refused": "x"})
     kept.save()
-    again = corpus.Corpus(tmp_path / "c.jsonl", {"tag": "t", "commit": "c"})
+    again = corpus.Corpus(tmp_path / "c.jsonl.xz", {"tag": "t", "commit": "c"})
     assert [entry[0] for entry in again.entries] == [job("a --s 3"), job("a --w 3 --s 3"), job("found")]
 
 

@@ -100,11 +100,28 @@ def test_a_case_is_whole_at_the_oldest_tag_and_elsewhere_what_differs() -> None:
     assert texts["v1.9@cpu-bfloat16"] == golden_file.write(files["v1.9@cpu-bfloat16"])
 
 
+def test_what_a_newer_tag_renders_as_its_neighbour_is_as_there(tmp_path: Path) -> None:
+    files = {tag: {"m/base": golden("m/base", "2.13.0", seed=seed)} for tag, seed in
+             (("v1.9", 1), ("v1.10", 2), ("v1.11", 2))}  # fmt: skip
+    texts = golden_file.write_all(files)
+    assert told(texts, "v1.10")["as"] == "v1.9"
+    assert told(texts, "v1.11") == {**told(texts, "v1.11"), "as": "v1.10", "cases": {"m/base": {"seal": "m/base"}}}
+    for folder, text in texts.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.json").write_text(text)
+    newest = tmp_path / "v1.11" / "m.json"
+    assert golden_file.read(newest) == files["v1.11"]
+    assert golden_file.folders_named(newest) == ["v1.10", "v1.9"]
+    (tmp_path / "v1.9" / "m.json").unlink()
+    with pytest.raises(ValueError, match="which has no golden of it"):
+        golden_file.read(newest)
+
+
 @pytest.mark.parametrize(
     ("folder", "why"),
     [
-        ("v1.10", "no golden of it that is whole"),
-        ("v2", "no golden of it that is whole"),
+        ("v1.10", "as itself"),
+        ("v2", "no golden of it"),
         ("../v1.9", "no tag"),
         (7, "no tag"),
     ],

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 AS = "as"
-"""The folder whose file of the same name has this case whole; no field of a golden, and null where nothing is."""
+"""The folder, of an older tag or of this one in float32, as whose golden of the case this is; no field of a golden, and
+null where nothing is."""
 SHARED = ("format", "recorder", "tag", AS, "trainer", "environment", "minihub_sha256", "origin", "short_way", "patches")
 """Fields that stand at the top, with the value that most cases have."""
 MERGED = ("trainer", "environment")
@@ -40,28 +41,37 @@ def read(path: Path) -> dict[str, Fields]:
 def parse(text: str | None, other: Callable[[str], str | None]) -> dict[str, Fields]:
     """The same of the file's text (None: there is none); `other` gives that of the model's file in another folder."""
     there: dict[str, dict[str, Fields]] = {}
-    contents = {}
-    for case, said in _said(text).items():
-        folder = said.pop(AS, None)
-        if folder is not None:
-            if not isinstance(folder, str) or not TAG.fullmatch(folder):
-                raise ValueError(f"{case} is said to be as at {folder!r}, which is no tag")
-            if folder not in there:
-                there[folder] = _said(other(folder))
-            base = there[folder].get(case)
-            if base is None or base.get(AS) is not None:
-                raise ValueError(f"{case} is said to be as at {folder!r}, which has no golden of it that is whole")
-            said = _beside(base, said)
-        contents[case] = _with_files(case, said)
-    return contents
+
+    def content(case: str, said: Fields, above: tuple[str, ...] = ()) -> Fields:
+        own = dict(said)
+        folder = own.pop(AS, None)
+        if folder is None:
+            return own
+        if not isinstance(folder, str) or not TAG.fullmatch(folder):
+            raise ValueError(f"{case} is said to be as at {folder!r}, which is no tag")
+        if folder in above:
+            raise ValueError(f"{case} is said to be as at {folder!r}, and so as itself")
+        if folder not in there:
+            there[folder] = _said(other(folder))
+        if case not in there[folder]:
+            raise ValueError(f"{case} is said to be as at {folder!r}, which has no golden of it")
+        return _beside(content(case, there[folder][case], (*above, folder)), own)
+
+    return {case: _with_files(case, content(case, said)) for case, said in _said(text).items()}
 
 
 def folders_named(path: Path) -> list[str]:
-    """The folders on whose files this one rests, as far as it can be read."""
-    try:
-        return sorted({folder for said in _said(_text_of(path)).values() if isinstance(folder := said.get(AS), str)})
-    except ValueError:
-        return []
+    """The folders on whose files this one rests, as far as they can be read."""
+    found, left = set[str](), [path]
+    while left:
+        file = left.pop()
+        try:
+            named = {folder for said in _said(_text_of(file)).values() if isinstance(folder := said.get(AS), str)}
+        except ValueError:
+            continue
+        left += [path.parents[1] / folder / path.name for folder in named - found]
+        found |= named
+    return sorted(found)
 
 
 def age(folder: str) -> list[int]:
@@ -76,7 +86,7 @@ def age(folder: str) -> list[int]:
 def write(contents: dict[str, Fields], bases: Mapping[str, tuple[str, Fields]] | None = None) -> str:
     """The text of the file from which `read` gets `contents` (case id -> content).
 
-    `bases`: case -> a folder that has it whole, and its content there; where that can be, it is said to be as there.
+    `bases`: case -> a folder that has it, and its content there; where that can be, it is said to be as there.
     """
     goldens, said = {}, {}
     for case in sorted(contents):
@@ -95,18 +105,19 @@ def write(contents: dict[str, Fields], bases: Mapping[str, tuple[str, Fields]] |
 
 def write_all(files: Mapping[str, dict[str, Fields]]) -> dict[str, str]:
     """The texts of all files of a model: folder -> contents becomes folder -> text. A case is whole at the oldest tag
-    that has it, in float32; so recording a new tag leaves the files of the others alone.
+    that has it, in float32. Elsewhere it is as there or, if that makes a file shorter, as at the nearest older tag; so
+    recording a new tag leaves the files of the others alone.
 
     Raises:
         ValueError: read back, a golden would not be what it was.
     """
-    bases: dict[str, str] = {}
-    for folder in sorted((name for name in files if "@" not in name), key=age):
-        bases |= {case: folder for case in files[folder] if case not in bases}
-    texts = {
-        folder: write(contents, {c: (bases[c], files[bases[c]][c]) for c in contents if bases.get(c, folder) != folder})
-        for folder, contents in files.items()
-    }
+    plain = sorted((name for name in files if "@" not in name), key=age)
+    texts = {}
+    for folder, contents in files.items():
+        older = [name for name in plain if name != folder and age(name) <= age(folder)]
+        having = {case: [name for name in older if case in files[name]] for case in contents}
+        ways = ({c: (names[end], files[names[end]][c]) for c, names in having.items() if names} for end in (0, -1))
+        texts[folder] = min((write(contents, bases) for bases in ways), key=len)
     for folder, contents in files.items():
         if _canonical(parse(texts[folder], texts.get)) != _canonical(contents):
             raise ValueError(f"the goldens of {folder} would not be read as they were")

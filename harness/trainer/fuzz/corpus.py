@@ -1,10 +1,11 @@
 """Jobs that are kept, with what the trainer made of them: tests replay them without a trainer.
 
-One file a tag, `tests/corpus/settings-<tag>.jsonl`: first a line that says which commit answered, then a job a line. A
-job is kept for a pair of features that no other has (which flag, which field, refused or not).
+One packed file a tag, `tests/corpus/settings-<tag>.jsonl.xz`: first a line that says which commit answered, then a job
+a line. A job is kept for a pair of features that no other has (which flag, which field, refused or not).
 """
 
 import json
+import lzma
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -12,20 +13,19 @@ from typing import Any
 
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.fuzz.grammar import FLAGS
-from lora_drift.pipelines.files import lines_of
 
 FOLDER = ROOT / "tests" / "corpus"
 
 
 def file_of(tag: str) -> Path:
-    return FOLDER / f"settings-{tag}.jsonl"
+    return FOLDER / f"settings-{tag}.jsonl.xz"
 
 
 def read(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(job, the trainer's answer) of each entry."""
     if not path.is_file():
         return []
-    entries = [json.loads(line) for line in lines_of(path)[1:]]
+    entries = [json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines()[1:]]
     return [(entry["job"], entry["theirs"]) for entry in entries]
 
 
@@ -51,7 +51,7 @@ class Corpus:
     def save(self) -> None:
         lines = [self.trainer, *({"job": job, "theirs": answer} for job, answer in self.entries)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines), encoding="utf-8")
+        self.path.write_bytes(lzma.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
 
 
 def pairs(job: dict[str, Any], answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
