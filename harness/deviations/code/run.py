@@ -150,16 +150,17 @@ class Watching:
         self._kept = json.loads(LINES.read_text(encoding="utf-8")) if LINES.is_file() else {}
 
     def cases(self) -> dict[str, Group]:
-        """Model -> its cases at the newest tag.
+        """Model -> its cases at the newest tag that has it.
 
         Raises:
             CodeMutationError: a case does not match without a mutant, so it cannot judge one.
         """
-        tag, by_model = runner.newest_tag(), dict[str, list[str]]()
-        for case in cases.choose(cases.load_all(), [], [], tag=tag):
+        by_model: dict[str, list[str]] = {}
+        for case in cases.load_all():
             by_model.setdefault(case.model, []).append(case.id)
         found = {}
         for model, ids in by_model.items():
+            tag = tags.newest_of([model])
             state = f"{tag} {code_of(*(cases.CASES / f'{case}.yaml' for case in ids))}"
             names = [f"{tag}:{case}" for case in ids]
             found[model] = self._group(model, state, "lines_of_cases", 300, cases=names, out=str(PICTURES))
