@@ -42,6 +42,10 @@ ARGUED: dict[str, dict[str, str]] = {
         "ROWS: encoder_attention={'text_encoder': 'sdpa', 'text_encoder_2': 'sdpa'} -> ModelSpec(without it)":
             "The transformers that is installed chooses the same by itself; the release matrix renders the others.",
     },
+    "finite.py": {
+        "words: 1.0 -> -1.0":
+            "Whether a change is finite does not depend on its sign.",
+    },
     "loading.py": {
         "pin_attention_backends: transformers.__version__.startswith('4.') -> False":
             "Not decidable here: transformers 4 is not installed; the release matrix renders with it.",
@@ -59,6 +63,8 @@ ARGUED: dict[str, dict[str, str]] = {
             "`load`, the only caller, gives every option.",
     },
     "spec.py": {
+        "nearest: max(toolkit, TOOLKITS[0], key=age) -> max(TOOLKITS[0], toolkit, key=age)":
+            "The order tells two versions apart that are one version.",
         ("nearest: min(max(toolkit, TOOLKITS[0], key=age), NEWEST, key=age) -> min(NEWEST, max(toolkit, "
          "TOOLKITS[0], key=age), key=age)"):
             "The order decides between versions of the same age only, which are the same version.",
