@@ -419,7 +419,7 @@ def test_an_edit_of_the_golden_that_it_is_as_is_noticed_and_both_files_are_named
     assert load(root, "base").case == "sd15/base"
     base.unlink()
     message = refused(root, Corrupt)
-    assert f"said to be as at '{OLD}', which has no golden of it that is whole" in message and both in message
+    assert f"said to be as at '{OLD}', which has no golden of it" in message and both in message
 
 
 def test_a_golden_under_another_tag_is_refused(root: Path) -> None:
