@@ -1,11 +1,15 @@
 """What is refused before anything loads says which field is wrong and what to do; and other small answers."""
 
+import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from lora_drift.pipelines import (
     Cancelled,
@@ -13,6 +17,8 @@ from lora_drift.pipelines import (
     Pipeline,
     RequestError,
     errors,
+    hub,
+    loading,
     lora,
     lora_formats,
     noise,
@@ -21,7 +27,7 @@ from lora_drift.pipelines import (
 )
 from lora_drift.pipelines.files import whole
 from lora_drift.pipelines.quantize import Quantization
-from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.registry import ROWS, spec_of
 from lora_drift.pipelines.schedulers import OmniGen2FlowMatchEuler
 from lora_drift.pipelines.settings import Request, resolve
 
@@ -50,6 +56,41 @@ def test_a_size_that_the_trainer_refuses_comes_with_both_that_are_near() -> None
         resolve(spec, Request("a cat", width=504, height=330))
     with pytest.raises(RequestError, match=r"use 512x320 or 512x336$"):
         resolve(spec, Request("a cat", width=512, height=330))
+
+
+@pytest.mark.parametrize("model", ROWS)
+def test_a_row_is_of_one_piece(model: str) -> None:
+    spec = spec_of(model)
+    assert spec.id == model
+    assert spec.kind in ("image", "edit", "video")
+    assert spec.width % spec.size_divisor == spec.height % spec.size_divisor == 0
+    assert spec.guidance_scale > 0
+    scheduler = loading.scheduler(spec.scheduler)
+    assert type(scheduler).__name__ == spec.scheduler.name
+    assert spec.scheduler.config.get("shift", 1.0) > 0
+
+
+def test_a_base_is_read_from_a_folder_and_a_single_file_is_called_that(tmp_path: Path) -> None:
+    spec = spec_of("flux")
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"patch_size": 7}')
+    assert loading._config(spec, str(tmp_path), "transformer") == {"patch_size": 7}
+    with pytest.raises(RequestError, match="no such file in that folder"):
+        loading._config(spec, str(tmp_path), "vae")
+    file = tmp_path / "flux.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(RequestError, match="it is a single file"):
+        loading._config(spec, str(file), "vae")
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2"])
+def test_errors_of_the_http_library_that_the_hub_has_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HTTPError(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(HTTPError=HTTPError))
+    assert HTTPError in hub.errors()
+    assert OSError in hub.errors()
 
 
 def test_an_unknown_model_is_told_the_nearest_name_alone() -> None:
@@ -128,7 +169,7 @@ def test_omnigen2_takes_as_many_steps_as_it_is_asked() -> None:
 
 
 def test_steps_are_counted_from_one_and_a_receipt_says_only_what_was_asked(
-    pipeline_of: Callable[[str], Pipeline],
+    pipeline_of: Callable[[str], Pipeline], tmp_path: Path
 ) -> None:
     told = []
 
@@ -140,6 +181,8 @@ def test_steps_are_counted_from_one_and_a_receipt_says_only_what_was_asked(
     with pytest.raises(Cancelled, match="after step 2 of 4"):
         base.sample("a cat", width=64, height=64, steps=4, on_step=until_the_second)
     assert told == [(1, 4), (2, 4)]
-    receipt = base.sample("a cat", width=64, height=64, steps=2).receipt
-    assert "as_intended" not in receipt
-    assert receipt["lora"] is None
+    made = base.sample("a cat", width=64, height=64, steps=2)
+    assert "as_intended" not in made.receipt
+    assert made.receipt["lora"] is None
+    with Image.open(output.save(made, tmp_path / "cat.png")) as picture:
+        assert json.loads(picture.info[output.RECEIPT_KEY])["model"] == "sd15"
