@@ -164,7 +164,7 @@ def _markdown(outcomes: Sequence[Outcome], seed: str) -> str:
     hit, of = total.noticed
     table = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     table += [f"| {' | '.join(row)} |" for row in _rows(outcomes)]
-    fates: list[dict[str, Any]] = [_fate(o) for o in outcomes if o.cases == "survived" or o.tests or reason(o)]
+    fates: list[dict[str, Any]] = [_fate(o) for o in outcomes if not o.killed]
     rows = ["| place | change | cases | what became of it |", "|---|---|---|---|"]
     rows += ["| " + " | ".join(fate.values()) + " |" for fate in sorted(fates, key=lambda f: f["place"])]
     return "\n\n".join((
@@ -182,14 +182,13 @@ def _markdown(outcomes: Sequence[Outcome], seed: str) -> str:
            f"unnoticed; of {total.with_tests[1] - total.noticed[0] - total.untried} that were tried, {total.tests} "
            "are noticed (`lora-drift mutate-code --resume` goes on)."] if total.untried else []),
         "\n".join(table),
-        "## What the cases did not notice",
+        "## What nothing noticed",
         "\n".join(rows),
     )) + "\n"  # fmt: skip
 
 
 def _fate(o: Outcome) -> dict[str, str]:
-    became = f"noticed by {o.by.removeprefix('tests/') or o.message}" if o.tests == "killed" else reason(o)
-    became = became or ("not tried with unit tests" if o.tests == "" else "**left**")
+    became = reason(o) or ("not tried with unit tests" if o.tests == "" else "**left**")
     return {
         "place": f"{o.file}:{o.line}",
         "change": "`" + o.key.replace("|", "\\|").replace("`", "'") + "`",
