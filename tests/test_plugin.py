@@ -255,7 +255,7 @@ def test_the_noise_floor_is_measured_on_request_and_tolerances_derived_from_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tolerances_file = lab.pytester.path / "gates.json"
-    tolerances_file.write_text('{"gates": {}}')
+    tolerances_file.write_text('{"gates": {}, "stages": {}}')
     monkeypatch.setattr(tolerances, "TOLERANCES", tolerances_file)
     recorded_on = {name: lab.golden.environment[name] for name in ("cpu", "cpu_capability")}
     monkeypatch.setattr(runner, "facts", lambda *where: facts(*where) | recorded_on)
