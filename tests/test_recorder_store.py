@@ -267,6 +267,16 @@ def test_another_order_of_a_loras_metadata_is_the_same_file(shelf: Shelf) -> Non
     assert shelf.files() == first
 
 
+def test_the_trigger_word_that_a_shared_lora_names_is_that_of_whoever_came_first(shelf: Shelf) -> None:
+    shelf.write()
+    first = shelf.files()
+    with safe_open(shelf.artefacts["lora"], framework="np") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, shelf.artefacts["lora"], metadata | {"ss_tag_frequency": '{"1_sks": {"sks": 1}}'})
+    assert shelf.write() == "same bytes"
+    assert shelf.files() == first
+
+
 def test_another_weight_in_a_lora_is_not(shelf: Shelf) -> None:
     shelf.write()
     data = bytearray(reordered(shelf.artefacts["lora"].read_bytes()))

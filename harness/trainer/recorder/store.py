@@ -77,7 +77,8 @@ def _replace(root: Path, name: str, changed: dict[str, dict[str, Any]]) -> int:
 
 def _same_lora(root: Path, case: str, name: str, data: bytes) -> bytes:
     """The bytes of this case's LoRA as stored before, at any tag, if that file says the same as `data`: the safetensors
-    library, through which the trainer saves, writes metadata in a random order, and the trainer adds its version."""
+    library, through which the trainer saves, writes metadata in a random order, and the trainer adds its version, and
+    the trigger word of that case of those which share the LoRA that was recorded first."""
     for _, file in _named(root, case, name):
         before = golden_store.sound(stored(root, file))
         if before is not None and _parts(before) == _parts(data):
@@ -118,7 +119,8 @@ def _named(root: Path, case: str, name: str) -> Iterator[tuple[Path, str]]:
 
 def _parts(data: bytes) -> tuple[Any, bytes]:
     header, start = weights.parse_head(data)
-    header.get("__metadata__", {}).pop("software", None)
+    for name in ("software", "ss_tag_frequency"):
+        header.get("__metadata__", {}).pop(name, None)
     return header, data[start:]
 
 
