@@ -8,7 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from lora_drift.harness.comfy import AS_TRAINER
+from lora_drift.harness.native.pack_graphs import AS_TRAINER
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.quantize import Quantization
 

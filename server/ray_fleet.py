@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import OperationalError
 
-from lora_drift.harness import ray_cluster
+from lora_drift.server import ray_cluster
 from lora_drift.server.config import Settings
 from lora_drift.server.databases import StoreError
 from lora_drift.server.render_process import WorkerSettings, keep_to_oneself

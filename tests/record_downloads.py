@@ -1,4 +1,4 @@
-"""Which files of the hub each model really opens: writes harness/downloads.json, from renders on the mini hub.
+"""Which files of the hub each model really opens: writes harness/machine/downloads.json, from renders on the mini hub.
 
     python tests/record_downloads.py [MODEL ...]
 
@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lora_drift.harness import downloads, tags
+from lora_drift.harness import tags
 from lora_drift.harness.check import cases, runner
+from lora_drift.harness.machine import downloads
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.minihub.repos import MODELS
 

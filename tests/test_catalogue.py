@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lora_drift.harness import doctor, tags
+from lora_drift.harness import tags
 from lora_drift.harness.check import cases, verified_by
 from lora_drift.harness.check.divergence import LORA
 from lora_drift.harness.cli.main import app
 from lora_drift.harness.deviations import mutation_report
 from lora_drift.harness.deviations.mutation import Outcome
+from lora_drift.harness.machine import doctor
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import catalogue, history
 from lora_drift.harness.report.catalogue import Catalogue

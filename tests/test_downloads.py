@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lora_drift.harness import doctor, downloads
+from lora_drift.harness.machine import doctor, downloads
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, RequestError

@@ -9,9 +9,9 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from lora_drift.harness import downloads, fits
 from lora_drift.harness.cli.main import app
-from lora_drift.harness.downloads import File, Part
+from lora_drift.harness.machine import downloads, fits
+from lora_drift.harness.machine.downloads import File, Part
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS, RequestError

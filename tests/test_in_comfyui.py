@@ -27,9 +27,9 @@ import pytest
 from PIL import Image
 
 from lora_drift import pipelines
-from lora_drift.harness import comfy, replay
+from lora_drift.harness import replay
 from lora_drift.harness.check import cases, metrics, runner
-from lora_drift.harness.native import check, graphs, records
+from lora_drift.harness.native import check, graphs, pack_graphs, records
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.studies.comfyui import checkpoints, record, server
 from lora_drift.harness.studies.comfyui.server import PATIENCE
@@ -106,7 +106,7 @@ def comfyui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     nodes = {"lora-drift": contract.PACK, "probe.py": probe, "fixture.py": FIXTURE}
     python = request.config.getoption("comfyui_python")
     comfyui = ComfyUI(checkout, python, folder / "home", nodes, record.OPTIONS, {"HF_TOKEN": SECRET})
-    shutil.copy(checkout / "input" / comfy.EXAMPLE, comfyui.folder / "input")
+    shutil.copy(checkout / "input" / pack_graphs.EXAMPLE, comfyui.folder / "input")
     try:
         comfyui.wait()
         yield comfyui
@@ -139,7 +139,7 @@ def ours_and_workflow(
     pipeline = pipeline_of(case.model)
     pipeline = pipeline.with_lora(**files) if files else pipeline
     ours = pipeline.sample(**vars(contract.request(case)))
-    graph, needs = comfy.of_receipt(replay.read(contract.receipt_file(ours, folder)))
+    graph, needs = pack_graphs.of_receipt(replay.read(contract.receipt_file(ours, folder)))
     assert len(needs) == len(files) + len(case.sample.control)
     (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
     return ours, graph, rendering
@@ -256,14 +256,14 @@ def test_a_job_is_verified_as_on_the_command_line(name: str, comfyui: ComfyUI) -
 
 @pytest.mark.parametrize("model", ["sd15", "flux_kontext", "wan22_14b_t2v"])
 def test_the_workflow_of_a_model_renders(model: str, comfyui: ComfyUI) -> None:
-    graph = comfy.of_model(MODELS[model], "a fox", {})
+    graph = pack_graphs.of_model(MODELS[model], "a fox", {})
     small: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
     small |= {"num_frames": 5} if MODELS[model].kind == "video" else {}
     (rendering,) = [name for name, node in graph.items() if node["class_type"] == "LoraDriftSample"]
     graph[rendering]["inputs"] |= {f"model.{name}": value for name, value in small.items()}
     outputs = comfyui.run(graph)
     (text,) = [output["text"][0] for output in outputs.values() if "text" in output]
-    control = [str(comfyui.checkout / "input" / comfy.EXAMPLE)] * MODELS[model].controls[0]
+    control = [str(comfyui.checkout / "input" / pack_graphs.EXAMPLE)] * MODELS[model].controls[0]
     ours = pipeline_of(model).sample("a fox", control=control, **small)
     assert json.loads(text)["pixels_sha256"] == ours.receipt["pixels_sha256"]
 

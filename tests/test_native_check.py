@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from lora_drift.harness.cli.main import app
-from lora_drift.harness.comfy import Graph
 from lora_drift.harness.native import check, graphs, page, records
+from lora_drift.harness.native.pack_graphs import Graph
 from lora_drift.pipelines import MODELS, RequestError
 from lora_drift.pipelines.settings import Request, resolve
 

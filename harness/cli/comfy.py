@@ -35,9 +35,9 @@ def comfy(
     node does what the trainer does, it has a node of the pack.
     """
     with user_errors():
-        from lora_drift.harness import comfy as workflows
         from lora_drift.harness import replay
         from lora_drift.harness.cli.sample import lora_files
+        from lora_drift.harness.native import pack_graphs
         from lora_drift.pipelines import MODELS
         from lora_drift.pipelines.registry import spec_of
 
@@ -53,7 +53,7 @@ def comfy(
         if is_job:
             graph = _of_job(place, step)
         elif place.is_file() and what not in MODELS:
-            graph, needs = workflows.of_receipt(replay.read(place))
+            graph, needs = pack_graphs.of_receipt(replay.read(place))
         else:
             paths = lora_files(lora or [])
             files = {"" if name == "path" else name: path.name for name, path in paths.items()}
@@ -63,7 +63,7 @@ def comfy(
                 graph, more = _native(what, prompt, paths)
                 needs += more
             else:
-                graph = workflows.of_model(spec_of(what), prompt, files)
+                graph = pack_graphs.of_model(spec_of(what), prompt, files)
         try:
             output.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
@@ -98,8 +98,7 @@ def comfy_check(
 
 def _native(model: str, prompt: str, loras: dict[str, Path]) -> tuple[Any, list[str]]:
     """The graph, and what it needs. A control image is one that every ComfyUI has."""
-    from lora_drift.harness import comfy as workflows
-    from lora_drift.harness.native import graphs
+    from lora_drift.harness.native import graphs, pack_graphs
     from lora_drift.pipelines import MODELS
     from lora_drift.pipelines.lora import trainer_of
     from lora_drift.pipelines.settings import Request, resolve
@@ -108,7 +107,7 @@ def _native(model: str, prompt: str, loras: dict[str, Path]) -> tuple[Any, list[
     for path in loras.values():
         graphs.check_trainer(spec, trainer_of(path))
     settings = resolve(replace(spec, controls=(0, 0)), Request(prompt=prompt))
-    settings = replace(settings, control=(workflows.EXAMPLE,) * spec.controls[0])
+    settings = replace(settings, control=(pack_graphs.EXAMPLE,) * spec.controls[0])
     files = {"" if name == "path" else name: path.name for name, path in loras.items()}
     graph = graphs.build(spec, settings, loras=files, dora=any(map(_is_dora, loras.values())))
     pack = graphs.nodes_of_pack(graph)
@@ -123,11 +122,11 @@ def _is_dora(path: Path) -> bool:
 
 
 def _of_job(place: Path, step: int | None) -> Any:
-    from lora_drift.harness import comfy as workflows
+    from lora_drift.harness.native import pack_graphs
     from lora_drift.harness.trainer.jobs import folder, plan, reader, sample_options
 
     sample_options.options(place, step, {})  # refuses a step that the job has not
     job = reader.read(place, sampled=False)
     spec = plan.plan(job, folder.Folder((), folder.checkpoints(place, job, []), ())).spec
     frames = job.process.sample.num_frames if job.process.sample and spec.kind == "video" else 1
-    return workflows.of_job(place.resolve(), spec, frames, -1 if step is None else step)
+    return pack_graphs.of_job(place.resolve(), spec, frames, -1 if step is None else step)

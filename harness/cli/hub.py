@@ -9,7 +9,7 @@ from lora_drift.harness.cli import options
 from lora_drift.harness.cli.shared import user_errors
 
 if TYPE_CHECKING:
-    from lora_drift.harness.downloads import Part
+    from lora_drift.harness.machine.downloads import Part
 
 app = typer.Typer()
 
@@ -32,7 +32,7 @@ def download(
     disk is too small.
     """
     with user_errors():
-        from lora_drift.harness import downloads
+        from lora_drift.harness.machine import downloads
         from lora_drift.pipelines.registry import spec_of
 
         for name in model:
@@ -54,7 +54,7 @@ def download(
 
 
 def _table(model: str, found: "list[Part]", *, files: bool) -> str:
-    from lora_drift.harness.downloads import gigabytes
+    from lora_drift.harness.machine.downloads import gigabytes
 
     size, missing = sum(part.size for part in found), sum(part.missing for part in found)
     to_fetch = f"{gigabytes(missing)} to fetch" if missing else "all of it in the cache"
@@ -74,8 +74,8 @@ def doctor(as_json: options.Json = False) -> None:
 
     Put the output of --json into a bug report. It holds no secrets: of a token only whether there is one.
     """
-    from lora_drift.harness import doctor as examination
-    from lora_drift.harness.downloads import gigabytes
+    from lora_drift.harness.machine import doctor as examination
+    from lora_drift.harness.machine.downloads import gigabytes
 
     found = examination.examine()
     if as_json:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_drift.harness import ray_cluster
 from lora_drift.harness.check import results, trusted
 from lora_drift.harness.check.plugin import INTERRUPTED
 from lora_drift.harness.check.results import Result
 from lora_drift.harness.paths import ROOT
+from lora_drift.server import ray_cluster
 
 TRIES = 3
 """Times that a model is checked again after its host has died."""

@@ -24,10 +24,10 @@ def user_errors(needs: str | None = None, *, remedies: Mapping[str, str] | None 
     from lora_drift.harness.check.cases import CaseError
     from lora_drift.harness.check.tolerances import ToleranceError
     from lora_drift.harness.minihub.factory import MiniHubError
-    from lora_drift.harness.ray_cluster import NoCluster
     from lora_drift.harness.studies.matrix import MatrixError
     from lora_drift.harness.tags import TagError
     from lora_drift.pipelines import RequestError
+    from lora_drift.server.ray_cluster import NoCluster
 
     if needs is not None and (lacking := extras.lacking(needs)):
         fail(f"this command {lacking}")

@@ -133,8 +133,8 @@ def show_model(model: str, as_json: bool) -> None:
 
 
 def show_needs(models: list[str], memory: float, as_json: bool) -> None:
-    from lora_drift.harness import downloads
-    from lora_drift.harness.fits import needs
+    from lora_drift.harness.machine import downloads
+    from lora_drift.harness.machine.fits import needs
 
     found = needs(models)
     if as_json:

@@ -1,1 +1,2 @@
-"""Graphs of ComfyUI's own nodes that render what the trainer samples, and the records of what ComfyUI made of them."""
+"""Graphs for ComfyUI: of the pack's nodes (`pack_graphs.py`), and of ComfyUI's own that render what the trainer samples
+(`graphs.py`), with the records of what ComfyUI made of these."""

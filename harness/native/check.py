@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_drift.harness.comfy import Graph
 from lora_drift.harness.native import graphs, page, schedule
+from lora_drift.harness.native.pack_graphs import Graph
 from lora_drift.pipelines.errors import RequestError
 from lora_drift.pipelines.spec import ModelSpec
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_drift.harness.comfy import Graph, numbered
 from lora_drift.harness.native import schedule
+from lora_drift.harness.native.pack_graphs import Graph, numbered
 from lora_drift.harness.native.unmatched import UNMATCHED
 from lora_drift.pipelines import MODELS
 from lora_drift.pipelines.errors import RequestError

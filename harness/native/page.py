@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_drift.harness.comfy import Graph
+from lora_drift.harness.native.pack_graphs import Graph
 
 MUTED, BYPASSED = 2, 4
 NOTES = ("Note", "MarkdownNote")

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_drift.harness.check import cases, goldens, runner
-from lora_drift.harness.comfy import Graph
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.native import graphs, lora, resize, sampling, schedule, stock
+from lora_drift.harness.native.pack_graphs import Graph
 from lora_drift.harness.paths import ROOT
 from lora_drift.pipelines import MODELS
 

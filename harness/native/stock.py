@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
-from lora_drift.harness.comfy import Graph
+from lora_drift.harness.native.pack_graphs import Graph
 from lora_drift.pipelines.settings import Settings
 from lora_drift.pipelines.spec import ModelSpec
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lora_drift.harness import doctor, tags
+from lora_drift.harness import tags
 from lora_drift.harness.check import cases, coverage, sketched, verified_by
 from lora_drift.harness.check.cases import Case
 from lora_drift.harness.check.goldens import GOLDENS, content
 from lora_drift.harness.check.results import PASSING
+from lora_drift.harness.machine import doctor
 from lora_drift.harness.native import check, records, unmatched
 from lora_drift.harness.paths import ROOT
 from lora_drift.harness.report import PAGES, history

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from lora_drift.harness import doctor, downloads
+from lora_drift.harness.machine import doctor, downloads
 from lora_drift.pipelines import MODELS, RequestError
 
 BESIDE = {"image": 2.6, "edit": 2.6, "video": 6.0}

@@ -6,8 +6,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lora_drift.harness import downloads, extras, paths
+from lora_drift.harness import extras, paths
 from lora_drift.harness.environment import PACKAGES, cpu, version_of
+from lora_drift.harness.machine import downloads
 from lora_drift.pipelines import MODELS
 
 PEAKS = Path(__file__).with_name("peaks.json")
