@@ -138,6 +138,36 @@ def test_a_matrix_that_drifts_is_an_issue_with_its_table(tmp_path: Path) -> None
     assert args[:3] == ["issue", "close", "5"]
 
 
+WATCHED = """# The trainer at 9.0.7 against v9
+
+What it is.
+
+## The trainer's samples changed with 30d280e4 (9.0.7)
+
+| case | size |
+
+## The trainer's samples of sd15 cannot be recorded any more
+
+- `sd15/base`: ImportError
+"""
+
+
+@needs_jq
+def test_a_change_of_the_trainer_is_one_issue_ever(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(WATCHED)
+    script = ["trainer-issues", str(tmp_path / "page.md")]
+    page = str(tmp_path / "summary.md")
+    opened = asked_of_gh(tmp_path, script, [], GITHUB_STEP_SUMMARY=page)
+    titles = [args[args.index("--title") + 1] for args, _ in opened]
+    assert [args[:2] for args, _ in opened] == [["issue", "create"]] * 2
+    assert titles == [line[3:] for line in WATCHED.splitlines() if line.startswith("## ")]
+    assert "| case | size |" in opened[0][1] and "ImportError" not in opened[0][1] and "Run: https" in opened[0][1]
+    [(args, _)] = asked_of_gh(tmp_path, script, [{"number": 3, "title": titles[0]}], GITHUB_STEP_SUMMARY=page)
+    assert args[args.index("--title") + 1] == titles[1]
+    (tmp_path / "page.md").write_text(WATCHED.partition("\n## ")[0])
+    assert asked_of_gh(tmp_path, script, [], GITHUB_STEP_SUMMARY=page) == [], "nothing changed"
+
+
 def test_the_summary_of_a_run_is_its_comment(tmp_path: Path) -> None:
     results, out, page = tmp_path / "results.jsonl", tmp_path / "report", tmp_path / "page.md"
     write(results, [result("flux/base", "error", message="no memory", made=trusted.made())])
@@ -207,6 +237,7 @@ RUN_BY = {
     ".github/summary *": "test_the_summary_of_a_run_is_its_comment",
     ".github/issues *": "test_a_cause_is_one_issue_that_is_commented_while_it_lasts_and_closed_when_it_is_gone",
     ".github/release-issues *": "test_a_matrix_that_drifts_is_an_issue_with_its_table",
+    ".github/trainer-issues *": "test_a_change_of_the_trainer_is_one_issue_ever",
     ".github/golden-issues *": "test_a_golden_that_differs_is_an_issue_and_a_failed_set_up_is_none",
     ".github/lint-workflows": "test_actionlint_and_shellcheck_find_nothing",
     ".github/package-version *": "tests/test_repository.py",
@@ -224,6 +255,7 @@ RUN_BY = {
     ".github/check-wheel *": f"{NETWORK}; tests/test_install.py and test_docs_run.py use the wheel so",
     ".github/publish-docs *": "pushes; tests/test_site.py builds the site as strictly",
     ".ci/record-again *": TRAINER,
+    ".venv/bin/python -m pip install -q uv*trainer-watch *": "tests/test_trainer_watch.py runs it on a made-up trainer",
     ".venv/bin/python -m pytest -m gpu *": "needs a GPU",
     "python -m twine check *": "twine is in the release's group of requirements alone",
 }

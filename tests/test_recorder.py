@@ -255,7 +255,7 @@ def test_an_environment_is_not_built_for_another_trainer(
 def test_without_uv_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PinError, match="pip install uv"):
-        build_environment.build(TAG, "nowhere", tmp_path / "home")
+        build_environment.build(build_environment.lock_file(TAG), "0" * 40, "nowhere", tmp_path / "home")
 
 
 # ------------------------------------------------------------------------------------------------------ command line

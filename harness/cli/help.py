@@ -15,6 +15,7 @@ PANELS = {
         "mutate",
         "mutate-code",
         "fuzz",
+        "trainer-watch",
         "coverage",
         "tolerances",
         "case",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lora_drift.harness.cli import check, comfy, diagnose, fuzz, hub, sample, serve, show, study, verify
+from lora_drift.harness.cli import check, comfy, diagnose, fuzz, hub, sample, serve, show, study, trainer_watch, verify
 from lora_drift.harness.cli.help import Commands
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ def options(
     pass
 
 
-for part in (sample, comfy, verify, check, diagnose, fuzz, study, show, serve, hub):
+for part in (sample, comfy, verify, check, diagnose, fuzz, trainer_watch, study, show, serve, hub):
     app.add_typer(part.app)
 
 

@@ -54,6 +54,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="only N of these cases, drawn by --draw")
     parser.add_argument("--draw", metavar="WORD", default=str(date.today()), help="another word, another N (today)")
     parser.add_argument("--changed-since", metavar="REV", help="only cases whose golden differs from that Git revision")
+    parser.add_argument("--stage", type=Path, metavar="DIR", help="record whatever commit the checkout is at, in "
+                        "whatever environment this is, and leave what comes of it in DIR: no pins are proven, no "
+                        "golden is compared or written (`lora-drift trainer-watch` does that)")  # fmt: skip
     args = parser.parse_args()
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     return args
@@ -122,7 +125,8 @@ def start(group: list[Case], args: argparse.Namespace, work: Path, prints: dict[
         "fingerprints": {c.id: prints[c.id] for c in group},
         "device": args.device,
         "dtype": args.dtype,
-        "version": tags.row(args.tag).version,
+        "version": pins.version_of(args.trainer),
+        "keep_going": args.stage is not None,
     }
     mini = {"HF_HOME": str(factory.default_home()), "HF_HUB_OFFLINE": "1"}
     env = (
@@ -196,13 +200,45 @@ def finish(case: Case, staged: Path, trainer: dict[str, str], args: argparse.Nam
 
 
 def is_staged(staged: Path, fingerprint: str) -> bool:
-    if not (staged / "complete").is_file():
-        return False
-    return bool(json.loads((staged / "result.json").read_text())["fingerprint"] == fingerprint)
+    return (staged / "complete").is_file() and _is_of(staged / "result.json", fingerprint)
+
+
+def has_failed(staged: Path, fingerprint: str) -> bool:
+    return (staged / "failed.json").is_file() and _is_of(staged / "failed.json", fingerprint)
+
+
+def _is_of(file: Path, fingerprint: str) -> bool:
+    return bool(json.loads(file.read_text())["fingerprint"] == fingerprint)
+
+
+def stage(args: argparse.Namespace) -> int:
+    """Record what the checkout renders, whatever it is; a case that fails says why in its `failed.json`, once."""
+    try:
+        todo = cases.choose(cases.of_both_tiers(), args.model or (), args.case or (), tag=tags.all_rows()[-1].tag)
+        weights = {c.id: weights_of(c) for c in todo}
+        commit = pins.head(args.trainer)
+    except (pins.PinError, tags.TagError, CaseError, user_cache.NoWeights) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    factory.build()
+    where = f"{commit} {sys.prefix} {args.device} {args.dtype}"
+    prints = {c.id: sha256(f"{VERSION} {c.sha256} {weights[c.id]} {where}".encode()).hexdigest() for c in todo}
+    folders = {c.id: args.stage / "staged" / c.id for c in todo}
+    fresh = [c for c in todo if not any(is_(folders[c.id], prints[c.id]) for is_ in (is_staged, has_failed))]
+    for case in fresh:
+        shutil.rmtree(folders[case.id], ignore_errors=True)
+    shutil.rmtree(args.stage / "jobs", ignore_errors=True)
+    failed = run_groups(groups(fresh), args, args.stage, prints)
+    shutil.rmtree(args.stage / "jobs", ignore_errors=True)
+    for log in failed:
+        print(f"FAILED, see {log}", file=sys.stderr)
+    return 0 if all(is_staged(folders[c.id], prints[c.id]) for c in todo) else 1
 
 
 def main() -> int:
     args = parse()
+    if args.stage:
+        return stage(args)
     try:
         todo = chosen(args)
         weights = {c.id: weights_of(c) for c in todo}

@@ -10,7 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -72,6 +72,18 @@ def requirements(trainer: Path, name: str = "requirements.txt") -> list[str]:
     return found
 
 
+def unmet(lines: Sequence[str], versions: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Those `lines` of the trainer's requirements, Diffusers aside, that these `versions` do not fulfil, each with the
+    version that is there instead, if any."""
+    for line in lines:
+        if line.startswith("git+"):
+            continue
+        wanted = Requirement(line)
+        version = versions.get(wanted.name.lower().replace("_", "-"))
+        if wanted.name not in LEFT_OUT and (version is None or version not in wanted.specifier):
+            yield line, version
+
+
 def check_lock(tag: str, lines: Sequence[str]) -> None:
     """Does the tag's lock hold what the `lines` of the trainer's requirements ask for?
 
@@ -79,17 +91,12 @@ def check_lock(tag: str, lines: Sequence[str]) -> None:
         PinError: it does not.
     """
     file, commit = lock_file(tag), tags.row(tag).diffusers
-    versions = locked(file)
     for line in lines:
-        if line.startswith("git+"):
-            if line.replace(".git@", "@") != f"git+{DIFFUSERS}@{commit}":
-                raise PinError(f"the trainer's requirements say {line}, tags.yaml says Diffusers {commit}")
-            continue
-        wanted = Requirement(line)
-        version = versions.get(wanted.name.lower().replace("_", "-"))
-        if wanted.name not in LEFT_OUT and (version is None or version not in wanted.specifier):
-            raise PinError(f"the trainer's requirements say {line}, {file.name} has {version or 'none'}: name "
-                           f"another `lock` for {tag} in harness/tags.yaml ({file} says how it was made)")  # fmt: skip
+        if line.startswith("git+") and line.replace(".git@", "@") != f"git+{DIFFUSERS}@{commit}":
+            raise PinError(f"the trainer's requirements say {line}, tags.yaml says Diffusers {commit}")
+    for line, version in unmet(lines, locked(file)):
+        raise PinError(f"the trainer's requirements say {line}, {file.name} has {version or 'none'}: name "
+                       f"another `lock` for {tag} in harness/tags.yaml ({file} says how it was made)")  # fmt: skip
 
 
 def run(*command: str | Path) -> None:
@@ -109,8 +116,9 @@ def checkout(source: str, commit: str, to: Path) -> None:
     run(*git, "clean", "-fdxq")
 
 
-def build(tag: str, diffusers: str, home: Path) -> Path:
-    """Build or mend the environment in `home`; returns its Python.
+def build(lock: Path, commit: str, diffusers: str, home: Path, more: Sequence[str] = ()) -> Path:
+    """Build or mend in `home` the environment of a lock and a `commit` of the repository `diffusers`; returns its
+    Python. `more`: requirements that the lock does not fulfil.
 
     Raises:
         PinError: uv is missing, or a command failed.
@@ -122,8 +130,10 @@ def build(tag: str, diffusers: str, home: Path) -> Path:
     if not python.is_file():
         run("uv", "venv", "--python", PYTHON, venv)
     into = ("--compile-bytecode", "--python", python)  # else each import of the trainer compiles it all again
-    run("uv", "pip", "sync", *into, lock_file(tag))  # installs no requirement that is not in the lock
-    checkout(diffusers, tags.row(tag).diffusers, source)
+    run("uv", "pip", "sync", *into, lock)  # installs no requirement that is not in the lock
+    if more:
+        run("uv", "pip", "install", *into, *more)  # leaves what is installed alone, where that will do
+    checkout(diffusers, commit, source)
     run("uv", "pip", "install", *into, "--no-deps", "--refresh-package", "diffusers", source)
     return python
 
@@ -134,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         pins.check_trainer(args.tag, args.trainer)
         check_lock(args.tag, requirements(args.trainer))
         home = (args.home or factory.default_home().parent.parent / "trainer" / args.tag).resolve()
-        python = build(args.tag, args.diffusers, home)
+        python = build(lock_file(args.tag), tags.row(args.tag).diffusers, args.diffusers, home)
     except (PinError, tags.TagError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,9 +20,24 @@ def _git(folder: Path, *args: str) -> str:
 
 
 def _check_checkout(what: str, folder: Path, commit: str) -> None:
-    head = _git(folder, "rev-parse", "HEAD")
-    if head != commit:
-        raise PinError(f"{what} checkout is at {head}, the tag pins {commit}: git -C {folder} checkout {commit}")
+    at = _git(folder, "rev-parse", "HEAD")
+    if at != commit:
+        raise PinError(f"{what} checkout is at {at}, the tag pins {commit}: git -C {folder} checkout {commit}")
+    _check_clean(what, folder)
+
+
+def head(trainer: Path) -> str:
+    """The commit of a clean checkout of the trainer.
+
+    Raises:
+        PinError: it is none, or not clean.
+    """
+    commit = _git(trainer, "rev-parse", "HEAD")
+    _check_clean("trainer", trainer)
+    return commit
+
+
+def _check_clean(what: str, folder: Path) -> None:
     dirty = _git(folder, "status", "--porcelain", "--untracked-files=all")
     dirty_lines = [line for line in dirty.splitlines() if not line.endswith((".pyc", "__pycache__/"))]
     if dirty_lines:
@@ -58,10 +73,16 @@ def check_trainer(tag: str, trainer: Path) -> None:
     """
     pins = tags.row(tag)
     _check_checkout("trainer", trainer, pins.commit)
+    declared = version_of(trainer)
+    if declared != pins.version:
+        raise PinError(f"trainer version.py says {declared}, tags.yaml says {pins.version}")
+
+
+def version_of(trainer: Path) -> str:
+    """What a checkout of the trainer calls itself."""
     declared: dict[str, str] = {}
     exec((trainer / "version.py").read_text(), declared)  # the trainer's own one-line version file
-    if declared.get("VERSION") != pins.version:
-        raise PinError(f"trainer version.py says {declared.get('VERSION')}, tags.yaml says {pins.version}")
+    return declared["VERSION"]
 
 
 def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def make_lora_apart(request: dict[str, Any]) -> None:
 
 def main(request: dict[str, Any]) -> None:
     """`request`: cases (ids of one model and tier), folder, out (staging root), device, dtype, version (the trainer's).
-    Prints one line `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs."""
+    Prints one line `RECORDED <id>` per finished case. With `only: lora`, just makes their LoRAs. With `keep_going`, a
+    case that fails leaves `failed.json` in place of its results, and the next one is recorded."""
     where = Where(request["device"], request["dtype"], request["version"])
     todo = [cases.load(cases.CASES / f"{case_id}.yaml") for case_id in request["cases"]]
     small = {case.model for case in todo if case.tier == "mini"} & APPLY.keys()
@@ -64,7 +66,16 @@ def main(request: dict[str, Any]) -> None:
     env = facts(where.device, where.dtype)
     for case in todo:
         out = Path(request["out"]) / case.id
-        record(case, folder, out, where)
+        try:
+            record(case, folder, out, where)
+        except Exception as error:
+            if not request.get("keep_going"):
+                raise
+            traceback.print_exc()
+            out.mkdir(parents=True, exist_ok=True)
+            why = {"fingerprint": request["fingerprints"][case.id], "why": f"{type(error).__name__}: {error}"}
+            (out / "failed.json").write_text(json.dumps(why))
+            continue
         result = json.loads((out / "result.json").read_text())
         libraries = {name: version_of(name) for name in ("optimum-quanto", "torchao") if case.quantization}
         result |= {"environment": env | libraries, "patches": patches.get(case.model, [])}
