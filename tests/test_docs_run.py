@@ -108,7 +108,10 @@ NOT_RUN = {
         "lora-drift * --device cuda *": GPU,
         "lora-drift matrix *": NETWORK,
     },
-    "docs/trainer-versions.md": {"lora-drift trainer-watch *": TRAINER},
+    "docs/trainer-versions.md": {
+        "lora-drift trainer-watch *": TRAINER,
+        "python -m lora_drift.harness.trainer.fuzz.between *": TRAINER,
+    },
     "docs/verify.md": {"python -m lora_drift.harness.trainer.recorder.folders *": TRAINER},
 }
 """Page -> commands, as patterns, and why they are only read."""

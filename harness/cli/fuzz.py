@@ -116,7 +116,7 @@ def _rendered(
     from lora_drift.pipelines.registry import spec_of
 
     place = rendered.Scratch(scratch.resolve())
-    ask = side_by_side.Renderer(python, trainer, place.assets, place.folder / "trainer.log")
+    ask = side_by_side.Renderer(python, trainer, place.assets, place.folder / "trainer.log", row.version)
     bench = side_by_side.Bench(row.tag, ask.environment, place.folder)
     started = time.monotonic()
     fuzzer = rendered.Fuzzer(ask, bench, place, models, seed, note=lambda line: typer.echo(line, err=True))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lora_drift.pipelines import loading
 from lora_drift.pipelines.family import nothing_to_refuse, same_name
 from lora_drift.pipelines.output import Media
 from lora_drift.pipelines.settings import Settings
-from lora_drift.pipelines.spec import LAYER_BY_LAYER, ModelSpec, Quantizes, Scheduler
+from lora_drift.pipelines.spec import LAYER_BY_LAYER, Earlier, ModelSpec, Quantizes, Scheduler
+
+
+@dataclass(frozen=True)
+class Ernie(ModelSpec):
+    levels_cut: bool = False
+    """A value of the picture between two levels becomes the lower one, not the nearest."""
+
 
 ROWS = (
-    ModelSpec(
+    Ernie(
         id="ernie_image",
         title="ERNIE-Image",
         kind="image",
@@ -42,19 +50,29 @@ ROWS = (
             f"extensions_built_in/diffusion_models/ernie_image/{name}.py" for name in ("ernie_image", "transformer")
         ),
         since="0.9.1",
-        earlier=(LAYER_BY_LAYER,),
+        earlier=(
+            Earlier(
+                before="0.10.24",
+                why="Pixels were cut down to whole levels, not rounded (ErnieImagePipeline before Diffusers #13663): "
+                "half of them are 1 of 255 darker.",
+                fields={"levels_cut": True},
+            ),
+            LAYER_BY_LAYER,
+        ),
     ),
 )
 
 
-def load(spec: ModelSpec, base: str, dtype: Any) -> Any:
+def load(spec: Ernie, base: str, dtype: Any) -> Any:
     return loading.pipeline(spec, base, dtype, pe=None, pe_tokenizer=None)
 
 
 check = nothing_to_refuse
 
 
-def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Media:
+def render(pipe: Any, spec: Ernie, settings: Settings, **call: Any) -> Media:
+    from PIL import Image
+
     def embeds(prompt: str) -> list[Any]:
         """Of the tokens alone: nothing is padded."""
         return [found[: spec.max_sequence_length] for found in pipe.encode_prompt(prompt, pipe._execution_device)]
@@ -67,8 +85,11 @@ def render(pipe: Any, spec: ModelSpec, settings: Settings, **call: Any) -> Media
         height=settings.height,
         num_inference_steps=settings.steps,
         guidance_scale=spec.pipeline_scale(settings.guidance_scale),
+        output_type="np" if spec.levels_cut else "pil",
         **call,
     )
+    if spec.levels_cut:
+        return Media([Image.fromarray((values * 255).astype("uint8")) for values in output.images])
     return Media(list(output.images))
 
 

@@ -2,9 +2,9 @@
 
     python -m lora_drift.harness.trainer.fuzz.renderer
 
-reads a job (JSON) a line, `{"cases": [...], "assets": DIR, "out": DIR}`, whose cases are samples of one job: same
-model, LoRA, base and trigger word. It answers with a line, `{"<case>": why it was refused, or ""}`; what was rendered
-lies in DIR as the recorder stages it (`trainer_process.write_result`).
+reads a job (JSON) a line, `{"cases": [...], "assets": DIR, "out": DIR, "version": the trainer's}`, whose cases are
+samples of one job: same model, LoRA, base and trigger word. It answers with a line, `{"<case>": why it was refused, or
+""}`; what was rendered lies in DIR as the recorder stages it (`trainer_process.write_result`).
 
 The trainer is imported once, and each job is a fork of that process. A job loads its model and makes its LoRA once;
 its samples are then rendered by forks of it, first all in one sampling event, as a user's job has it, then each that
@@ -29,6 +29,7 @@ from lora_drift.harness.check.trace import Trace, Tracer
 from lora_drift.harness.environment import facts
 from lora_drift.harness.minihub.weights import STRENGTH
 from lora_drift.harness.trainer.recorder import job_config, offline, trainer_process
+from lora_drift.harness.trainer.recorder.job_config import Where
 from lora_drift.harness.trainer.recorder.trainer_process import APPLY, Done, Observer
 
 REFUSED = "refused.txt"
@@ -108,7 +109,7 @@ def section(cases: Sequence[Case]) -> dict[str, Any]:
     return {**parts[0], "samples": [*items, *({**item, "network_multiplier": OTHER} for item in filler)]}
 
 
-def render(cases: Sequence[Case], out: Path) -> None:
+def render(cases: Sequence[Case], out: Path, where: Where) -> None:
     """Render the samples of one job. What cannot be rendered leaves its reason in `REFUSED`."""
     first = cases[0]
     folder = out / "job"
@@ -149,7 +150,7 @@ def render(cases: Sequence[Case], out: Path) -> None:
                 apart(lambda case=case: event([case]))  # type: ignore[misc]
         raise Done
 
-    config = job_config.job(first, folder, None)
+    config = job_config.job(first, folder, None, where)
     config["config"]["process"][0]["sample"] = section(cases)
     try:
         trainer_process.run_process(config, hook_before_train_loop=before_train_loop, sample=sample)
@@ -192,7 +193,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     out, context = Path(request["out"]), {"assets": Path(request["assets"])}
     shutil.rmtree(out, ignore_errors=True)
     cases = [Case.model_validate(case, context=context) for case in request["cases"]]
-    code = apart(lambda: render(cases, out))
+    code = apart(lambda: render(cases, out, Where(version=request["version"])))
     told = {}
     for case in cases:
         reason = out / case.id / REFUSED

@@ -29,8 +29,9 @@ Ask = Callable[[Sequence[Case], Path], Mapping[str, str]]
 class Renderer:
     """The trainer, imported once; what it prints goes to the file `log`."""
 
-    def __init__(self, python: Path, checkout: Path, assets: Path, log: Path) -> None:
-        self._assets = assets
+    def __init__(self, python: Path, checkout: Path, assets: Path, log: Path, version: str) -> None:
+        """`version`: that of the checkout, by which a few fields of a job go."""
+        self._assets, self._version = assets, version
         factory.build()
         with log.open("ab") as errors:
             self._child = Child("renderer", python, checkout, errors)
@@ -38,7 +39,8 @@ class Renderer:
 
     def __call__(self, cases: Sequence[Case], out: Path) -> Mapping[str, str]:
         dumped = [case.model_dump(mode="json", by_alias=True, exclude_unset=True) for case in cases]
-        told: Mapping[str, str] = self._child.ask({"cases": dumped, "assets": str(self._assets), "out": str(out)})
+        request = {"cases": dumped, "assets": str(self._assets), "out": str(out), "version": self._version}
+        told: Mapping[str, str] = self._child.ask(request)
         return told
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from lora_drift.harness import tags
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import HARNESS, ROOT
-from lora_drift.harness.trainer.recorder import pins
+from lora_drift.harness.trainer.recorder import bands, pins
 from lora_drift.harness.trainer.recorder.pins import PinError
 
 LOCKS = HARNESS / "trainer" / "recorder" / "locks"
@@ -52,7 +52,7 @@ def lock_file(tag: str) -> Path:
     Raises:
         TagError: there is no such tag.
     """
-    return LOCKS / f"{tags.row(tag).lock}.txt"
+    return LOCKS / f"{bands.row(tag).lock}.txt"
 
 
 def locked(file: Path) -> dict[str, str]:
@@ -90,7 +90,7 @@ def check_lock(tag: str, lines: Sequence[str]) -> None:
     Raises:
         PinError: it does not.
     """
-    file, commit = lock_file(tag), tags.row(tag).diffusers
+    file, commit = lock_file(tag), bands.row(tag).diffusers
     for line in lines:
         if line.startswith("git+") and line.replace(".git@", "@") != f"git+{DIFFUSERS}@{commit}":
             raise PinError(f"the trainer's requirements say {line}, tags.yaml says Diffusers {commit}")
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         pins.check_trainer(args.tag, args.trainer)
         check_lock(args.tag, requirements(args.trainer))
         home = (args.home or factory.default_home().parent.parent / "trainer" / args.tag).resolve()
-        python = build(lock_file(args.tag), tags.row(args.tag).diffusers, args.diffusers, home)
+        python = build(lock_file(args.tag), bands.row(args.tag).diffusers, args.diffusers, home)
     except (PinError, tags.TagError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

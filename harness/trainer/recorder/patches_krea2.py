@@ -1,6 +1,7 @@
 """Krea 2: the trainer writes the size of its network into its code instead of reading it from a config."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from lora_drift.harness.minihub.repos.krea2 import TRANSFORMERS
@@ -19,14 +20,19 @@ ARGUMENTS: dict[str, dict[str, str]] = dict.fromkeys(TRANSFORMERS, _NAMES)
 picture; what it keeps of reference pictures between calls shows in its prediction."""
 
 
-def shrink(model: str, _device: str) -> list[str]:
+def shrink(model: str, device: str) -> list[str]:
     """Make the trainer build the network of the miniature, with its own class."""
     from extensions_built_in.diffusion_models.krea2 import krea2
+    from extensions_built_in.diffusion_models.krea2.src import mmdit
 
     size = TRANSFORMERS[model].config()
     krea2.KREA2_MMDIT_CONFIG.update(size)
     numbers = ", ".join(f"{key} {value}" for key, value in size.items())
-    return [f"krea2.KREA2_MMDIT_CONFIG: the miniature's size ({numbers})"]
+    lines = [f"krea2.KREA2_MMDIT_CONFIG: the miniature's size ({numbers})"]
+    if device == "cpu" and hasattr(mmdit, "sdpa_kernel"):  # up to 0.10.23
+        mmdit.sdpa_kernel = lambda _backend: nullcontext()
+        lines.append("mmdit.sdpa_kernel: attention by any kernel, not by cuDNN's, which a CPU lacks")
+    return lines
 
 
 APPLY: dict[str, Callable[[str], list[str]]] = {model: partial(shrink, model) for model in TRANSFORMERS}

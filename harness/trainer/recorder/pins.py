@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from lora_drift.harness import tags
+from lora_drift.harness.trainer.recorder import bands
 
 
 class PinError(Exception):
@@ -71,7 +71,7 @@ def check_trainer(tag: str, trainer: Path) -> None:
         PinError: says what differs and how to mend it.
         TagError: there is no such tag.
     """
-    pins = tags.row(tag)
+    pins = bands.row(tag)
     _check_checkout("trainer", trainer, pins.commit)
     declared = version_of(trainer)
     if declared != pins.version:
@@ -93,7 +93,7 @@ def check(tag: str, trainer: Path, diffusers: Path | None) -> dict[str, str]:
         TagError: there is no such tag.
     """
     check_trainer(tag, trainer)
-    pins = tags.row(tag)
+    pins = bands.row(tag)
     proof = _check_installed_diffusers(diffusers, pins.diffusers)
     if version("transformers") != pins.transformers:
         raise PinError(f"transformers {version('transformers')} is installed, the trainer pins {pins.transformers}")
