@@ -28,6 +28,7 @@ from lora_drift.harness.deviations.library import (  # noqa: F401  each adds its
     references,
     request,
     schedule,
+    solvers,
     text,
 )
 from lora_drift.harness.deviations.library.base import Subject, Variation, library

@@ -235,6 +235,18 @@ def flow_euler(s: Subject) -> bool:
     return s.spec.scheduler.cls in ("diffusers.FlowMatchEulerDiscreteScheduler", *ours)
 
 
+def ddpm(s: Subject) -> bool:
+    return s.spec.scheduler.name == "DDPMScheduler"
+
+
+def unipc(s: Subject) -> bool:
+    return config(s, "solver_order") is not None
+
+
+def text_encoders(s: Subject) -> list[Any]:
+    return [part for role, part in s.pipe.components.items() if role.startswith("text_encoder") and part is not None]
+
+
 # ------------------------------------------------------------------------------------------------------------- tools
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -13,23 +13,16 @@ from lora_drift.harness.deviations.library.base import (
     Subject,
     answering,
     called_with,
-    changes,
-    everywhere,
     families,
     hooked,
     patched,
-    rounded,
+    text_encoders,
     variation,
-    weights,
     wrapped,
 )
 
 FLUX1 = ("flux",)
 DEV = ("flux2", "flux2_diffusers")
-
-
-def _encoders(s: Subject) -> list[Any]:
-    return [part for role, part in s.pipe.components.items() if role.startswith("text_encoder") and part is not None]
 
 
 def _tokenizers(s: Subject) -> list[Any]:
@@ -38,7 +31,7 @@ def _tokenizers(s: Subject) -> list[Any]:
 
 
 def _t5(s: Subject) -> Any:
-    return next(e for e in _encoders(s) if "T5" in type(e).__name__)
+    return next(e for e in text_encoders(s) if "T5" in type(e).__name__)
 
 
 def _encoding(s: Subject, **arguments: Any) -> AbstractContextManager[None]:
@@ -359,7 +352,7 @@ def text_encoder_mask_dropped(s: Subject) -> Iterator[Subject]:
         return inputs if mask is None else {**inputs, "attention_mask": torch.ones_like(mask)}
 
     with ExitStack() as stack:
-        for encoder in _encoders(s):
+        for encoder in text_encoders(s):
             stack.enter_context(hooked(encoder, change))
         yield s
 
@@ -460,84 +453,4 @@ def padded_before_the_text_encoder(s: Subject) -> Iterator[Subject]:
         return embeds, tokens.attention_mask.to(embeds.dtype)
 
     with patched(ltx2, "_embeddings", embeddings):
-        yield s
-
-
-# ----------------------------------------------------------------------------------------------------- in what numbers
-
-
-def _text_encoders_in(dtype: torch.dtype) -> tuple[Callable[[Subject], bool], Callable[[Subject], Iterator[Subject]]]:
-    change = rounded(dtype)
-
-    def applies(s: Subject) -> bool:
-        return any(changes(s, encoder, change) for encoder in _encoders(s))
-
-    def vary(s: Subject) -> Iterator[Subject]:
-        with ExitStack() as stack:
-            for encoder in _encoders(s):
-                stack.enter_context(weights(s, encoder, change))
-            yield s
-
-    return applies, vary
-
-
-@variation(
-    "encode",
-    shows=POSITIVE,
-    source="ComfyUI's t5xxl_fp8_e4m3fn and the trainer's quantize_te (qfloat8, the UI's default)",
-    applies=everywhere,
-)
-def text_encoder_in_float8(s: Subject) -> Iterator[Subject]:
-    """The text encoders' weights are rounded to float8."""
-    yield from _text_encoders_in(torch.float8_e4m3fn)[1](s)
-
-
-@variation(
-    "encode",
-    shows=POSITIVE,
-    source="T5 in float16 (ComfyUI's t5xxl_fp16, half-precision pipelines)",
-    applies=_text_encoders_in(torch.float16)[0],
-)
-def text_encoder_in_float16(s: Subject) -> Iterator[Subject]:
-    """The text encoders' weights are rounded to float16."""
-    yield from _text_encoders_in(torch.float16)[1](s)
-
-
-@variation(
-    "encode",
-    shows=POSITIVE,
-    source="hidream_model.py asks Llama for attentions, which makes it eager; everything else runs it fused",
-    applies=families("hidream", "hidream_e1"),
-)
-def llama_with_fused_attention(s: Subject) -> Iterator[Subject]:
-    """HiDream's Llama runs fused attention, in which padding in front comes out otherwise."""
-    with _attention(s.pipe.text_encoder_4, "sdpa"):
-        yield s
-
-
-@contextmanager
-def _attention(encoder: Any, kind: str) -> Iterator[None]:
-    """While the block runs, `encoder` runs `kind` of attention."""
-    before = encoder.config._attn_implementation
-    encoder.config._attn_implementation = kind
-    try:
-        yield
-    finally:
-        encoder.config._attn_implementation = before
-
-
-@variation(
-    "encode",
-    shows=POSITIVE,
-    source="transformers 4.57 runs Gemma 2 on SDPA without its cap; newer ones apply it (pipelines/families/lumina2)",
-    applies=families("lumina2"),
-)
-def attention_logits_capped(s: Subject) -> Iterator[Subject]:
-    """Gemma 2 caps its attention logits, which only eager attention does."""
-    encoder = s.pipe.text_encoder
-    cap = encoder.config.attn_logit_softcapping
-    with ExitStack() as stack:
-        stack.enter_context(_attention(encoder, "eager"))
-        for layer in encoder.layers:
-            stack.enter_context(patched(layer.self_attn, "attn_logit_softcapping", cap))
         yield s
