@@ -106,7 +106,7 @@ for name in names:
     trace.add("decode/in", latents)
     trace.save(out / "trace.safetensors")
     save_file({{"latents": latents}}, out / "latents.safetensors")
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(out / "picture.png")
+    Image.new("RGB", (16 if value == 99 else 8, 8), (value, 0, 0)).save(out / "picture.png")
     environment = {{"device": "cpu", "dtype": "float32", "cpu": "one", "cpu_capability": "AVX2", "torch": "2.13.0"}}
     (out / "result.json").write_text(json.dumps({{
         "environment": environment, "origin": "generate_images", "short_way": None, "patches": [],
@@ -298,6 +298,19 @@ def test_without_bisection_the_change_is_told_without_its_commit(watch: Watch) -
     assert done.exit_code == 1 and watch.found["changes"] == []
     assert "## The trainer's samples of sd15 changed since v9" in watch.page
     assert "commits not searched for: sd15" in done.stdout
+
+
+def test_another_size_is_told_where_there_is_no_distance(watch: Watch) -> None:
+    plain(watch, [{"sd15": 0, "flux": 0}, {"sd15": 99, "flux": 0}])
+    assert watch().exit_code == 1 and watch.named() == [("sd15", 1)]
+    assert "| 1 x 8 x 8 (frames, height, width) became 1 x 8 x 16 |" in watch.page
+
+
+def test_a_change_without_a_commit_is_that_of_the_environment(watch: Watch) -> None:
+    plain(watch, [{"sd15": 0, "flux": 0}])
+    (watch.home / "only" / "adds").write_text("3")
+    assert watch().exit_code == 1 and watch.found["changes"] == []
+    assert "No commit since then touches what its Python reads: it is the environment." in watch.page
 
 
 def moves(watch: Watch) -> list[str]:

@@ -53,8 +53,10 @@ def compare(case: Case, before: Golden, after: Golden) -> Difference:
     try:
         measured = [*metrics.pixel_levels(frames, frames_after), *metrics.latents(latents, latents_after)]
         measured += [metrics.audio(audio, audio_after if sound[1] else None)] if sound[0] else []
-    except ValueError as error:  # other sizes: no distance
-        return Difference(case.id, CHANGED, _place(case, before, after, limits, []), why=str(error))
+    except ValueError as error:  # no distance
+        sizes = [" x ".join(map(str, each.shape[:3])) for each in (frames, frames_after)]
+        why = str(error) if sizes[0] == sizes[1] else f"{sizes[0]} (frames, height, width) became {sizes[1]}"
+        return Difference(case.id, CHANGED, _place(case, before, after, limits, []), why=why)
     measured = tolerances.apply(measured, limits)
     value = {metric.name: metric.value for metric in measured}
     within = all(metric.within for metric in measured)

@@ -48,7 +48,7 @@ def text(outcome: Outcome) -> Iterator[str]:
         for change in changes:
             for each in change.differences:
                 yield f"  {each.case:34} {_what(each)}"
-    if outcome.pending:
+    if outcome.pending and outcome.commits:
         yield f"commits not searched for: {', '.join(outcome.pending)}"
 
 
@@ -58,7 +58,8 @@ def page(outcome: Outcome) -> str:
         f"# The trainer at {outcome.head.version} ({outcome.head.short}) against {outcome.tag.tag}",
         "",
         f"Recorded by `lora-drift trainer-watch` in `{outcome.environment}` at the trainer's commit {outcome.head.sha} "
-        f"of {outcome.head.date}. {counts(outcome)}.",
+        f"of {outcome.head.date}. Of the commits since the tag's, {outcome.commits} touch more than its user interface "
+        f"and its pages. {counts(outcome)}.",
         *(f"\nHEAD asks for {line}: what follows may come from that, too." for line in outcome.lacking),
         *_pins("Requirements that are others than at the tag", outcome.requirements),
     ]
@@ -67,7 +68,9 @@ def page(outcome: Outcome) -> str:
     for model in outcome.pending:
         those = [each for each in outcome.found if each.model == model and each.verdict == CHANGED]
         lines += ["", f"## The trainer's samples of {model} changed since {outcome.tag.tag}", "",
-                  "The commit was not searched for.", "", *_table(those)]  # fmt: skip
+                  "The commit was not searched for." if outcome.commits else
+                  "No commit since then touches what its Python reads: it is the environment.",
+                  "", *_table(those)]  # fmt: skip
     failed = [each for each in outcome.differences if each.verdict == FAILED]
     for model in dict.fromkeys(each.model for each in failed):
         lines += ["", f"## The trainer's samples of {model} cannot be recorded any more", ""]

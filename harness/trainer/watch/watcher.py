@@ -47,6 +47,8 @@ class Change:
 class Outcome:
     tag: Tag
     head: Commit
+    commits: int
+    """After the tag's, that may change a sample."""
     environment: str
     lacking: list[str]
     """What HEAD's requirements ask for and its environment does not have."""
@@ -137,7 +139,8 @@ def watch(
     environment = recorder.environment(history.head)
     lacking = [str(each) for each in environment.lacks(recorder.requirements(history.head))]
     moved = recorder.moved(tag.commit, history.head)
-    outcome = Outcome(tag, history.commit(history.head), environment.folder.name, lacking, moved)
+    commits = len(history.shas) - 1
+    outcome = Outcome(tag, history.commit(history.head), commits, environment.folder.name, lacking, moved)
     base = _goldens(tag, cases, outcome)
     todo = [case for case in cases if case.id in base]
     now = recorder(history.head, todo) if todo else {}
@@ -148,7 +151,7 @@ def watch(
         )
     outcome.pending = sorted({each.model for each in outcome.differences if each.verdict == CHANGED})
     save(outcome)
-    if bisect:
+    if bisect and commits:
         for change in _searched(outcome, {case.id: case for case in todo}, base, now, recorder):
             outcome.changes = sorted([*outcome.changes, *change], key=partial(_when, history.shas))
             save(outcome)
