@@ -1,16 +1,21 @@
 """Versions between the tags: what the trainer itself rendered in each band, and that no other rules render that."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from turns import chosen, today
+from typer.testing import CliRunner
 
 from lora_drift.harness import tags
 from lora_drift.harness.check import cases, runner, sketched
 from lora_drift.harness.check.sketched import Kept
+from lora_drift.harness.cli.main import app
 from lora_drift.harness.trainer.recorder import bands, build_environment, pins
 from lora_drift.pipelines.registry import ROWS
 from lora_drift.pipelines.spec import DEFAULTS, INFORMS, TOOLKITS, ModelSpec, age
@@ -101,6 +106,35 @@ def test_by_the_rules_of_the_bands_beside_it_is_another(band: bands.Band, model:
     here = order.index(start_of(model, band.version))
     for other in order[max(0, here - 1) : here] + order[here + 1 : here + 2]:
         assert sketched.problems(At(tag=other, controls=False), kept, kept.samples, tmp_path / other), other
+
+
+def test_a_lora_is_rendered_as_the_version_between_tags_did_that_saved_it(tmp_path: Path) -> None:
+    """From the command line to the trainer's own picture: since 0.9.14 sizes are floored to 16, until 0.10.21 guidance
+    is the old one; the tags on either side have neither or both."""
+    (band,) = (band for band in bands.rows() if band.version == "0.10.20")
+    kept = read(band, "zimage_turbo")
+    (sample,) = (sample for sample in kept.samples if sample.case.lora is not None)
+    (tmp_path / "lora.safetensors").write_bytes(kept.loras[sample.job]["lora"])
+    asked, picture = sample.case.sample, tmp_path / "out.png"
+    said = {
+        "--prompt": asked.prompt, "--negative": asked.neg, "--width": asked.width, "--height": asked.height,
+        "--seed": asked.seed, "--steps": asked.sample_steps, "--guidance": asked.guidance_scale,
+        "--multiplier": asked.network_multiplier, "--trigger": sample.case.trigger_word,
+        "--lora": tmp_path / "lora.safetensors", "--output": picture,
+    }  # fmt: skip
+    words = [str(word) for option in said.items() for word in option]
+    distances = {}
+    for tag in ("", "0.7.29", "0.12.26"):
+        command = ["sample", "--mini", "--model", "zimage_turbo", *words, *(["--tag", tag] if tag else [])]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        ours = np.asarray(Image.open(picture).convert("RGB"))[None]
+        sketch = sketched.sketches(np.zeros(1), ours, None)[1]
+        theirs = sample.sketches[1]
+        distances[tag] = float(np.linalg.norm(sketch - theirs) / np.linalg.norm(theirs))
+        made = json.loads(Path(f"{picture}.json").read_text())["reproduces"]
+        assert made == f"ostris/ai-toolkit {tag or band.version}"
+    assert distances[""] < 1e-3 < 0.01 < min(distances["0.7.29"], distances["0.12.26"])
 
 
 def test_the_bands_are_no_tags() -> None:

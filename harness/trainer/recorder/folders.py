@@ -2,8 +2,9 @@
 
 python -m lora_drift.harness.trainer.recorder.folders --trainer DIR --diffusers DIR [JOB...]
 
-Nothing of the trainer is patched. What it leaves in a job's output folder that `lora-drift verify` reads (the config,
-LoRA files and samples) goes to jobs/JOB, with a note of where it came from.
+Nothing of the trainer is patched; transformers 5 is let load offline what it loads online (`offline.py`). What the
+trainer leaves in a job's output folder that `lora-drift verify` reads (the config, LoRA files and samples) goes to
+jobs/JOB, with a note of where it came from.
 """
 
 import argparse
@@ -24,6 +25,10 @@ from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.recorder import job_config, pins
 
 JOBS = ROOT / "jobs"
+RUN = (
+    "import runpy, sys; from lora_drift.harness.trainer.recorder import offline; offline.as_online();"
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 KEPT = ("config.yaml", "*.safetensors", "samples/*")
 VERSIONS = ("torch", "transformers", "pillow", "av")
 
@@ -52,8 +57,9 @@ def train(job: str, trainer: Path, work: Path) -> Path:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(trainer.resolve()), str(ROOT)]),
     }
-    command = [sys.executable, str(trainer.resolve() / "run.py"), f"inputs/{job}.yaml"]
+    command = [sys.executable, "-c", RUN, str(trainer.resolve() / "run.py"), f"inputs/{job}.yaml"]
     with (work / "log.txt").open("wb") as log:
         done = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
@@ -66,7 +72,7 @@ def keep(job: str, made: Path, trainer: dict[str, str]) -> None:
     """Replace jobs/JOB with what is kept of the folder `made`."""
     target = JOBS / job
     shutil.rmtree(target, ignore_errors=True)
-    for path in (p for pattern in KEPT for p in made.glob(pattern)):
+    for path in (p for pattern in KEPT for p in made.glob(pattern) if p.is_file()):
         copy = target / path.relative_to(made)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
