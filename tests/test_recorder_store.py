@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from lora_drift.harness.check import cases, golden_file, golden_store, goldens, runner
 from lora_drift.harness.check.goldens import Golden
 from lora_drift.harness.minihub import factory
-from lora_drift.harness.trainer.recorder import store
+from lora_drift.harness.trainer.recorder import bases, store
 
 TAG = runner.newest_tag()
 
@@ -306,3 +306,39 @@ def test_a_golden_from_before_the_ids_of_prompts_were_kept_stays(shelf: Shelf) -
         {**without, "tokens/text_encoder#0": ids["tokens/text_encoder#0"] + 1, name: sketches + 1}, trace, metadata
     )
     assert shelf.write() == "CHANGED: trace file", "its ids are recorded now"
+
+
+def test_artefacts_that_are_alike_are_laid_out_as_differences_of_one_another(shelf: Shelf) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 250, (32, 32, 3), np.uint8)
+    pictures = [noise, noise + rng.integers(0, 3, noise.shape, np.uint8), rng.integers(0, 255, noise.shape, np.uint8)]
+    latents = rng.standard_normal(4096).astype(np.float32)
+    for number, picture in enumerate(pictures):
+        save_file({"latents": latents * np.float32(1 + number * 1e-6)}, shelf.sources / "latents.safetensors")
+        shelf.artefacts["latents"] = shelf.sources / "latents.safetensors"
+        Image.fromarray(picture).save(shelf.artefacts["picture"])
+        shelf.write(case=f"sd15/{number}")
+    before = {path: golden_store.read(golden_store.stored(shelf.root, path)) for path in artefacts_of(shelf)}
+    size = sum(map(len, shelf.files().values()))
+
+    for stop in range(1, 4):  # wherever it is stopped
+        writes = iter([golden_store.write_atomically] * stop)
+
+        def fails(path: Path, data: bytes, writes: Iterator[Callable[[Path, bytes], None]] = writes) -> None:
+            for write in writes:
+                return write(path, data)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(golden_store, "write_atomically", fails)
+            bases.lay_out(shelf.root)
+        assert {path: golden_store.read(golden_store.stored(shelf.root, path)) for path in before} == before
+    assert bases.lay_out(shelf.root) >= 1
+    assert {path: golden_store.read(golden_store.stored(shelf.root, path)) for path in before} == before
+    assert sum(map(len, shelf.files().values())) < size - 1000
+    assert bases.lay_out(shelf.root) == 0
+
+
+def artefacts_of(shelf: Shelf) -> set[str]:
+    files = (golden_file.read(path) for path in shelf.root.glob("v*/*.json"))
+    return {artefact["file"] for file in files for golden in file.values() for artefact in golden["artefacts"].values()}

@@ -55,7 +55,7 @@ def identity(path: Path) -> str:
 
 def stored(root: Path, file: str) -> Path:
     """Where the artefact that a golden calls `file` lies; if it lies nowhere, where it would lie whole."""
-    whole = root / (file if file.endswith(".png") else f"{file}.xz")
+    whole = _whole(root, file)
     if whole.is_file():
         return whole
     here = min(whole.parent.glob(f"{identity(whole)}{FROM}*"), default=None)
@@ -111,25 +111,38 @@ def save(root: Path, file: str, data: bytes, bases: Iterable[str]) -> None:
 
     What lies there already and is sound stays as it is, since others may be differences from it.
     """
-    whole = root / (file if file.endswith(".png") else f"{file}.xz")
     if sound(stored(root, file)) == data:
         return
-    ways = {whole: _packed(file, data)}
-    for base in bases:
-        path = stored(root, base)
-        below = sound(path)
-        difference = None if below is None else _taken(data, below)
-        if difference is not None:
-            name = whole.name.replace(".", f"{FROM}{identity(path)}.", 1)
-            ways[whole.with_name(name)] = _packed(file, difference)
+    below = {base: sound(stored(root, base)) for base in bases}
+    ways = dict(smallest(root, file, data, content, base) for base, content in [(None, None), *below.items()])
     with suppress(*NOT_SAFETENSORS):
-        name = whole.name.replace(".", f"{DRAWN}.", 1)
-        ways[whole.with_name(name)] = _packed(file, lora_codec.without(data, whole.parent.name))
+        whole = _whole(root, file)
+        ways[whole.with_name(whole.name.replace(".", f"{DRAWN}.", 1))] = _packed(
+            file, lora_codec.without(data, whole.parent.name)
+        )
     best = min(ways, key=lambda path: len(ways[path]))
     write_atomically(best, ways[best])
-    for other in whole.parent.glob(f"{identity(whole)}*"):
+    for other in best.parent.glob(f"{identity(best)}*"):
         if other != best:
             other.unlink()
+
+
+def smallest(
+    root: Path, file: str, data: bytes, below: bytes | None = None, base: str | None = None
+) -> tuple[Path, bytes]:
+    """Where content is to lie and its packed bytes: whole, or if that is smaller, as the difference from the artefact
+    `base` with the content `below`."""
+    whole = _whole(root, file)
+    ways = {whole: _packed(file, data)}
+    difference = None if base is None or below is None else taken(data, below)
+    if base is not None and difference is not None:
+        name = whole.name.replace(".", f"{FROM}{identity(Path(base))}.", 1)
+        ways[whole.with_name(name)] = _packed(file, difference)
+    return min(ways.items(), key=lambda way: len(way[1]))
+
+
+def _whole(root: Path, file: str) -> Path:
+    return root / (file if file.endswith(".png") else f"{file}.xz")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -177,7 +190,7 @@ def _header(data: bytes) -> bytes:
     return b"\n".join(data.split(b"\n", 3)[:3]) if data.startswith(b"P6\n") else b""
 
 
-def _taken(data: bytes, base: bytes) -> bytes | None:
+def taken(data: bytes, base: bytes) -> bytes | None:
     """The difference of two contents; None: they have nothing in common."""
     if _header(data) != _header(base):
         return None

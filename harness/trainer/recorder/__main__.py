@@ -21,7 +21,7 @@ from lora_drift.harness.check import cases, goldens, user_cache
 from lora_drift.harness.check.cases import Case, CaseError
 from lora_drift.harness.minihub import factory
 from lora_drift.harness.paths import ROOT
-from lora_drift.harness.trainer.recorder import again, build_environment, job_config, pins, record_group, store
+from lora_drift.harness.trainer.recorder import again, bases, build_environment, job_config, pins, record_group, store
 
 VERSION = "1"
 """Raise it when the recorder changes what a golden holds."""
@@ -277,7 +277,8 @@ def main() -> int:
 
 
 def tidy() -> int:
-    print(f"{store.tidy()} files of goldens laid out again; every golden reads as before")
+    print(f"{store.tidy()} files of goldens laid out again; every golden reads as before", flush=True)
+    print(f"{bases.lay_out(goldens.GOLDENS)} of their artefacts lie otherwise, with the same content")
     return 0
 
 
