@@ -14,9 +14,12 @@ from typing import Any
 from lora_drift.harness.check import verified_by
 from lora_drift.pipelines import MODELS, ModelSpec, RequestError
 from lora_drift.pipelines.files import tensor_shapes
+from lora_drift.pipelines.lora import trainer_of
 from lora_drift.pipelines.quantize import Quantization
+from lora_drift.pipelines.registry import spec_of
 from lora_drift.pipelines.settings import Request, resolve
 from lora_drift.pipelines.settings import Settings as Resolved
+from lora_drift.pipelines.spec import nearest
 from lora_drift.server import controls, fetch, loras
 from lora_drift.server.config import Settings
 from lora_drift.server.errors import bad
@@ -43,6 +46,7 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
     if asked.lora_mode == "merged" and asked.quantize:
         raise bad("LORA_MODE_INVALID", "lora_mode merged: a LoRA cannot be merged into a quantised base; leave it out")
     files, secrets = await _loras(asked, settings)
+    spec = await asyncio.to_thread(_as_made, spec, files)
     mode = asked.lora_mode or ("live" if asked.quantize else spec.lora_mode)
     picture, video = _formats(asked.output_format, spec)
     prompts = [Prompt(fields=_fields(item, i, asked, files)) for i, item in enumerate(asked.prompts)]
@@ -51,8 +55,10 @@ async def admit(asked: InferenceRequest, settings: Settings) -> tuple[Job, Secre
         _check_controls(spec, item, i)
         kinds.append((len(_slots(spec, item)), verified_by.snapped(_check_prompt(spec, prompt.fields, i))))
     network = await asyncio.to_thread(_network, spec, files)
-    verified = await asyncio.to_thread(vouching, spec.id, mode if asked.loras else None, network,
-                                       verified_by.in_words(quantization), tuple(dict.fromkeys(kinds)))  # fmt: skip
+    quantized = verified_by.in_words(quantization)
+    tag = verified_by.vouching(spec, quantized=bool(quantized))
+    verified = await asyncio.to_thread(vouching, spec.id, mode if asked.loras else None, tag, network, quantized,
+                                       tuple(dict.fromkeys(kinds)))  # fmt: skip
     dumped = None if verified is None else verified.model_dump()
     if (asked.require_verified or settings.require_verified) and (
         verified is None or verified.verdict not in ("match", "known")
@@ -97,24 +103,24 @@ Kind = tuple[int, bool]
 
 
 def vouching(
-    model: str, lora_mode: str | None, network: str | None = None, quantized: str = "", kinds: tuple[Kind, ...] = ()
-) -> Verified | None:
+    model: str, lora_mode: str | None, tag: str | None, network: str | None = None, quantized: str = "",
+    kinds: tuple[Kind, ...] = (),
+) -> Verified | None:  # fmt: skip
     """The golden case that vouches for a configuration, if one does for each kind of its prompts: the first's.
 
-    `network` is None where it is not known before a download ends (then the worker looks again) or does not matter.
+    `tag`: with the rules by which it is rendered; None: no tag has them. `network` is None where it is not known before
+    a download ends (then the worker looks again) or does not matter.
     """
     with _vouching:  # the first requests may be many at once, and one look at the summaries is enough
-        return _looked_up(model, lora_mode, network, quantized, kinds)
+        return None if tag is None else _looked_up(model, lora_mode, tag, network, quantized, kinds)
 
 
 @cache
 def _looked_up(
-    model: str, lora_mode: str | None, network: str | None, quantized: str, kinds: tuple[Kind, ...]
+    model: str, lora_mode: str | None, tag: str, network: str | None, quantized: str, kinds: tuple[Kind, ...]
 ) -> Verified | None:
-    from lora_drift.harness import tags
-
     asked: list[dict[str, Any]] = [{"controls": controls, "snapped": snapped} for controls, snapped in kinds] or [{}]
-    found = [verified_by.covering(model, lora_mode, tags.newest(), quantized=quantized, network=network, **kind)
+    found = [verified_by.covering(model, lora_mode, tag, quantized=quantized, network=network, **kind)
              for kind in asked]  # fmt: skip
     return None if found[0] is None or None in found else Verified(**found[0])
 
@@ -137,6 +143,16 @@ def _spec(model: str) -> ModelSpec:
     if model not in MODELS:
         raise bad("MODEL_NOT_FOUND", f"model {model!r} is not supported", supported_models=list(MODELS))
     return MODELS[model]
+
+
+def _as_made(spec: ModelSpec, files: list[LoraFile]) -> ModelSpec:
+    """The row at the trainer version that made the LoRA; as it is where that is not known before a download ends, and
+    for a file that cannot be read: what is wrong with that the worker says."""
+    try:
+        said = next(filter(None, (trainer_of(Path(file.file)) for file in files if file.file)), "")
+        return spec_of(spec.id, nearest(said)) if said else spec
+    except RequestError:
+        return spec
 
 
 def _check_not_here(asked: InferenceRequest) -> None:

@@ -16,6 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from lora_drift.harness.check import verified_by
 from lora_drift.pipelines import MODELS, ModelSpec
 from lora_drift.server import admission, openai_api
 from lora_drift.server.config import Settings
@@ -152,7 +153,7 @@ def _model_info(spec: ModelSpec) -> ModelInfo:
         default_fps=spec.fps if is_video else None,
         moe=len(spec.denoisers) > 1,
         lora_mode=spec.lora_mode,
-        verified=admission.vouching(spec.id, spec.lora_mode),
+        verified=admission.vouching(spec.id, spec.lora_mode, verified_by.vouching(spec)),
     )
 
 

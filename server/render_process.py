@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lora_drift.pipelines import Output, Pipeline
     from lora_drift.pipelines.lora import Lora
 
+Rules = tuple[str, str, str]
+"""(`Job.base`, the row of the trainer version, whose noise): what a loaded base model renders by."""
 LORA_MEMORY = 4 << 30
 """Bytes of LoRAs that are held in memory, read and matched to their models."""
 
@@ -145,7 +147,7 @@ def _without_paths(message: str, job: Job) -> str:
 
 
 class Renderer:
-    """Base models, least recently used first, and LoRAs by the hash of their content."""
+    """Base models, least recently used first, and LoRAs by the hash of their content, with the version of each."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         import torch
@@ -157,14 +159,14 @@ class Renderer:
         self.settings = settings
         if settings.hf_token is not None:
             os.environ["HF_TOKEN"] = settings.hf_token
-        self._bases: OrderedDict[str, Pipeline] = OrderedDict()
-        self._sizes: dict[str, int] = {}
-        self._loras: OrderedDict[tuple[Any, ...], Lora] = OrderedDict()
+        self._bases: OrderedDict[Rules, Pipeline] = OrderedDict()
+        self._sizes: dict[Rules, int] = {}
+        self._loras: OrderedDict[tuple[Any, ...], tuple[Lora, str]] = OrderedDict()
         self._budget = settings.memory_budget or _default_budget(settings.device)
 
     @property
     def loaded(self) -> list[str]:
-        return list(self._bases)
+        return list(dict.fromkeys(base for base, _, _ in self._bases))
 
     def device_works(self) -> bool:
         import torch
@@ -188,19 +190,21 @@ class Renderer:
         Raises:
             RequestError, Cancelled, Changed, and whatever else goes wrong.
         """
+        toolkit = self._toolkit(job)
+        rules = _rules(job, toolkit)
         while True:
             try:
-                return self._render(job, pipe)
+                return self._render(job, toolkit, rules, pipe)
             except Exception as error:
-                if not self.is_out_of_memory(error) or not self._make_room(job.base):
+                if not self.is_out_of_memory(error) or not self._make_room(rules):
                     raise
 
-    def _render(self, job: Job, pipe: Connection) -> dict[str, Any]:
+    def _render(self, job: Job, toolkit: str, rules: Rules, pipe: Connection) -> dict[str, Any]:
         started = time.perf_counter()
-        base = self._bases.get(job.base) or self._load(job)
-        pipeline = self._with_loras(base, job)  # first: a LoRA for another model costs no load
-        timings: dict[str, Any] = {"lora": time.perf_counter() - started, "base_was_loaded": job.base in self._bases}
-        self._hold(job.base, base)
+        base = self._bases.get(rules) or self._load(job, toolkit)
+        pipeline = self._with_loras(base, job, toolkit)  # first: a LoRA for another model costs no load
+        timings: dict[str, Any] = {"lora": time.perf_counter() - started, "base_was_loaded": rules in self._bases}
+        self._hold(rules, base)
         timings["load"] = time.perf_counter() - started - timings["lora"]
         outputs, timings["prompts"] = [], []
         for i in range(len(job.prompts)):
@@ -243,19 +247,18 @@ class Renderer:
 
     # ----------------------------------------------------------------------------------------------------- memory
 
-    def _load(self, job: Job) -> Pipeline:
+    def _load(self, job: Job, toolkit: str) -> Pipeline:
         from lora_drift import pipelines
-        from lora_drift.pipelines.spec import TOOLKITS
 
         return pipelines.load(
             job.model,
             device=self.settings.device,
-            toolkit=TOOLKITS[-1],
+            toolkit=toolkit,
             offload=self.settings.offload,
             quantization=job.quantization,
         )
 
-    def _hold(self, key: str, base: Pipeline) -> None:
+    def _hold(self, key: Rules, base: Pipeline) -> None:
         """Load a base model unless it is, and let go of those unused for longest, as the budget wants."""
         if key not in self._bases:
             # What a model needs is known once it was loaded; a first load may end in the second try of `render`.
@@ -266,7 +269,7 @@ class Renderer:
         self._bases.move_to_end(key)
         self._trim(self._budget, keep=1)
 
-    def _make_room(self, wanted: str) -> bool:
+    def _make_room(self, wanted: Rules) -> bool:
         """Send the original weights below LoRAs to main memory, and next time the base models but the wanted one away;
         False: nothing is left to send."""
         import torch
@@ -283,7 +286,7 @@ class Renderer:
         while len(self._bases) > keep and sum(self._sizes[key] for key in self._bases) > budget:
             self._drop(next(iter(self._bases)))
 
-    def _drop(self, key: str) -> None:
+    def _drop(self, key: Rules) -> None:
         import torch
 
         del self._bases[key]
@@ -291,24 +294,51 @@ class Renderer:
         if self.settings.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _with_loras(self, base: Pipeline, job: Job) -> Pipeline:
+    def _toolkit(self, job: Job) -> str:
+        """The trainer version that made the job's LoRA, or the nearest that is reproduced; else the last of `TOOLKITS`.
+
+        Raises:
+            Changed: a file is not what it was when the request was accepted.
+            LoraError: it is damaged.
+        """
+        from lora_drift.pipelines.lora import trainer_of
+        from lora_drift.pipelines.spec import TOOLKITS, nearest
+
+        held = self._loras.get(_content(job))
+        if held is not None:
+            return held[1]
+        said = ""
+        for lora in job.loras:
+            _check_unchanged(lora.file, lora.sha256, lora.label)
+            said = said or trainer_of(Path(lora.file or ""))
+        return nearest(said) if said else TOOLKITS[-1]
+
+    def _with_loras(self, base: Pipeline, job: Job, toolkit: str) -> Pipeline:
+        """`toolkit`: of `_toolkit`, which has checked the files."""
         if not job.loras:
             return base
-        hashes = tuple((lora.expert, lora.sha256, lora.strength) for lora in job.loras)
-        key = (job.model, hashes)
-        lora = self._loras.get(key)
-        if lora is None:
-            for file in job.loras:
-                _check_unchanged(file.file, file.sha256, file.label)
+        key = _content(job)
+        if key not in self._loras:
             files = {lora.expert or "path": lora.file for lora in job.loras}
             strengths = {lora.expert: lora.strength for lora in job.loras if lora.expert and lora.strength != 1}
             lora = base.with_lora(**files, strengths=strengths).lora  # type: ignore[arg-type]
             assert lora is not None
-            self._loras[key] = lora
-            while len(self._loras) > 1 and sum(map(_size, self._loras.values())) > LORA_MEMORY:
+            self._loras[key] = lora, toolkit
+            while len(self._loras) > 1 and sum(_size(lora) for lora, _ in self._loras.values()) > LORA_MEMORY:
                 self._loras.popitem(last=False)
         self._loras.move_to_end(key)
-        return replace(base, lora=lora, mode=job.lora_mode or base.usual_mode)
+        return replace(base, lora=self._loras[key][0], mode=job.lora_mode or base.usual_mode, toolkit=toolkit)
+
+
+def _content(job: Job) -> tuple[Any, ...]:
+    return job.model, tuple((lora.expert, lora.sha256, lora.strength) for lora in job.loras)
+
+
+def _rules(job: Job, toolkit: str) -> Rules:
+    from lora_drift.pipelines.registry import spec_of
+    from lora_drift.pipelines.spec import noise_stream_at
+
+    return job.base, repr(replace(spec_of(job.model, toolkit), toolkit="")), noise_stream_at(toolkit)
 
 
 def _size(lora: Lora) -> int:

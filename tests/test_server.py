@@ -14,15 +14,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lora_drift.harness import tags
-from lora_drift.harness.check.verified_by import covering
+from lora_drift.harness.check import sketched
+from lora_drift.harness.check.cases import ASSETS
+from lora_drift.harness.check.verified_by import covering, vouching
 from lora_drift.harness.cli.main import app
 from lora_drift.pipelines import MODELS, Pipeline
+from lora_drift.pipelines.lora import trainer_of
+from lora_drift.pipelines.registry import spec_of
+from lora_drift.pipelines.spec import nearest
 from lora_drift.server.config import Settings
 from lora_drift.server.local import ROOT, LocalServer
 
@@ -281,6 +287,31 @@ def test_a_lora_that_changes_while_its_request_waits_fails_it(server: LocalServe
     server.http.delete(f"/v1/requests/{long}").raise_for_status()
     result = server.wait(waiting)
     assert (result["status"], result["error_code"]) == ("failed", "LORA_CHANGED"), result
+
+
+def test_a_lora_is_rendered_as_the_trainer_did_that_saved_it(server: LocalServer) -> None:
+    """Between two tags, with the LoRA and the picture of that trainer itself (tests/test_bands.py)."""
+    kept = sketched.read(sketched.file_of("0.10.20", "zimage_turbo"), ASSETS)
+    (sample,) = (sample for sample in kept.samples if sample.case.lora is not None)
+    (server.folder / "loras" / "between.safetensors").write_bytes(kept.loras[sample.job]["lora"])
+    asked = sample.case.sample
+    prompt = {name: getattr(asked, name) for name in ("prompt", "neg", "width", "height", "seed", "sample_steps",
+                                                      "guidance_scale", "network_multiplier")}  # fmt: skip
+    sent = {"model": "zimage_turbo", "output_format": "png", "prompts": [prompt],
+            "trigger_word": sample.case.trigger_word}  # fmt: skip
+    found, made, verified = [], [], []
+    for file in ("between.safetensors", "my_lora_job/my_lora_job.safetensors", "between.safetensors"):
+        answer = server.http.post("/v1/inference", json={**sent, "loras": [{"path": file}]}).json()
+        (picture,) = server.wait(answer["request_id"])["outputs"]["images"]
+        ours = np.asarray(Image.open(picture["file_path"]).convert("RGB"))[None]
+        sketch = sketched.sketches(np.zeros(1), ours, None)[1]
+        found.append(float(np.linalg.norm(sketch - sample.sketches[1]) / np.linalg.norm(sample.sketches[1])))
+        made.append(picture["receipt"]["reproduces"])
+        verified.append((answer["verified"] or {}).get("tag"))
+    another = nearest(trainer_of(server.folder / "loras" / "my_lora_job" / "my_lora_job.safetensors"))
+    assert made == [f"ostris/ai-toolkit {version}" for version in ("0.10.20", another, "0.10.20")]
+    assert max(found[0], found[2]) < 1e-3 < 0.01 < found[1]
+    assert verified == [None, vouching(spec_of("zimage_turbo", another)), None]  # no tag has those rules
 
 
 def test_control_images_come_as_data_and_are_turned_upright(
