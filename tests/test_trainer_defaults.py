@@ -31,6 +31,7 @@ from lora_drift.harness.paths import ROOT
 from lora_drift.harness.trainer.jobs import JobError, folder, plan, reader
 from lora_drift.harness.trainer.jobs.plan import Plan
 from lora_drift.pipelines import MODELS
+from lora_drift.pipelines.spec import NEWEST
 
 JOBS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "trainer_defaults.json").read_text(encoding="utf-8"))
 
@@ -208,3 +209,49 @@ def test_the_trainers_own_jobs_render_on_the_mini_hub(tmp_path: Path, schnell: P
         if said != meant:
             failed[name] = f"{said}, not {meant}"
     assert failed == {}
+
+
+@pytest.mark.parametrize(
+    ("arch", "base", "before", "since"),
+    [
+        ("qwen_image", "Qwen/Qwen-Image", "0.10.21", "0.10.22"),
+        ("wan22_5b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "0.10.21", "0.10.22"),
+        ("krea2", "krea/Krea-2-Raw", None, "0.10.17"),
+        ("zimage", "Tongyi-MAI/Z-Image", NEWEST, None),
+    ],
+)
+def test_it_is_said_from_which_version_on_low_vram_cuts_pictures_into_tiles(
+    tmp_path: Path, arch: str, base: str, before: str | None, since: str | None
+) -> None:
+    model = {"name_or_path": base, "arch": arch, "low_vram": True}
+    facts = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True, "model": model}
+    job = reader.read(written(facts, tmp_path / "job.yaml"))
+    for version, tiled in ((before, False), (since, True)):
+        if version is not None:
+            notes = plan.plan(job, None, version).notes
+            assert any("model.low_vram: true is not honoured" in note for note in notes) is tiled
+
+
+@pytest.mark.parametrize(
+    ("qtype", "why"),
+    [("convrot8", "multiplies in 8 or 4 bits"), ("nvfp4", "scaled 4-bit numbers"), ("int8", "8-bit integers")],
+)
+def test_a_newer_quantisation_is_refused_with_the_true_reason(tmp_path: Path, qtype: str, why: str) -> None:
+    model = {"name_or_path": "Qwen/Qwen-Image", "arch": "qwen_image", "quantize": True, "qtype": qtype}
+    facts = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True, "model": model}
+    job = reader.read(written(facts, tmp_path / "job.yaml"))
+    with pytest.raises(JobError, match=rf"qtype '{qtype}' is not rendered: .*{why}"):
+        plan.plan(job, None, NEWEST)
+
+
+def test_when_samples_begin_changes_none_of_them(tmp_path: Path) -> None:
+    """`sample_start_step`, since 0.10.24."""
+    model = {"name_or_path": "Qwen/Qwen-Image", "arch": "qwen_image"}
+    facts = {"job": "extension", "type": "sd_trainer", "network": "lora", "samples": True, "model": model}
+    path = written(facts, tmp_path / "job.yaml")
+    plain = plan.plan(reader.read(path), None, "0.10.24")
+    said = yaml.safe_load(path.read_text())
+    said["config"]["process"][0]["sample"]["sample_start_step"] = 500
+    path.write_text(yaml.safe_dump(said))
+    assert plan.plan(reader.read(path), None, "0.10.24") == plain
+    assert any("sample_start_step" in note for note in plan.plan(reader.read(path), None, "0.10.23").notes)

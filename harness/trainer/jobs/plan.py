@@ -41,8 +41,8 @@ LOW_VRAM_MATTERS = {
     "ltx2": "the trainer then decodes in tiles",
     "ltx2.3": "the trainer then decodes in tiles",
 }
-TILED_SINCE = "0.10.22"
-"""From which version on `low_vram` makes the trainer decode Qwen-Image's and Wan's pictures in tiles."""
+TILED_SINCE = {"qwen": "0.10.22", "wan": "0.10.22", "krea2": "0.10.17"}
+"""How a model's id begins -> from which version on `low_vram` makes the trainer decode its pictures in tiles."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _notes(model: str, version: str, process: Process) -> Iterator[str]:
             yield (f"{name}.sampler: {sampling.sampler} is not honoured: {model} is rendered with {sampler}, the "
                    "scheduler that the trainer's UI writes")  # fmt: skip
     effects = [LOW_VRAM_MATTERS[model]] if model in LOW_VRAM_MATTERS else []
-    if model.startswith(("qwen", "wan", "krea2")) and age(version) >= age(TILED_SINCE):
+    if any(model.startswith(start) and age(version) >= age(since) for start, since in TILED_SINCE.items()):
         effects.append("the trainer then decodes in tiles, whose seams may show")
     if process.model.low_vram and effects:
         yield f"model.low_vram: true is not honoured: {'; '.join(effects)}"
