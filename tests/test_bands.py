@@ -78,9 +78,7 @@ def read(band: bands.Band, model: str) -> Kept:
 @pytest.mark.parametrize("model", ROWS)
 def test_the_trainer_rendered_in_every_band_of_a_model(model: str) -> None:
     """At a tag, or at a version between."""
-    at = [row.version for row in tags.all_rows() if model not in row.lacks]
-    at += [band.version for band, kept in KEPT if kept == model]
-    assert {start_of(model, version) for version in at} == set(starts(model))
+    assert {start_of(model, version) for version in recorded(model)} == set(starts(model))
 
 
 @pytest.mark.parametrize(("band", "model"), KEPT, ids=IDS)
@@ -100,11 +98,25 @@ def test_a_sample_of_a_band_is_as_the_trainer_had_it(band: bands.Band, model: st
     assert sketched.problems(At(tag=band.version, controls=False), kept, kept.samples, tmp_path) == []
 
 
+def recorded(model: str) -> list[str]:
+    """At which versions the trainer rendered: those of tags, and between them."""
+    at = [row.version for row in tags.all_rows() if model not in row.lacks]
+    return sorted([*at, *(band.version for band, kept in KEPT if kept == model)], key=age)
+
+
+def beside(model: str, version: str) -> list[str]:
+    """Versions of the bands before and after: where none is recorded nearer to the border, which then shows it."""
+    order = starts(model)
+    here = order.index(start_of(model, version))
+    same = [other for other in recorded(model) if start_of(model, other) == order[here]]
+    before = order[max(0, here - 1) : here] if version == same[0] else []
+    return before + (order[here + 1 : here + 2] if version == same[-1] else [])
+
+
 @pytest.mark.parametrize(("band", "model"), chosen(KEPT, today(), 0), ids=chosen(IDS, today(), 0))
 def test_by_the_rules_of_the_bands_beside_it_is_another(band: bands.Band, model: str, tmp_path: Path) -> None:
-    kept, order = read(band, model), starts(model)
-    here = order.index(start_of(model, band.version))
-    for other in order[max(0, here - 1) : here] + order[here + 1 : here + 2]:
+    kept = read(band, model)
+    for other in beside(model, band.version):
         assert sketched.problems(At(tag=other, controls=False), kept, kept.samples, tmp_path / other), other
 
 
